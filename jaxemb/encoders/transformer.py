@@ -1,6 +1,7 @@
 """The one transformer: every text encoder family is a `TransformerConfig` of it."""
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -182,7 +183,7 @@ class Attention(nnx.Module):
             key_norm=norm,
         )
 
-    def __call__(self, x, c: TransformerConfig, mask, bias, rope, dropout_key) -> jax.Array:
+    def __call__(self, x, c: TransformerConfig, bias, rope, dropout_key) -> jax.Array:
         *lead, _ = x.shape
         q = self.query(x).reshape(*lead, c.heads, c.head_size)
         k = self.key(x).reshape(*lead, c.n_kv_heads, c.head_size)
@@ -193,9 +194,17 @@ class Attention(nnx.Module):
             q, k = _rotate(q, rope), _rotate(k, rope)
         scale = c.attention_scale if c.attention_scale is not None else c.head_size**-0.5
         if dropout_key is not None and c.attention_dropout:
-            y = _attention_with_dropout(q, k, v, mask, bias, scale, c.attention_dropout, dropout_key)
+            y = _attention(q, k, v, bias, scale, c.attention_dropout, dropout_key)
         else:
-            y = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
+            # Of the two, XLA's CPU backend runs ours up to five times faster.
+            y = jax.lax.platform_dependent(
+                q,
+                k,
+                v,
+                bias,
+                cpu=functools.partial(_attention, scale=scale),
+                default=functools.partial(jax.nn.dot_product_attention, scale=scale),
+            )
         return self.out(y.reshape(*lead, c.heads * c.head_size))
 
 
@@ -251,15 +260,15 @@ class Layer(nnx.Module):
             mlp_out_norm=out_norm,
         )
 
-    def __call__(self, x, c: TransformerConfig, *, is_first, mask, bias, rope, key) -> jax.Array:
+    def __call__(self, x, c: TransformerConfig, *, is_first, bias, rope, key) -> jax.Array:
         ka, kb, kc = (None, None, None) if key is None else jax.random.split(key, 3)
         if c.norm_placement == "post":
-            x = self.attention_norm(x + _dropout(self.attention(x, c, mask, bias, rope, ka), c.dropout, kb))
+            x = self.attention_norm(x + _dropout(self.attention(x, c, bias, rope, ka), c.dropout, kb))
             return self.mlp_norm(x + _dropout(self.mlp(x, c), c.dropout, kc))
         h = self.attention_norm(x)
         if c.skip_first_attention_norm:
             h = jnp.where(is_first, x, h)
-        h = self.attention(h, c, mask, bias, rope, ka)
+        h = self.attention(h, c, bias, rope, ka)
         h = h if self.attention_out_norm is None else self.attention_out_norm(h)
         x = x + _dropout(h, c.dropout, kb)
         h = self.mlp(self.mlp_norm(x), c)
@@ -345,20 +354,20 @@ class Transformer(nnx.Module):
         k_embed, k_layers = (None, None) if key is None else jax.random.split(key)
 
         x = self.embeddings(tokens, c, k_embed)
-        visible = tokens.segment_ids[:, :, None] == tokens.segment_ids[:, None, :]
-        distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
+        visible = tokens.segment_ids[:, None, :, None] == tokens.segment_ids[:, None, None, :]
         if c.causal:
             visible &= jnp.tri(length, dtype=bool)
-        bias = None
+        distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
+        bias = _hide(~visible, c.dtype)
         if self.relative_bias is not None:
-            bias = _relative_bias(self.relative_bias, length, c.relative_max_distance).astype(c.dtype)
+            bias = bias + _relative_bias(self.relative_bias, length, c.relative_max_distance).astype(c.dtype)
         ropes = [r.tables(tokens.positions, c.head_size) for r in c.ropes]
 
         def step(x, per_layer):
             layer, index, window, rope_index, layer_key = per_layer
-            mask = visible if window is None else visible & (distance <= window)
+            in_window = bias if window is None else bias + _hide(distance > window, c.dtype)
             rope = jax.tree.map(lambda *tables: jnp.stack(tables)[rope_index], *ropes) if ropes else None
-            y = layer(x, c, is_first=index == 0, mask=mask[:, None], bias=bias, rope=rope, key=layer_key)
+            y = layer(x, c, is_first=index == 0, bias=in_window, rope=rope, key=layer_key)
             return y, y if all_states else None
 
         windows = np.asarray([w or length for w in c.windows], np.int32) if any(c.windows) else None
@@ -391,15 +400,23 @@ def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return (y * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
-def _attention_with_dropout(q, k, v, mask, bias, scale, rate, key) -> jax.Array:
-    """Attention whose weights go through dropout, as BERT trains (`[B, T, H, h]` each)."""
+def _hide(hidden: jax.Array, dtype) -> jax.Array:
+    """The additive bias that hides a key: finite, so that a row that sees nothing stays finite, and summable."""
+    return jnp.where(hidden, -1e30, 0.0).astype(dtype)
+
+
+def _attention(q, k, v, bias, scale, dropout=0.0, key=None) -> jax.Array:
+    """`softmax(q k^T scale + bias) v` for `[B, T, H, h]` inputs; dropout acts on the weights, as BERT trains."""
     groups = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(a, groups, axis=2) if groups > 1 else a for a in (k, v))
-    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * scale
-    logits = logits if bias is None else logits + bias
-    logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = _dropout(jax.nn.softmax(logits, axis=-1).astype(v.dtype), rate, key)
-    return jnp.einsum("bhts,bshd->bthd", weights, v)
+    # Transposing first gives the CPU backend contiguous matrices, which halves its time.
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
+    logits = jnp.einsum("bhtd,bhsd->bhts", q * scale, k, preferred_element_type=jnp.float32) + bias
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = _dropout(weights, dropout, key).astype(v.dtype)
+    y = jnp.einsum("bhts,bhsd->bhtd", weights, v, preferred_element_type=jnp.float32) / total
+    return y.astype(v.dtype).transpose(0, 2, 1, 3)
 
 
 def _relative_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array:
