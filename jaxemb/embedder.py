@@ -1,0 +1,237 @@
+"""Encoder, pooling and heads as one module (`Embedder`), and that module with its tokenizer (`SentenceEmbedder`)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxemb import pooling
+from jaxemb.encoders.transformer import Linear, Norm, Transformer
+from jaxemb.types import Tokens
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxemb.checkpoints import CheckpointFormat
+    from jaxemb.data import Tokenizer
+
+# The names that sentence-transformers gives them in a model directory.
+POOLINGS: Mapping[str, pooling.Pooling] = {
+    "cls": pooling.cls,
+    "mean": pooling.mean,
+    "max": pooling.max,
+    "mean_sqrt_len_tokens": pooling.mean_sqrt_length,
+    "weightedmean": pooling.weighted_mean,
+    "lasttoken": pooling.last_token,
+}
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """`x / max(|x|, 1e-12)` along the last axis, with a finite gradient at 0."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+@nnx.dataclass
+class Dense(nnx.Module):
+    """Head `activation(x W + b)`."""
+
+    linear: Linear = nnx.data()
+    activation: str = nnx.static(default="identity")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.activation](self.linear(x))
+
+
+@nnx.dataclass
+class Normalize(nnx.Module):
+    """Head that gives embeddings unit length."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return normalize(x)
+
+
+Head = Dense | Normalize | Norm
+
+
+@nnx.dataclass
+class Embedder(nnx.Module):
+    """Tokens to one vector per text: encoder, then pooling (several are concatenated), then heads in order."""
+
+    encoder: Transformer = nnx.data()
+    heads: tuple[Head, ...] = nnx.data(default=())
+    pooling: tuple[str, ...] = nnx.static(default=("mean",))
+
+    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, dim: int | None = None) -> jax.Array:
+        """Embeddings of the texts, f32 `[N, D]`.
+
+        Args:
+          tokens: N texts, one or several per row.
+          key: dropout key; None turns dropout off.
+          dim: keep the first `dim` dimensions (Matryoshka); re-normalised if the model normalises.
+
+        Raises:
+          ValueError: if `dim` is not in 1..D.
+        """
+        states = self.encoder(tokens, key=key)
+        x = jnp.concatenate([POOLINGS[name](states, tokens) for name in self.pooling], axis=-1)
+        x = x.reshape(-1, x.shape[-1])
+        x = x if tokens.slots is None else x[tokens.slots]
+        for head in self.heads:
+            x = head(x)
+        if dim is None or dim == x.shape[-1]:
+            return x
+        if not 1 <= dim <= x.shape[-1]:
+            raise ValueError(f"dim must be in 1..{x.shape[-1]}, the dimension of the embeddings; got {dim}")
+        return normalize(x[:, :dim]) if self.normalizes else x[:, :dim]
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the embeddings have unit length."""
+        return bool(self.heads) and isinstance(self.heads[-1], Normalize)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the embeddings."""
+        kernels = [head.linear.kernel for head in self.heads if isinstance(head, Dense)]
+        return kernels[-1].shape[-1] if kernels else self.encoder.config.dim * len(self.pooling)
+
+
+def similarity(a, b, kind: str = "cosine") -> np.ndarray:
+    """Similarity of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; larger is more alike.
+
+    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1.
+
+    Raises:
+      ValueError: for an unknown kind or vectors of different dimension.
+    """
+    a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a and b must have the same dimension; got {a.shape} and {b.shape}")
+    if kind in ("cosine", "dot"):
+        if kind == "cosine":
+            a, b = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
+        return a @ b.T
+    from scipy.spatial.distance import cdist
+
+    metric = {"euclidean": "euclidean", "manhattan": "cityblock"}.get(kind)
+    if metric is None:
+        raise ValueError(f"kind must be cosine, dot, euclidean or manhattan; got {kind!r}")
+    return -cdist(a, b, metric).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceEmbedder:
+    """A model as people use it: texts in, vectors out. `jaxemb.load` returns one.
+
+    Attributes:
+      model: the pytree; `model(tokens) -> [N, D]`.
+      tokenizer: texts to token ids.
+      max_length: longest text in tokens, special tokens included; longer ones are cut.
+      prompts: texts to put in front, by name (such as "query" and "document").
+      default_prompt_name: the prompt used when none is asked for.
+      similarity_fn_name: how vectors of this model are compared.
+      format: where the weights came from and how to write them back.
+    """
+
+    model: Embedder
+    tokenizer: "Tokenizer"
+    max_length: int
+    format: "CheckpointFormat"
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+
+    @classmethod
+    def load(cls, path_or_id: str | Path, *, dtype: str = "float32", revision: str | None = None) -> "SentenceEmbedder":
+        """Loads a sentence-transformers or Hugging Face directory, or a hub id; see `jaxemb.load`."""
+        from jaxemb.checkpoints import sentence_transformers
+
+        return sentence_transformers.load(path_or_id, dtype=dtype, revision=revision)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a sentence-transformers directory, which other software loads; all or nothing."""
+        from jaxemb.checkpoints import sentence_transformers
+
+        sentence_transformers.save(self, path)
+
+    def replace(self, **changes: Any) -> "SentenceEmbedder":
+        """A copy with some attributes replaced, such as `model`."""
+        return dataclasses.replace(self, **changes)
+
+    def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """The text to put in front: `prompt`, or the stored prompt called `prompt_name`, or the default one.
+
+        Raises:
+          ValueError: if no prompt has that name.
+        """
+        name = prompt_name or self.default_prompt_name
+        if prompt is not None or name is None:
+            return prompt or ""
+        if name not in self.prompts:
+            raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {name!r}")
+        return self.prompts[name]
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        normalize: bool = False,
+        batch_tokens: int | None = None,
+        dtype: str = "float32",
+        out: str | Path | None = None,
+        mesh: "Mesh | None" = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of `texts` in their order, `[N, D]` (`[D]` for a single string).
+
+        Args:
+          texts: the texts; an empty string is a text, and longer ones than `max_length` are cut with one warning.
+          prompt: text to put in front of each.
+          prompt_name: or the name of a stored prompt; by default the model's default prompt, if it has one.
+          dim: keep the first `dim` dimensions.
+          normalize: give the vectors unit length, also where the model does not.
+          batch_tokens: tokens per compiled batch; by default what suits the platform.
+          dtype: of the result, `float32` or `float16`.
+          out: write to this memory-mapped `.npy` file and return it; for results larger than memory.
+          mesh: split every batch over the devices of this mesh.
+          show_progress: show a bar with texts/s and the time left.
+
+        Raises:
+          TypeError: naming the index of the first element that is not a string.
+          ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`.
+        """
+        from jaxemb.encode import encode
+
+        return encode(
+            self,
+            texts,
+            prompt=self.prompt(prompt, prompt_name),
+            dim=dim,
+            normalize=normalize,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            out=out,
+            mesh=mesh,
+            show_progress=show_progress,
+        )
+
+    def similarity(self, a, b) -> np.ndarray:
+        """Similarity of every row of `a` `[N, D]` with every row of `b` `[M, D]`, by the model's own measure."""
+        return similarity(a, b, self.similarity_fn_name)

@@ -1,0 +1,192 @@
+"""Encoding many texts: tokenise ahead, batch without waste, keep the device busy, keep the order.
+
+Texts are taken in windows. In a window, short texts are packed several to a row (first fit decreasing, nearly no
+padding, one program for all of them) and the others are sorted by length and cut into batches of about `batch_tokens`
+tokens whose row length is rounded up to a bucket, so that few programs are compiled. The next window is tokenised in
+a thread while the device computes, and results are fetched a few batches late, so that neither waits for the other.
+"""
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxemb import embedder as _embedder
+from jaxemb.data.packing import bucket, pack, pad
+from jaxemb.types import Tokens
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+_PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attention, shorter ones leave gaps
+_LONGEST_PACKED = _PACKED_ROW // 2
+_IN_FLIGHT = 3  # batches given to the device before the oldest result is fetched
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """`tokens` of some texts and where they belong: text `indices[i]` is in slot `slots[i]`."""
+
+    indices: np.ndarray
+    tokens: Tokens
+    slots: np.ndarray
+
+
+def plan(sequences: Sequence[np.ndarray], batch_tokens: int, max_length: int, shards: int = 1) -> Iterator[Batch]:
+    """Cuts tokenised texts into batches of at most about `batch_tokens` tokens, longest texts first.
+
+    Rows per batch are a power of two, or as many as fit, times `shards`.
+    """
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    order = np.argsort(-lengths, kind="stable")
+    n_long = int(np.searchsorted(-lengths[order], -_LONGEST_PACKED, side="left"))
+
+    start = 0
+    while start < n_long:
+        length = min(bucket(int(lengths[order[start]])), max_length)
+        indices = order[start : min(start + _rows(batch_tokens, length, shards), n_long)]
+        rows = _round_rows(len(indices), batch_tokens, length, shards)
+        yield Batch(indices, pad([sequences[i] for i in indices], length=length, rows=rows), np.arange(len(indices)))
+        start += len(indices)
+
+    short = order[n_long:]
+    if len(short):
+        total = int(lengths[short].sum())
+        length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]]))), max_length)
+        packed = pack([sequences[i] for i in short], row_length=length, texts_per_row=_PACKED_ROW // 4)
+        yield from _cut(packed, short, batch_tokens, shards)
+
+
+def _rows(batch_tokens: int, length: int, shards: int) -> int:
+    return max(1, batch_tokens // (length * shards)) * shards
+
+
+def _round_rows(rows: int, batch_tokens: int, length: int, shards: int) -> int:
+    per_shard = -(-rows // shards)
+    return min(1 << (per_shard - 1).bit_length(), _rows(batch_tokens, length, shards) // shards) * shards
+
+
+def _cut(packed: Tokens, indices: np.ndarray, batch_tokens: int, shards: int) -> Iterator[Batch]:
+    """Batches of the rows of `packed`, the last one filled up with empty rows."""
+    total, length = packed.ids.shape
+    per_row = packed.texts_per_row
+    step = _rows(batch_tokens, length, shards)
+    row_of_text = packed.slots // per_row
+    by_row = np.argsort(row_of_text, kind="stable")
+    bounds = np.searchsorted(row_of_text[by_row], np.arange(0, total + step, step))
+    for first, begin, end in zip(range(0, total, step), bounds, bounds[1:], strict=False):
+        here = by_row[begin:end]
+        rows = min(step, total - first)
+        fill = ((0, _round_rows(rows, batch_tokens, length, shards) - rows), (0, 0))
+        ids, segment_ids, positions = (
+            np.pad(a[first : first + rows], fill) for a in (packed.ids, packed.segment_ids, packed.positions)
+        )
+        tokens = Tokens(ids, segment_ids, positions, texts_per_row=per_row)
+        yield Batch(indices[here], tokens, packed.slots[here] - first * per_row)
+
+
+@functools.partial(jax.jit, static_argnames=("dim", "normalize", "dtype"))
+def _embed(model, tokens: Tokens, *, dim: int | None, normalize: bool, dtype: str) -> jax.Array:
+    x = model(tokens, dim=dim)
+    return (_embedder.normalize(x) if normalize else x).astype(dtype)
+
+
+def encode(
+    embedder: "_embedder.SentenceEmbedder",
+    texts: str | Sequence[str],
+    *,
+    prompt: str = "",
+    dim: int | None = None,
+    normalize: bool = False,
+    batch_tokens: int | None = None,
+    dtype: str = "float32",
+    out: str | Path | None = None,
+    mesh: "Mesh | None" = None,
+    show_progress: bool = False,
+) -> np.ndarray:
+    """Embeddings of `texts`, `[N, D]`; see `SentenceEmbedder.encode`."""
+    from jaxemb.progress import progress_bar
+
+    if isinstance(texts, str):
+        return encode(
+            embedder, [texts], prompt=prompt, dim=dim, normalize=normalize, batch_tokens=batch_tokens, dtype=dtype
+        )[0]
+    model, width = embedder.model, dim or embedder.model.dim
+    _check(texts, batch_tokens, dtype, dim, embedder.model.dim)
+    shards = 1
+    if mesh is not None:
+        from jaxemb.parallel import replicated
+
+        shards = mesh.size
+        model = jax.device_put(model, replicated(mesh))
+    if batch_tokens is None:
+        batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
+    vectors = _allocate(out, (len(texts), width), dtype)
+
+    windows = max(4096, batch_tokens * shards // 8)
+    starts = range(0, len(texts), windows)
+    tokenise = lambda start: embedder.tokenizer([prompt + t for t in texts[start : start + windows]], embedder.max_length)
+    in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
+    truncated = 0
+
+    def fetch(advance) -> None:
+        indices, slots, result = in_flight.popleft()
+        vectors[indices] = np.asarray(result)[slots]
+        advance(len(indices))
+
+    with ThreadPoolExecutor(1) as thread, progress_bar(len(texts), "texts", enabled=show_progress) as advance:
+        ahead = thread.submit(tokenise, 0) if len(texts) else None
+        for start in starts:
+            encoding = ahead.result()
+            truncated += encoding.truncated
+            if start + windows < len(texts):
+                ahead = thread.submit(tokenise, start + windows)
+            for batch in plan(encoding.ids, batch_tokens * shards, embedder.max_length, shards):
+                tokens = batch.tokens if mesh is None else _over_all_devices(batch.tokens, mesh)
+                result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype)
+                in_flight.append((start + batch.indices, batch.slots, result))
+                if len(in_flight) > _IN_FLIGHT:
+                    fetch(advance)
+        while in_flight:
+            fetch(advance)
+    if truncated:
+        logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), embedder.max_length)
+    if isinstance(vectors, np.memmap):
+        vectors.flush()
+    return vectors
+
+
+def _over_all_devices(tokens: Tokens, mesh: "Mesh") -> Tokens:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def _allocate(out: str | Path | None, shape: tuple[int, int], dtype: str) -> np.ndarray:
+    if out is None or 0 in shape:
+        vectors = np.empty(shape, dtype)
+        if out is not None:
+            np.save(out, vectors)
+        return vectors
+    return np.lib.format.open_memmap(out, mode="w+", dtype=dtype, shape=shape)
+
+
+def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int | None, full: int) -> None:
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype must be 'float32' or 'float16'; got {dtype!r}")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1; got {batch_tokens}")
+    if dim is not None and not 1 <= dim <= full:
+        raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
+    if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
+        raise TypeError(f"texts must be a string or a sequence of strings; got {type(texts).__name__}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{i}] must be a string; got {type(text).__name__} {text!r:.60}")

@@ -1,0 +1,96 @@
+"""One mesh with named axes and one table of path rules say where every array lives.
+
+The axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits the parameters within
+a layer. Programs are written for the global arrays; XLA inserts the collectives that the placement asks for.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+AXES = ("data", "fsdp", "tensor")
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# Kernels are `[in, out]`; a leading axis for the stacked layers is added by `shardings` where a leaf has it.
+ENCODER_RULES: Rules = (
+    (r"embeddings\.tokens$", PartitionSpec("tensor", "fsdp")),
+    (r"embeddings\.(positions|types)$", PartitionSpec(None, "fsdp")),
+    (r"(query|key|value|up|gate)\.kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(query|key|value|up|gate)\.bias$", PartitionSpec("tensor")),
+    (r"(out|down)\.kernel$", PartitionSpec("tensor", "fsdp")),
+    (r".*", PartitionSpec()),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all (or the given) devices; one size may be -1, meaning "the rest".
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise ValueError(f"mesh sizes must be positive, at most one of them -1; got data, fsdp, tensor = {sizes}")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(s for s in sizes if s != -1))
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh of data, fsdp, tensor = {sizes} needs {math.prod(sizes)} devices; got {len(devices)}")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
+    spec = next(spec for pattern, spec in rules if re.search(pattern, path))
+    spec = (None,) * (len(shape) - len(spec)) + tuple(spec) if spec else ()
+    # An axis that does not divide its dimension is left whole rather than padded.
+    fits = lambda axis, size: axis is not None and size % mesh.shape[axis] == 0
+    return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(spec, shape, strict=False)))
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
+    """A tree of `NamedSharding`s like `tree`: the first rule whose pattern is found in a leaf's dotted path decides.
+
+    A rule's spec applies to a leaf's last dimensions, so that stacked layers (`[L, in, out]`) need no rules of their own,
+    and rules also match the copies of the parameters inside an optimiser's state.
+    """
+
+    def one(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
+    """Puts every leaf of `tree` where `rules` say."""
+    return jax.device_put(tree, shardings(tree, mesh, rules))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Splits the leading axis of every array over `data` and `fsdp`; each process brings its own part of the batch.
+
+    Raises:
+      ValueError: if a leading axis does not divide by the number of shards.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
+
+    def one(path, array):
+        if not np.ndim(array) or np.shape(array)[0] % shards:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"batch: {name} of shape {np.shape(array)} does not split over {shards} local shards")
+        return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+
+    return jax.tree_util.tree_map_with_path(one, batch)
