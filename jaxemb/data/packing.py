@@ -1,0 +1,157 @@
+"""From token sequences of many lengths to `Tokens` of a few static shapes: padded, or packed several to a row.
+
+Every new shape compiles a new program, so lengths and row counts are rounded up to *buckets*.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxemb.types import Tokens
+
+# Row lengths: powers of two and the points halfway between them, so at most a third of a row is rounding.
+LENGTHS = tuple(sorted({base << k for base in (16, 24) for k in range(10)}))
+
+
+def bucket(n: int, buckets: Sequence[int] = LENGTHS) -> int:
+    """The smallest of `buckets` (ascending) that is >= n; past the last one, the next multiple of it."""
+    if not buckets or buckets[0] < 1:
+        raise ValueError(f"buckets must be positive and not empty; got {tuple(buckets)}")
+    i = int(np.searchsorted(buckets, n))
+    return int(buckets[i]) if i < len(buckets) else -(-n // buckets[-1]) * int(buckets[-1])
+
+
+def row_bucket(n: int, multiple: int = 1) -> int:
+    """`n` rows rounded up to one of eight steps per octave (8, 9, ..., 16, 18, ..., 32, 36, ...): at most 1/8 more.
+
+    The result is a multiple of `multiple`, such as the number of devices that share the rows.
+    """
+    groups = -(-max(n, 1) // multiple)
+    step = max(1, 1 << ((groups - 1).bit_length() - 4))
+    return -(-groups // step) * step * multiple
+
+
+def pad(sequences: Sequence[np.ndarray], *, length: int | None = None, buckets: Sequence[int] = LENGTHS) -> Tokens:
+    """One text per row.
+
+    Args:
+      sequences: id arrays, `[length_n]` each; an empty one becomes a row of padding.
+      length: length T of the rows; None takes the bucket of the longest sequence.
+      buckets: row lengths to choose from, ascending.
+
+    Returns:
+      Tokens `[N, T]` as NumPy arrays, row n holding sequence n.
+
+    Raises:
+      ValueError: a sequence is longer than `length`; names its index.
+    """
+    lengths = _lengths(sequences)
+    longest = int(lengths.max(initial=0))
+    length = bucket(longest, buckets) if length is None else length
+    _check_fits(lengths, length, "length")
+    rows = np.arange(len(sequences))
+    return _scatter(sequences, lengths, rows, np.zeros_like(rows), np.ones_like(rows), (len(sequences), length))
+
+
+def pack(
+    sequences: Sequence[np.ndarray],
+    *,
+    row_length: int,
+    rows: int | None = None,
+    texts_per_row: int | None = None,
+    row_multiple: int = 1,
+) -> Tokens:
+    """Several texts per row, by first-fit decreasing: longest text first, each into the first row with room.
+
+    The embedding of text n is at `slots[n]` of the flattened `[B * S]` text slots, so the order of the texts is
+    kept whatever row they are in. First-fit decreasing needs at most 11/9 of the optimal rows, plus one (Johnson 1973).
+
+    Args:
+      sequences: id arrays, `[length_n]` each, not empty.
+      row_length: length T of the rows.
+      rows: number B of rows; None takes `row_bucket` of what is needed.
+      texts_per_row: most texts that a row may hold, and the static S; None sets no limit and takes for S the
+        power of two at or above the fullest row's count.
+      row_multiple: B is a multiple of this where `rows` is None.
+
+    Returns:
+      Tokens `[B, T]` as NumPy arrays, with `slots` `[N]` and `texts_per_row` S.
+
+    Raises:
+      ValueError: a sequence is empty or longer than `row_length`, or `rows` are too few; names the numbers.
+    """
+    lengths = _lengths(sequences)
+    _check_fits(lengths, row_length, "row_length")
+    if (lengths == 0).any():
+        raise ValueError(f"sequences[{int(np.argmin(lengths))}] is empty: it has no tokens to pack")
+    row, segment, start = _first_fit_decreasing(lengths, row_length, texts_per_row or row_length)
+    needed = int(row.max(initial=-1)) + 1
+    if rows is None:
+        rows = row_bucket(needed, row_multiple)
+    if needed > rows:
+        raise ValueError(f"rows: {len(sequences)} texts need {needed} rows of {row_length} tokens; got {rows}")
+    if texts_per_row is None:
+        texts_per_row = 1 << (max(int(segment.max(initial=1)), 1) - 1).bit_length()
+    slots = (row * texts_per_row + segment - 1).astype(np.int32)
+    return _scatter(sequences, lengths, row, start, segment, (rows, row_length), slots, texts_per_row)
+
+
+def padding_share(tokens: Tokens) -> float:
+    """The share of token positions that hold padding, in [0, 1]: work done for nothing."""
+    return 1.0 - float(np.count_nonzero(tokens.segment_ids)) / max(tokens.segment_ids.size, 1)
+
+
+def _lengths(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    return np.fromiter(map(len, sequences), np.int64, len(sequences))
+
+
+def _check_fits(lengths: np.ndarray, limit: int, name: str) -> None:
+    if lengths.size and lengths.max() > limit:
+        i = int(np.argmax(lengths))
+        raise ValueError(f"{name}: sequences[{i}] has {lengths[i]} tokens; got {name}={limit}")
+
+
+def _first_fit_decreasing(lengths: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, segment id (from 1) and start of each sequence.
+
+    Equal lengths are placed together: first-fit fills the first row with room to the brim, then the next one. So it
+    is one cumulative sum per distinct length, not a search per sequence.
+    """
+    row, segment, start = (np.zeros(len(lengths), np.int64) for _ in range(3))
+    room = np.zeros(0, np.int64)  # tokens free in each row
+    count = np.zeros(0, np.int64)  # texts in each row
+    order = np.argsort(-lengths, kind="stable")
+    values, sizes = np.unique(lengths[order], return_counts=True)
+    placed = 0
+    for length, n in zip(values[::-1].tolist(), sizes[::-1].tolist(), strict=True):
+        fits = np.minimum(room // length, most - count)
+        missing = n - int(fits.sum())
+        if missing > 0:
+            per_row = min(capacity // length, most)
+            fresh = -(-missing // per_row)
+            room, count = np.pad(room, (0, fresh), constant_values=capacity), np.pad(count, (0, fresh))
+            fits = np.pad(fits, (0, fresh), constant_values=per_row)
+        before = np.cumsum(fits) - fits
+        taken = np.clip(n - before, 0, fits)  # how many of the n go into each row
+        rows = np.repeat(np.arange(len(taken)), taken)
+        nth = np.arange(n) - before[rows]  # 0, 1, ... within the row
+        members = order[placed : placed + n]
+        row[members] = rows
+        segment[members] = count[rows] + nth + 1
+        start[members] = capacity - room[rows] + nth * length
+        room -= taken * length
+        count += taken
+        placed += n
+    return row, segment, start
+
+
+def _scatter(sequences, lengths, row, start, segment, shape, slots=None, texts_per_row=1) -> Tokens:
+    """Writes each sequence into its row from `start` on."""
+    ids, segment_ids, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    if lengths.sum():
+        position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        where = np.repeat(row * shape[1] + start, lengths) + position
+        ids.reshape(-1)[where] = np.concatenate(sequences)
+        segment_ids.reshape(-1)[where] = np.repeat(segment, lengths)
+        positions.reshape(-1)[where] = position
+    return Tokens(ids, segment_ids, positions, slots=slots, texts_per_row=texts_per_row)

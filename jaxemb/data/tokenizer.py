@@ -1,0 +1,199 @@
+"""Text to token ids, with the `tokenizers` library and the files of a checkpoint directory."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import normalizers
+
+# Everything a checkpoint directory may say about its tokenizer; kept verbatim, so that saving loses nothing.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+
+
+class Encoded(NamedTuple):
+    """Token ids of some texts.
+
+    Attributes:
+      ids: one int32 `[length]` array per text, special tokens included.
+      truncated: how many of the texts were longer than the maximum and were cut.
+    """
+
+    ids: list[np.ndarray]
+    truncated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer as a function: texts to id arrays, with special tokens, cut to a maximum length, unpadded.
+
+    Texts are passed on as they are (sentence-transformers neither strips nor cleans them). The object has no
+    state that a call changes, so threads may share it.
+
+    Attributes:
+      backend: the `tokenizers.Tokenizer`, without truncation and padding of its own.
+      special_ids: ids of the special tokens by role: "pad", "unk", "cls", "sep", "mask", "bos", "eos".
+      model_max_length: longest input in tokens that the checkpoint's `tokenizer_config.json` states, if any.
+      truncation_side: which end of a text that is too long is cut.
+      files: the checkpoint's tokenizer files, verbatim.
+    """
+
+    backend: tokenizers.Tokenizer
+    special_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    model_max_length: int | None = None
+    truncation_side: str = "right"
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if self.truncation_side not in ("right", "left"):
+            raise ValueError(f"truncation_side must be 'right' or 'left'; got {self.truncation_side!r}")
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        probe = self.backend.encode("a").special_tokens_mask
+        n_prefix = probe.index(0) if 0 in probe else len(probe)
+        object.__setattr__(self, "_n_prefix", n_prefix)
+        object.__setattr__(self, "_n_suffix", probe[n_prefix:].count(1))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int:
+        return self.special_ids.get("pad", 0)
+
+    def __call__(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
+        """Ids of each text, int32 `[length <= max_length]`; see `encode`."""
+        return self.encode(texts, max_length).ids
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> Encoded:
+        """Token ids of `texts` and how many were cut to `max_length` tokens.
+
+        Special tokens count towards `max_length` and are always kept; None means no limit.
+
+        Raises:
+          TypeError: a text is not a str; names its index.
+          ValueError: `max_length` leaves no room for a token beside the special tokens.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of str; got a single str")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{i}] must be str; got {type(text).__name__}")
+        n_special = self._n_prefix + self._n_suffix
+        if max_length is not None and max_length <= n_special:
+            raise ValueError(f"max_length must exceed the {n_special} special tokens; got {max_length}")
+        encodings = self.backend.encode_batch_fast(list(texts))
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        if max_length is None:
+            return Encoded(ids, 0)
+        too_long = [i for i, sequence in enumerate(ids) if len(sequence) > max_length]
+        for i in too_long:
+            ids[i] = self._truncate(ids[i], max_length)
+        return Encoded(ids, len(too_long))
+
+    def _truncate(self, ids: np.ndarray, max_length: int) -> np.ndarray:
+        if self.truncation_side == "right":
+            return np.concatenate([ids[: max_length - self._n_suffix], ids[len(ids) - self._n_suffix :]])
+        return np.concatenate([ids[: self._n_prefix], ids[len(ids) - (max_length - self._n_prefix) :]])
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, *, lower_case: bool = False) -> "Tokenizer":
+        """The tokenizer of a checkpoint directory: its `tokenizer.json`, else WordPiece from its `vocab.txt`.
+
+        Args:
+          directory: a Hugging Face or sentence-transformers model directory.
+          lower_case: lower-case texts first, whatever the tokenizer does itself (`do_lower_case` in
+            sentence-transformers' `sentence_bert_config.json`).
+
+        Raises:
+          FileNotFoundError: the directory has neither file.
+        """
+        directory = Path(directory)
+        files = {name: path.read_bytes() for name in _FILES if (path := directory / name).is_file()}
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        names = {**json.loads(files.get("special_tokens_map.json", b"{}")), **config}
+        specials = {
+            role: content
+            for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+            if (content := _content(names.get(f"{role}_token"))) is not None
+        }
+        if "tokenizer.json" in files:
+            backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+        elif "vocab.txt" in files:
+            backend = _word_piece(files["vocab.txt"], specials, config)
+        else:
+            found = ", ".join(files) or "no tokenizer files"
+            raise FileNotFoundError(
+                f"{directory}: expected tokenizer.json or vocab.txt; found {found}. Make a tokenizer.json with "
+                "transformers: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            )
+        if lower_case and not _lower_cases(backend.normalizer):
+            rest = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+        length = config.get("model_max_length")
+        return cls(
+            backend,
+            special_ids={r: i for r, token in specials.items() if (i := backend.token_to_id(token)) is not None},
+            # transformers writes int(1e30) for "no limit".
+            model_max_length=int(length) if length is not None and length < 1e9 else None,
+            truncation_side=config.get("truncation_side", "right"),
+            files=files,
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the files the tokenizer came from, verbatim, into a model directory, and `tokenizer.json` in any case."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (directory / name).write_bytes(content)
+        if "tokenizer.json" not in self.files:
+            (directory / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+
+
+def _content(token: str | Mapping[str, Any] | None) -> str | None:
+    """The text of a token that a config gives as a string or as an AddedToken object."""
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def _word_piece(vocabulary: bytes, specials: dict[str, str], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its `vocab.txt`; fills in the names of special tokens that `specials` lacks."""
+    vocab = {token: i for i, token in enumerate(vocabulary.decode("utf-8").splitlines())}
+    for role in ("pad", "unk", "cls", "sep", "mask"):
+        specials.setdefault(role, f"[{role.upper()}]")
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=specials["unk"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    first, last = specials["cls"], specials["sep"]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(token, vocab[token]) for token in (first, last)],
+    )
+    backend.add_special_tokens([specials[role] for role in ("pad", "unk", "cls", "sep", "mask")])
+    return backend
+
+
+def _lower_cases(normalizer: normalizers.Normalizer | None) -> bool:
+    """Whether lower-casing is a step of `normalizer` already (the test that sentence-transformers makes)."""
+    steps: Iterable = normalizer if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    return any(isinstance(step, normalizers.Lowercase) for step in steps)
