@@ -27,7 +27,7 @@ def row_bucket(n: int, multiple: int = 1) -> int:
     The result is a multiple of `multiple`, such as the number of devices that share the rows.
     """
     groups = -(-max(n, 1) // multiple)
-    step = max(1, 1 << ((groups - 1).bit_length() - 4))
+    step = 1 << max((groups - 1).bit_length() - 4, 0)
     return -(-groups // step) * step * multiple
 
 

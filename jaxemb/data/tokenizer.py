@@ -156,7 +156,7 @@ class Tokenizer:
         )
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files the tokenizer came from, verbatim, into a model directory, and `tokenizer.json` in any case."""
+        """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
