@@ -1,0 +1,115 @@
+"""Reading and writing tensor files: safetensors, single or sharded. Pickles are refused."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MAX_SHARD_BYTES = 5 * 10**9
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read: a file is missing, damaged or refused, or its tensors do not fit the model."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of one or several safetensors files by name, each read from its file when asked for."""
+
+    def __init__(self, files: Iterable[Path]):
+        self._file_of = {}
+        for file in files:
+            opened = _open(file)
+            self._file_of |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file_of[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def read_tensors(directory: str | Path) -> Tensors:
+    """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
+
+    bfloat16 comes as the numpy type of `ml_dtypes`.
+
+    Raises:
+      CheckpointError: if there are only pickles, no tensors at all, or a file is missing or damaged.
+    """
+    directory = Path(directory)
+    if (single := directory / _SINGLE).is_file():
+        return Tensors([single])
+    if (index := directory / _INDEX).is_file():
+        shard_of = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(shard_of.values()))
+        if missing := [shard for shard in shards if not (directory / shard).is_file()]:
+            raise CheckpointError(f"{index}: shards are missing: {', '.join(missing)}")
+        tensors = Tensors(directory / shard for shard in shards)
+        if absent := sorted(set(shard_of) - set(tensors)):
+            raise CheckpointError(f"{index}: no shard has the tensors {', '.join(absent)}")
+        return tensors
+    if pickles := [name for name in _PICKLES if (directory / name).is_file()]:
+        raise CheckpointError(
+            f"{directory}: has only {pickles[0]}, a pickle, which can run any code when it is read, so jaxemb refuses "
+            f"it. Convert it once, where torch and transformers are installed:\n  {_conversion(directory, pickles[0])}"
+        )
+    raise CheckpointError(
+        f"{directory}: expected {_SINGLE} or {_INDEX}, found neither (pickles such as pytorch_model.bin are not read)"
+    )
+
+
+def write_tensors(
+    directory: str | Path, tensors: Mapping[str, np.ndarray], *, max_bytes: int = _MAX_SHARD_BYTES
+) -> None:
+    """Writes `model.safetensors`; with more than `max_bytes` of data, shards of at most that and their index."""
+    directory = Path(directory)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    free = max_bytes
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes > free:
+            shards.append({})
+            free = max_bytes
+        shards[-1][name] = np.ascontiguousarray(tensor)
+        free -= tensor.nbytes
+    metadata = {"format": "pt"}  # transformers reads no file without it
+    if len(shards) == 1:
+        safetensors.numpy.save_file(shards[0], directory / _SINGLE, metadata=metadata)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        safetensors.numpy.save_file(shard, directory / file, metadata=metadata)
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (directory / _INDEX).write_text(json.dumps(index, indent=2))
+
+
+def _open(path: Path):
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); fetch or write it again") from error
+
+
+def _conversion(directory: Path, pickle: str) -> str:
+    """The command that turns the pickle into safetensors; only transformers puts a sharded one together again."""
+    if pickle.endswith(".json"):
+        code = (
+            f"from transformers import AutoModel as M; M.from_pretrained('{directory}').save_pretrained('{directory}')"
+        )
+    else:
+        code = (
+            "import torch, safetensors.torch as s; "
+            f"t = torch.load('{directory / pickle}', map_location='cpu', weights_only=True); "
+            f"s.save_file({{k: v.clone() for k, v in t.items()}}, '{directory / _SINGLE}', {{'format': 'pt'}})"
+        )
+    return f'python -c "{code}"'

@@ -1,0 +1,56 @@
+"""BERT, and what is built exactly like it: MiniLM, BGE, E5, the first GTE, mBERT.
+
+Devlin et al. 2018 (arXiv:1810.04805): post-norm, learned positions, token types, exact gelu.
+"""
+
+from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm, require
+from jaxemb.encoders.transformer import TransformerConfig
+
+
+def bert_config(c: HfConfig) -> TransformerConfig:
+    require(c, position_embedding_type="absolute", is_decoder=False)
+    return TransformerConfig(
+        vocab_size=c["vocab_size"],
+        dim=c["hidden_size"],
+        layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        mlp_dim=c["intermediate_size"],
+        activation=activation(c.get("hidden_act", "gelu")),
+        max_positions=c.get("max_position_embeddings", 512),
+        position_table=c.get("max_position_embeddings", 512),
+        token_types=c.get("type_vocab_size", 2),
+        norm_eps=c.get("layer_norm_eps", 1e-12),
+        dropout=c.get("hidden_dropout_prob", 0.1),
+        attention_dropout=c.get("attention_probs_dropout_prob", 0.1),
+        initializer_range=c.get("initializer_range", 0.02),
+    )
+
+
+BERT_TABLE = (
+    *array("embeddings.word_embeddings.weight", "embeddings.tokens"),
+    *array("embeddings.position_embeddings.weight", "embeddings.positions"),
+    *array("embeddings.token_type_embeddings.weight", "embeddings.types"),
+    *norm("embeddings.LayerNorm", "embeddings.norm"),
+    *linear("encoder.layer.{}.attention.self.query", "layers.attention.query"),
+    *linear("encoder.layer.{}.attention.self.key", "layers.attention.key"),
+    *linear("encoder.layer.{}.attention.self.value", "layers.attention.value"),
+    *linear("encoder.layer.{}.attention.output.dense", "layers.attention.out"),
+    *norm("encoder.layer.{}.attention.output.LayerNorm", "layers.attention_norm"),
+    *linear("encoder.layer.{}.intermediate.dense", "layers.mlp.up"),
+    *linear("encoder.layer.{}.output.dense", "layers.mlp.down"),
+    *norm("encoder.layer.{}.output.LayerNorm", "layers.mlp_norm"),
+)
+
+FAMILY = Family(
+    model_types=("bert",),
+    config=bert_config,
+    tables=(BERT_TABLE,),
+    prefixes=("bert.",),
+    ignored=(
+        r"embeddings\.(position_ids|token_type_ids)",
+        r"pooler\..*",
+        r"cls\..*",
+        r"classifier\..*",
+        r"qa_outputs\..*",
+    ),
+)

@@ -1,0 +1,49 @@
+"""DistilBERT: BERT without token types, under names of its own. Sanh et al. 2019 (arXiv:1910.01108)."""
+
+from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm
+from jaxemb.encoders.transformer import TransformerConfig
+
+
+def distilbert_config(c: HfConfig) -> TransformerConfig:
+    return TransformerConfig(
+        vocab_size=c["vocab_size"],
+        dim=c["dim"],
+        layers=c["n_layers"],
+        heads=c["n_heads"],
+        mlp_dim=c["hidden_dim"],
+        activation=activation(c.get("activation", "gelu")),
+        max_positions=c.get("max_position_embeddings", 512),
+        position_table=c.get("max_position_embeddings", 512),
+        norm_eps=1e-12,
+        dropout=c.get("dropout", 0.1),
+        attention_dropout=c.get("attention_dropout", 0.1),
+        initializer_range=c.get("initializer_range", 0.02),
+    )
+
+
+FAMILY = Family(
+    model_types=("distilbert",),
+    config=distilbert_config,
+    tables=(
+        (
+            *array("embeddings.word_embeddings.weight", "embeddings.tokens"),
+            *array("embeddings.position_embeddings.weight", "embeddings.positions"),
+            *norm("embeddings.LayerNorm", "embeddings.norm"),
+            *linear("transformer.layer.{}.attention.q_lin", "layers.attention.query"),
+            *linear("transformer.layer.{}.attention.k_lin", "layers.attention.key"),
+            *linear("transformer.layer.{}.attention.v_lin", "layers.attention.value"),
+            *linear("transformer.layer.{}.attention.out_lin", "layers.attention.out"),
+            *norm("transformer.layer.{}.sa_layer_norm", "layers.attention_norm"),
+            *linear("transformer.layer.{}.ffn.lin1", "layers.mlp.up"),
+            *linear("transformer.layer.{}.ffn.lin2", "layers.mlp.down"),
+            *norm("transformer.layer.{}.output_layer_norm", "layers.mlp_norm"),
+        ),
+    ),
+    prefixes=("distilbert.",),
+    ignored=(
+        r"embeddings\.position_ids",
+        r"vocab_(transform|layer_norm|projector)\..*",
+        r"(pre_)?classifier\..*",
+        r"qa_outputs\..*",
+    ),
+)
