@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +20,11 @@ _LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "Layer
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """How the checkpoint stores one row of the weight table."""
+    """A tensor of the checkpoint that the model holds: its full name, its row of the weight table, layer and dtype."""
 
-    name: str  # in full, as in the file
+    name: str
     weight: Weight
     layer: int | None
-    shape: tuple[int, ...]
     dtype: np.dtype
 
 
@@ -35,13 +34,15 @@ class CheckpointFormat:
 
     Attributes:
       config: its `config.json`.
-      stored: the tensors that the model holds, in the checkpoint's names, shapes and dtypes.
+      stored: the tensors that the model holds.
       aside: the tensors that the model does not use (pooler, heads, buffers), by name, as they were.
+      shapes: the shapes of the model's leaves, by dotted path.
     """
 
     config: Mapping[str, Any]
     stored: tuple[StoredTensor, ...]
     aside: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 def load_weights(
@@ -52,50 +53,38 @@ def load_weights(
     Raises:
       CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16.
     """
-    template = jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0))
-    leaves, structure = _by_path(template)
-    short_names, table = _match(tensors, family)
-    expected = {
-        name: (weight, layer)
+    leaves, structure = _by_path(jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0)))
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    names, table = _match(tensors, family)
+    rows = {
+        short: (weight, layer)
         for weight in table
-        if all(leaf in leaves for leaf in weight.leaves)
-        for name, layer in _instances(weight, config.layers)
+        if all(leaf in shapes for leaf in weight.leaves)
+        for short, layer in _instances(weight, config.layers)
     }
+    unused = {short: name for short, name in names.items() if short not in rows}
+    aside = {s: name for s, name in unused.items() if any(re.fullmatch(p, s) for p in family.ignored)}
+    problems = [f"missing: {short}" for short in rows if short not in names]
+    problems += [f"not part of the model: {name}" for short, name in unused.items() if short not in aside]
 
-    problems = [f"missing: {name}" for name in expected if name not in short_names]
-    aside = {}
-    for short, name in short_names.items():
-        if short not in expected:
-            if any(re.fullmatch(pattern, short) for pattern in family.ignored):
-                aside[name] = tensors[name]
-            else:
-                problems.append(f"not part of the model: {name}")
-
-    arrays = {path: np.ones(leaf.shape, np.float32) for path, leaf in leaves.items()}
+    arrays = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
     stored = []
-    for short, (weight, layer) in expected.items():
-        if short not in short_names:
+    for short, (weight, layer) in rows.items():
+        if short not in names:
             continue
-        name = short_names[short]
-        tensor = tensors[name]
+        tensor = tensors[names[short]]
         targets = [arrays[leaf] if layer is None else arrays[leaf][layer] for leaf in weight.leaves]
-        shape = _stored_shape(weight, [target.shape for target in targets])
-        if tensor.shape != shape:
-            problems.append(f"wrong shape: {name} is {list(tensor.shape)}, expected {list(shape)}")
-        elif tensor.dtype not in _DTYPES:
-            problems.append(f"wrong dtype: {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
-        else:
-            whole = tensor.T if weight.transpose else tensor
-            ends = np.cumsum([target.shape[-1] for target in targets])[:-1]
-            for target, part in zip(targets, np.split(whole, ends, axis=-1), strict=True):
-                target[...] = part
-            stored.append(StoredTensor(name, weight, layer, shape, tensor.dtype))
+        if problem := _fill(targets, tensor.T if weight.transpose else tensor, weight.transpose):
+            problems.append(f"{problem}: {names[short]}")
+        stored.append(StoredTensor(names[short], weight, layer, tensor.dtype))
     if problems:
         raise CheckpointError(
-            f"the checkpoint does not fit its config.json ({len(problems)} tensors):\n  " + "\n  ".join(problems)
+            f"the tensors do not fit config.json (model_type {hf_config.get('model_type')!r}):\n  "
+            + "\n  ".join(problems)
         )
-    model = jax.tree.unflatten(structure, [jnp.asarray(arrays[path]) for path in leaves])
-    return model, CheckpointFormat(dict(hf_config), tuple(stored), aside)
+    model = jax.tree.unflatten(structure, [jnp.asarray(array) for array in arrays.values()])
+    format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in aside.values()}, shapes)
+    return model, format
 
 
 def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.ndarray]:
@@ -105,20 +94,32 @@ def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.n
     out under the checkpoint's names in the same way.
 
     Raises:
-      ValueError: if a leaf's shape is not the one that was read (layers dropped, vocabulary changed).
+      ValueError: if a leaf has not the shape that was read (layers dropped, vocabulary changed).
     """
     leaves = {path: np.asarray(leaf) for path, leaf in _by_path(model)[0].items()}
+    for path, shape in format.shapes.items():
+        if leaves[path].shape != shape:
+            raise ValueError(f"model.{path}: shape {list(leaves[path].shape)}, but its checkpoint has {list(shape)}")
     tensors = {}
-    for t in format.stored:
-        parts = [leaves[leaf] for leaf in t.weight.leaves]
-        if t.layer is not None:
-            parts = [part[t.layer] for part in parts]
+    for tensor in format.stored:
+        parts = [leaves[leaf] if tensor.layer is None else leaves[leaf][tensor.layer] for leaf in tensor.weight.leaves]
         whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        whole = whole.T if t.weight.transpose else whole
-        if whole.shape != t.shape:
-            raise ValueError(f"model: {t.name} is now {list(whole.shape)}, but the checkpoint has {list(t.shape)}")
-        tensors[t.name] = np.ascontiguousarray(whole, t.dtype)
+        tensors[tensor.name] = np.ascontiguousarray(whole.T if tensor.weight.transpose else whole, tensor.dtype)
     return tensors | dict(format.aside)
+
+
+def _fill(targets: Sequence[np.ndarray], tensor: np.ndarray, is_transposed: bool) -> str | None:
+    """Splits `tensor` into `targets` along the last axis; says what is wrong if that cannot be done."""
+    shape = (*targets[0].shape[:-1], sum(target.shape[-1] for target in targets))
+    if tensor.shape != shape:
+        got, expected = (list(s[::-1] if is_transposed else s) for s in (tensor.shape, shape))
+        return f"shape {got}, expected {expected}"
+    if tensor.dtype not in _DTYPES:
+        return f"dtype {tensor.dtype}, expected float32, float16 or bfloat16"
+    ends = np.cumsum([target.shape[-1] for target in targets])[:-1]
+    for target, part in zip(targets, np.split(tensor, ends, axis=-1), strict=True):
+        target[...] = part
+    return None
 
 
 def _by_path(tree) -> tuple[dict[str, Any], Any]:
@@ -153,8 +154,3 @@ def _instances(weight: Weight, layers: int) -> list[tuple[str, int | None]]:
     if "{}" not in weight.name:
         return [(weight.name, None)]
     return [(weight.name.format(i), i) for i in range(layers) if i not in weight.absent_in_layers]
-
-
-def _stored_shape(weight: Weight, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    whole = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-    return whole[::-1] if weight.transpose else whole
