@@ -1,0 +1,71 @@
+"""Similarities of embeddings: every row of one side with every row of the other; larger is more alike.
+
+Each takes `a` `[..., N, D]` and `b` `[..., M, D]` and returns `[..., N, M]`, computed in f32 at full matmul precision
+(a TF32 or one-pass bf16 product is off by 1e-3, which a temperature of 0.01 turns into 0.1 nat). Values and gradients
+are finite for zero vectors.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+Similarity = Callable[[jax.Array, jax.Array], jax.Array]
+
+_TINY_NORM = 1e-12  # shorter vectors count as zero
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products `<a_i, b_j>`."""
+    a, b = _at_least_f32(a), _at_least_f32(b)
+    return jnp.einsum("...nd,...md->...nm", a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
+    return dot(_unit(a), _unit(b))
+
+
+def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Negative distances `-|a_i - b_j|_2`; the gradient is 0 where the two coincide."""
+    a, b = _at_least_f32(a), _at_least_f32(b)
+    square = lambda x: jnp.sum(jnp.square(x), axis=-1)
+    return -_safe_sqrt(square(a)[..., :, None] + square(b)[..., None, :] - 2 * dot(a, b))
+
+
+SIMILARITIES: Mapping[str, Similarity] = {"cosine": cosine, "dot": dot, "euclidean": euclidean}
+
+
+def similarity_function(similarity: str | Similarity) -> Similarity:
+    """The function itself, or the one called so.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if callable(similarity):
+        return similarity
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {sorted(SIMILARITIES)} or a function; got {similarity!r}")
+    return SIMILARITIES[similarity]
+
+
+def paired(similarity: Similarity, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The similarity of row i with row i only: `[N, D]` and `[N, D]` to `[N]`."""
+    return similarity(a[:, None, :], b[:, None, :])[:, 0, 0]
+
+
+def _at_least_f32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    """`sqrt(max(x, 0))` with gradient 0 at 0."""
+    is_zero = x <= _TINY_NORM**2
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """`x / |x|`; the zero vector stays as it is, and passes gradients on unscaled instead of multiplied by 1e12."""
+    x = _at_least_f32(x)
+    norm = _safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+    return x / jnp.where(norm == 0.0, 1.0, norm)
