@@ -57,6 +57,8 @@ class Tokenizer:
     model_max_length: int | None = None
     truncation_side: str = "right"
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
+    _n_prefix: int = dataclasses.field(init=False, repr=False, default=0)  # special tokens before a text
+    _n_suffix: int = dataclasses.field(init=False, repr=False, default=0)  # and after it
 
     def __post_init__(self):
         if self.truncation_side not in ("right", "left"):
