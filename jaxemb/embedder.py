@@ -18,7 +18,7 @@ from jaxemb.types import Tokens
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxemb.checkpoints import CheckpointFormat
+    from jaxemb.checkpoints import DirectoryFormat
     from jaxemb.data import Tokenizer
 
 # The names that sentence-transformers gives them in a model directory.
@@ -150,17 +150,10 @@ class SentenceEmbedder:
     model: Embedder
     tokenizer: "Tokenizer"
     max_length: int
-    format: "CheckpointFormat"
+    format: "DirectoryFormat"
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity_fn_name: str = "cosine"
-
-    @classmethod
-    def load(cls, path_or_id: str | Path, *, dtype: str = "float32", revision: str | None = None) -> "SentenceEmbedder":
-        """Loads a sentence-transformers or Hugging Face directory, or a hub id; see `jaxemb.load`."""
-        from jaxemb.checkpoints import sentence_transformers
-
-        return sentence_transformers.load(path_or_id, dtype=dtype, revision=revision)
 
     def save(self, path: str | Path) -> None:
         """Writes a sentence-transformers directory, which other software loads; all or nothing."""
