@@ -78,17 +78,17 @@ def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     return jax.device_put(tree, shardings(tree, mesh, rules))
 
 
-def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Splits the leading axis of every array over `data` and `fsdp`; each process brings its own part of the batch.
+def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
+    """Splits `axis` of every array over `data` and `fsdp`; each process brings its own part of the batch.
 
     Raises:
-      ValueError: if a leading axis does not divide by the number of shards.
+      ValueError: if that axis does not divide by the number of shards.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
 
     def one(path, array):
-        if not np.ndim(array) or np.shape(array)[0] % shards:
+        if np.ndim(array) <= axis or np.shape(array)[axis] % shards:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(f"batch: {name} of shape {np.shape(array)} does not split over {shards} local shards")
         return jax.make_array_from_process_local_data(sharding, np.asarray(array))

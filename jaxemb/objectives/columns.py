@@ -1,0 +1,64 @@
+"""Objectives that encode the text columns of a batch and compare their embeddings."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+
+Batch = dict[str, Any]
+Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def on_columns(
+    loss: Callable[..., jax.Array], *columns: str, others: Sequence[str] = (), **named_columns: str
+) -> Objective:
+    """The objective `loss(embeddings of each column, ..., name=batch[name] for the others)`.
+
+        on_columns(cosent, "first", "second", others=["scores"])
+        on_columns(info_nce, "query", "document", negatives="negative")
+
+    Every column is encoded on its own, with dropout of its own (two columns of the same texts differ, as SimCSE
+    wants). With K texts per record a column's embeddings are `[N, K, D]`. A positional column with one text per record
+    gives `[N, D]`; a named column always gives `[N, K, D]`, also for K = 1.
+
+    Args:
+      loss: embeddings to one value per record, `[N]`.
+      columns: names of the text columns, in the order of the loss's positional arguments.
+      others: names of the batch's arrays (scores, labels) that the loss takes as keyword arguments of the same name.
+      named_columns: the loss's keyword argument = name of the text column that it takes.
+
+    Returns:
+      An `Objective`. Its outputs are the embeddings by column name.
+
+    Raises:
+      ValueError: when called, if the batch lacks a column, a column's number of texts is no multiple of the number of
+        records, or the loss does not give one value per record.
+    """
+    wanted = tuple(dict.fromkeys((*columns, *named_columns.values())))
+    if not wanted:
+        raise ValueError("on_columns needs at least one text column")
+
+    def objective(model, batch: Batch, key: jax.Array | None):
+        if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
+            raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
+        records = batch["id"].shape[0]
+        keys = [None] * len(wanted) if key is None else jax.random.split(key, len(wanted))
+        embeddings = {
+            name: _by_record(model(batch[name], key=k), records, name) for name, k in zip(wanted, keys, strict=True)
+        }
+        positional = [e[:, 0] if e.shape[1] == 1 else e for e in (embeddings[name] for name in columns)]
+        keyword = {argument: embeddings[name] for argument, name in named_columns.items()}
+        losses = loss(*positional, **keyword, **{name: batch[name] for name in others})
+        chex.assert_shape(losses, (records,), custom_message="the loss must give one value per record")
+        return losses, {name: e[:, 0] if e.shape[1] == 1 else e for name, e in embeddings.items()}
+
+    return objective
+
+
+def _by_record(embeddings: jax.Array, records: int, name: str) -> jax.Array:
+    """`[N * K, D]` to `[N, K, D]`."""
+    texts, dim = embeddings.shape
+    if texts % records:
+        raise ValueError(f"column {name!r} has {texts} texts, which is no multiple of the {records} records")
+    return embeddings.reshape(records, texts // records, dim)

@@ -1,0 +1,31 @@
+"""Training: a `Run` says what, `fit` does it, `make_train_step` is the step alone."""
+
+from jaxemb.train.accumulation import stack_batches
+from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError
+from jaxemb.train.logging import RunLog, read_metrics
+from jaxemb.train.loop import NonFiniteError, Result, fit
+from jaxemb.train.optimizers import adamw, decayed
+from jaxemb.train.run import Run, load_run
+from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
+from jaxemb.train.step import make_train_step
+
+__all__ = [
+    "Checkpoints",
+    "DamagedCheckpointError",
+    "NonFiniteError",
+    "Result",
+    "Run",
+    "RunLog",
+    "TrainState",
+    "adamw",
+    "begin_task",
+    "decayed",
+    "end_task",
+    "express",
+    "fit",
+    "init_state",
+    "load_run",
+    "make_train_step",
+    "read_metrics",
+    "stack_batches",
+]

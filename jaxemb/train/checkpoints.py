@@ -1,0 +1,178 @@
+"""Checkpoints: the train state and where the loop and its data were, written atomically and verified when read.
+
+    checkpoints/
+      step_00000500/
+        state/           the arrays, by orbax
+        loop-0.json      the rest, one file per process: position in the data, unfinished log window, best result
+        manifest.json    SHA-256 of every other file, written last
+
+A checkpoint is written beside its final place and renamed when it is complete. One that does not match its manifest
+is put aside as `*.corrupt`, with a message, and the one before is used.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxemb.train.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(RuntimeError):
+    """The files of a checkpoint are not those that were written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory`; at most the `keep` newest and the best are kept."""
+
+    def __init__(self, directory: Path, keep: int):
+        self._directory, self._keep = Path(directory).absolute(), keep
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if _is_first_process():
+            for leftover in self._directory.glob("*.partial"):
+                shutil.rmtree(leftover)
+
+    def path(self, step: int) -> Path:
+        return self._directory / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, oldest first."""
+        names = (p.name.removeprefix("step_") for p in self._directory.glob("step_*") if p.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def save(self, step: int, state: TrainState, loop: Mapping[str, Any], *, best: int | None = None) -> Path:
+        """Writes the checkpoint of `step` and removes those that are no longer wanted.
+
+        Args:
+          step: the number of finished steps.
+          state: the state after them.
+          loop: JSON-like; what the loop needs beside the state.
+          best: the step whose checkpoint is kept as the best, if any.
+        """
+        import orbax.checkpoint as ocp
+
+        final = self.path(step)
+        partial = final.with_suffix(".partial")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "state", _to_arrays(state), force=True)
+        (partial / f"loop-{jax.process_index()}.json").write_text(json.dumps(loop))
+        _wait_for_all(f"written {step}")
+        if _is_first_process():
+            (partial / "manifest.json").write_text(json.dumps(_digests(partial), indent=1))
+            if final.exists():  # the same step again, by a run that was resumed before it
+                shutil.rmtree(final)
+            partial.rename(final)
+            steps = self.steps()
+            for old in set(steps) - {*steps[-self._keep :], best}:
+                shutil.rmtree(self.path(old))
+        _wait_for_all(f"saved {step}")
+        return final
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is intact, or None if there is none. Damaged ones are put aside.
+
+        Args:
+          like: a state of the same structure, shapes, dtypes and placement.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, like)
+            except DamagedCheckpointError as error:
+                _log.warning("%s; it is put aside and the checkpoint before it is used", error)
+            _wait_for_all(f"read {step}")
+            if _is_first_process():
+                aside = self.path(step).with_suffix(".corrupt")
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(step).rename(aside)
+            _wait_for_all(f"put aside {step}")
+        return None
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the loop's part of the checkpoint of `step`.
+
+        Raises:
+          DamagedCheckpointError: if its files are not those that were written.
+          ValueError: if its arrays are not those of `like`.
+        """
+        import orbax.checkpoint as ocp
+
+        path = self.path(step)
+        if problem := _problem(path):
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({problem})")
+        with ocp.StandardCheckpointer() as checkpointer:
+            wanted = _to_arrays(like)
+            saved = checkpointer.metadata(path / "state").item_metadata
+            if wrong := _mismatches(wanted, saved):
+                raise ValueError(f"checkpoint {path} is of another model or method: {'; '.join(wrong[:5])}")
+            arrays = checkpointer.restore(path / "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
+        return _from_arrays(arrays, like), json.loads((path / f"loop-{jax.process_index()}.json").read_text())
+
+
+def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
+    """The leaves by dotted path, keys as their data."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
+
+
+def _from_arrays(arrays: Mapping[str, jax.Array], like: TrainState) -> TrainState:
+    def one(path, leaf):
+        array = arrays[_name(path)]
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
+
+def _mismatches(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    show = lambda leaf: "nothing" if leaf is None else f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    names = sorted(wanted.keys() | saved.keys())
+    shown = ((name, show(saved.get(name)), show(wanted.get(name))) for name in names)
+    return [f"{name} is {there} there, {here} here" for name, there, here in shown if there != here]
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"manifest.json: {error}"
+    found = _digests(path)
+    changed = sorted(name for name in manifest.keys() | found.keys() if manifest.get(name) != found.get(name))
+    return f"missing or changed: {', '.join(changed[:3])}" if changed else None
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """SHA-256 by relative name of every file under `directory`, but for the manifest itself."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {p.relative_to(directory).as_posix(): digest(p) for p in files}
+
+
+def _is_first_process() -> bool:
+    return jax.process_index() == 0
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

@@ -1,0 +1,130 @@
+"""What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a line or a bar for whoever watches."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class RunLog:
+    """The log of one run, to be used as a context manager.
+
+    A line of `metrics.jsonl` is `{"step": s, name: number, ...}`: the step's `train/...` or evaluation results. After a
+    resume at step s the file holds the lines up to s of the run before, then those that follow, each step once.
+
+    Args:
+      out: the run's directory.
+      steps: number of steps of the run.
+      resumed_at: finished steps that the run begins with; later lines of an earlier process are dropped.
+      progress: whether to show progress: a bar with loss, records per second and the time left on a terminal, one
+        plain line per log entry elsewhere.
+    """
+
+    def __init__(self, out: Path, *, steps: int, resumed_at: int = 0, progress: bool = True):
+        self._out, self._steps, self._resumed_at = Path(out), steps, resumed_at
+        self._is_first = jax.process_index() == 0
+        self._progress = progress and self._is_first
+        self._done, self._started = resumed_at, time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> "RunLog":
+        if self._is_first:
+            from tensorboardX import SummaryWriter
+
+            path = self._out / "metrics.jsonl"
+            _drop_after(path, self._resumed_at)
+            self._file = path.open("a", encoding="utf-8")
+            purge = self._resumed_at + 1 if self._resumed_at else None
+            self._board = SummaryWriter(str(self._out / "tensorboard"), purge_step=purge)
+        if self._progress and sys.stderr.isatty():
+            self._bar, self._task = _bar(self._steps, self._resumed_at)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._is_first:
+            self._file.close()
+            self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Says that `step` is finished."""
+        self._done = step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the numbers of a step."""
+        if not self._is_first:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._bar is not None:
+            if "train/loss" in values:
+                self._bar.update(self._task, loss=values["train/loss"], rate=values["train/records_per_second"])
+            else:
+                self._bar.console.print(self._line(step, values))
+        elif self._progress:
+            print(self._line(step, values), file=sys.stderr, flush=True)
+
+    def sync(self) -> None:
+        """Returns once what was logged is on the disk."""
+        if self._is_first:
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def _line(self, step: int, values: Mapping[str, float]) -> str:
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        pace = (time.perf_counter() - self._started) / max(self._done - self._resumed_at, 1)
+        left = f"  left {_clock(pace * (self._steps - step))}" if "train/loss" in values else ""
+        return f"step {step}/{self._steps}  {numbers}{left}"
+
+
+def read_metrics(out: str | Path) -> list[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`."""
+    with (Path(out) / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keeps the lines of steps up to `step`; the last line of a killed process may be incomplete."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    # A run that begins anew evaluates at step 0 again.
+    kept = [line for line in lines if step and json.loads(line)["step"] <= step]
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text("".join(kept), encoding="utf-8")
+    replacement.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _bar(steps: int, done: int):
+    from rich import progress
+    from rich.console import Console
+
+    bar = progress.Progress(
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("loss {task.fields[loss]:.4f}"),
+        progress.TextColumn("{task.fields[rate]:,.0f} pairs/s"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    return bar, bar.add_task("training", total=steps, completed=done, loss=float("nan"), rate=0.0)

@@ -1,0 +1,258 @@
+"""The training loop: batches in, a trained model, its checkpoints and its log out."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxemb import parallel
+from jaxemb.train.accumulation import stack_batches
+from jaxemb.train.checkpoints import Checkpoints
+from jaxemb.train.logging import RunLog
+from jaxemb.train.run import Run, differences
+from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
+from jaxemb.train.step import make_train_step
+
+if TYPE_CHECKING:
+    from jaxemb.embedder import SentenceEmbedder
+
+_log = logging.getLogger(__name__)
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient was not finite.
+
+    Attributes:
+      step: the step that would have been finished.
+      ids: the record ids of its batch.
+      checkpoint: the last checkpoint, or None if there is none yet.
+      state: the state before the step.
+    """
+
+    def __init__(self, step: int, ids: list[int], loss: float, grad_norm: float, checkpoint: Path | None, state):
+        self.step, self.ids, self.checkpoint, self.state = step, ids, checkpoint, state
+        shown = ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
+        super().__init__(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; the parameters are those before this step. "
+            f"Record ids of the batch: {shown}. Last good checkpoint: {checkpoint or 'none yet'}"
+        )
+
+
+class Best(TypedDict):
+    """The best evaluation so far."""
+
+    step: int
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run gives.
+
+    Attributes:
+      embedder: the trained embedder, as saved in `out/model`.
+      metrics: results of the evaluation after the last step.
+      best: the best evaluation, whose model is saved in `out/best`; None without one.
+      state: the last train state.
+    """
+
+    embedder: "SentenceEmbedder"
+    metrics: Mapping[str, float]
+    best: Best | None
+    state: TrainState
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What the loop carries beside the state; a checkpoint holds it as JSON."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)  # since the last line of the log
+    records: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: Best | None = None
+
+
+def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True) -> Result:
+    """Trains, or goes on training, in the directory `out`.
+
+    A run that was killed and is started again ends with the parameters, bit for bit, of one that was not. SIGTERM
+    saves a checkpoint and exits with code 0.
+
+        out/run.json, config.py    what the run is
+        out/metrics.jsonl          losses and evaluation results; also in out/tensorboard
+        out/checkpoints/           see `jaxemb.train.checkpoints`
+        out/model/, best/          the final and the best model, as the embedder saves them
+
+    Args:
+      run: what to train.
+      out: the run's directory, made if absent.
+      resume: go on from the newest intact checkpoint in `out`; if False, `out` must hold no run.
+      progress: show a bar on a terminal, lines elsewhere.
+
+    Raises:
+      FileExistsError: if `out` holds a run and `resume` is False.
+      ValueError: if `out` holds a different run, the data ends early, or `run.best` names no evaluation result.
+      NonFiniteError: if a loss or gradient is not finite.
+    """
+    out = Path(out)
+    _claim(out, run, resume)
+    embedder = run.embedder()
+    state = _initial_state(run, embedder.model)
+    batches: Any = iter(run.data(embedder))
+    checkpoints = Checkpoints(out / "checkpoints", run.keep)
+    done = _Progress()
+    if restored := checkpoints.restore_newest(state):
+        state, loop = restored
+        done = _Progress(**loop["progress"])
+        batches.set_state(loop["data"])
+    start = int(state.step)
+    train_step = jax.jit(
+        make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
+    )
+    pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()  # steps the device may still be at
+    clock: float | None = None  # since when the next step to finish has been running; None while it compiles
+
+    def finish_step() -> None:
+        nonlocal clock
+        step, ids, device_metrics = pending.popleft()
+        metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+        if not metrics.pop("finite"):
+            last = checkpoints.steps()
+            path = checkpoints.path(last[-1]) if last else None
+            raise NonFiniteError(step, ids.tolist(), metrics["loss"], metrics["grad_norm"], path, state)
+        now = time.perf_counter()
+        if clock is not None:
+            done.seconds, done.records = done.seconds + now - clock, done.records + len(ids)
+        clock = now
+        done.losses.append(metrics.pop("loss"))
+        log.advance(step)
+        if step % run.log_every == 0 or step == run.steps:
+            pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
+            values = {"loss": float(np.mean(done.losses)), **metrics, **pace}
+            log.write(step, {f"train/{name}": value for name, value in values.items()})
+            done.losses, done.records, done.seconds = [], 0, 0.0
+
+    def evaluate(step: int) -> bool:
+        """Whether the model of this step is the best so far."""
+        current = embedder.replace(model=_evaluated_model(run, state))
+        for name, evaluator in run.evaluators.items():
+            done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
+        log.write(step, done.metrics)
+        if run.best is None:
+            return False
+        if run.best[0] not in done.metrics:
+            raise ValueError(f"Run.best is {run.best[0]!r}, but the evaluation results are {sorted(done.metrics)}")
+        value = done.metrics[run.best[0]]
+        if not run.is_better(value, done.best["value"] if done.best else None):
+            return False
+        done.best = {"step": step, "value": value}
+        return True
+
+    def save(step: int) -> None:
+        log.sync()
+        loop = {"progress": dataclasses.asdict(done), "data": batches.get_state()}
+        checkpoints.save(step, state, loop, best=done.best["step"] if done.best else None)
+
+    with _sigterm() as stop, RunLog(out, steps=run.steps, resumed_at=start, progress=progress) as log:
+        if start == 0 and run.evaluators and evaluate(0):
+            save(0)
+        for step in range(start + 1, run.steps + 1):
+            batch, ids = _next_batch(run, batches, step)
+            state, metrics = train_step(state, batch)
+            pending.append((step, ids, metrics))
+            if len(pending) > 1:
+                finish_step()  # the one before: the device is never left waiting for the host
+            is_last = step == run.steps
+            must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
+            must_save = is_last or step % run.checkpoint_every == 0 or stop.is_set()
+            if must_evaluate or must_save:
+                while pending:
+                    finish_step()
+                if must_evaluate:
+                    must_save |= evaluate(step)
+                if must_save:
+                    save(step)
+                clock = time.perf_counter()
+            if stop.is_set() and not is_last:
+                _log.warning("SIGTERM: saved %s", checkpoints.path(step))
+                raise SystemExit(0)
+
+    if done.best:
+        best, _ = checkpoints.restore(done.best["step"], state)
+        embedder.replace(model=_evaluated_model(run, best)).save(out / "best")
+    state = end_task(run.transform, run.objective, state, 0)
+    final = embedder.replace(model=_evaluated_model(run, state))
+    final.save(out / "model")
+    return Result(final, done.metrics, done.best, state)
+
+
+def _initial_state(run: Run, model: Any) -> TrainState:
+    state = init_state(jax.random.key(run.seed, impl=run.prng), model, run.optimizer, run.transform)
+    return _place(run, begin_task(run.transform, run.objective, state, 0))
+
+
+def _place(run: Run, state: TrainState) -> TrainState:
+    if run.mesh is None:
+        return state
+    return parallel.place(state, run.mesh, run.rules or ((r".*", PartitionSpec()),))
+
+
+def _evaluated_model(run: Run, state: TrainState) -> Any:
+    return express(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+
+
+def _next_batch(run: Run, batches: Iterator, step: int) -> tuple[dict[str, Any], np.ndarray]:
+    """The batch of a step, on its devices, and its record ids."""
+    try:
+        parts = [next(batches) for _ in range(run.accumulate)]
+    except StopIteration:
+        raise ValueError(f"the data ended at step {step} of {run.steps}; let it repeat or lower Run.steps") from None
+    batch = parts[0] if run.accumulate == 1 else stack_batches(parts)
+    ids = np.asarray(batch["id"]).ravel()
+    if run.mesh is not None:
+        batch = parallel.shard_batch(batch, run.mesh, axis=int(run.accumulate > 1))
+    return batch, ids
+
+
+def _claim(out: Path, run: Run, resume: bool) -> None:
+    """Makes `out` the directory of this run, or sees that it is."""
+    description, path = run.describe(), out / "run.json"
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"{out} already holds a run; resume it or choose another directory")
+        if lines := differences(json.loads(path.read_text()), description):
+            raise ValueError(f"{out} holds a different run; choose another directory. " + "; ".join(lines))
+    elif jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if run.source is not None:
+            shutil.copyfile(run.source, out / "config.py")
+        path.write_text(json.dumps(description, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this thread may say so."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,67 @@
+"""The usual optimiser of embedding models. Anything else is optax's, used as it is."""
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import optax
+
+PyTree = Any
+
+
+def decayed(tree: PyTree) -> PyTree:
+    """True for the arrays that weight decay is for: kernels and embedding tables, not biases and norms."""
+
+    def one(path, leaf):
+        return leaf.ndim >= 2 and not re.search(r"bias|norm", jax.tree_util.keystr(path), re.IGNORECASE)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def adamw(
+    learning_rate: float,
+    steps: int,
+    *,
+    warmup: float = 0.1,
+    schedule: Literal["linear", "cosine", "constant"] = "linear",
+    weight_decay: float = 0.01,
+    max_grad_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mask: Callable[[PyTree], PyTree] = decayed,
+) -> optax.GradientTransformation:
+    """AdamW after global-norm clipping, with warm-up and decay of the learning rate to 0.
+
+    Args:
+      learning_rate: the highest one, reached after the warm-up.
+      steps: number of optimiser steps of the run.
+      warmup: share of the steps, in [0, 1), in which the rate rises linearly from 0.
+      schedule: how it falls to 0 after the warm-up; `constant` does not.
+      weight_decay: decoupled weight decay, of the arrays that `mask` says.
+      max_grad_norm: gradients of a larger global norm are scaled down to it; None for no clipping.
+      b1, b2, eps: Adam's.
+      mask: tree of parameters -> tree of bools.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the steps, in [0, 1); got {warmup}")
+    up = round(warmup * steps)
+    down = {
+        "linear": optax.linear_schedule(learning_rate, 0.0, steps - up),
+        "cosine": optax.cosine_decay_schedule(learning_rate, steps - up),
+        "constant": optax.constant_schedule(learning_rate),
+    }
+    if schedule not in down:
+        raise ValueError(f"schedule must be one of {sorted(down)}; got {schedule!r}")
+    # The first step, too, has a rate above 0.
+    rise = optax.linear_schedule(learning_rate / max(up, 1), learning_rate, max(up - 1, 1))
+    rate = optax.join_schedules([rise, down[schedule]], [up])
+    make = lambda learning_rate: optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+    adam = optax.inject_hyperparams(make)(learning_rate=rate)
+    return adam if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adam)

@@ -1,0 +1,162 @@
+"""A training run as a value, and how one is read from a Python config file."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import optax
+
+from jaxemb.objectives import Objective
+from jaxemb.train.state import TrainState
+from jaxemb.transforms import Transform, identity
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.parallel.mesh import Rules
+
+Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
+# What may change when a run is resumed: how it is watched, and where it runs.
+_MAY_CHANGE = frozenset({"log_every", "evaluate_every", "checkpoint_every", "keep", "best", "mesh", "rules"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained, on what, how and for how long.
+
+    Attributes:
+      embedder: makes the embedder to start from, such as `lambda: jaxemb.load(...)`.
+      data: from the embedder to the batches: an iterable whose iterators have `get_state` and `set_state`, as grain's
+        do. A batch is a dict of `Tokens` and arrays, with the record ids under "id".
+      objective: `(model, batch, key) -> (losses [N], outputs)`.
+      optimizer: an optax optimiser of what is trained; `jaxemb.train.adamw` makes the usual one.
+      steps: number of optimiser steps.
+      transform: the training method.
+      evaluators: name -> function of an embedder to numbers; the results are called `name/number`.
+      evaluate_every: steps between evaluations; there is always one before the first and one after the last step.
+      checkpoint_every: steps between checkpoints; there is always one after the last step.
+      keep: number of newest checkpoints that are kept; the best one is kept beside them.
+      best: the evaluation result that makes a checkpoint the best, and whether it should be "max" or "min". None
+        for no best checkpoint.
+      accumulate: batches per optimiser step.
+      seed: of parameters that the transform adds, and of dropout.
+      prng: generator of the random bits. "threefry2x32" gives the same bits on every platform and mesh; "rbg" is
+        the device's own generator, several times faster where dropout shows in the step time.
+      log_every: steps between two lines of the log; its loss is the mean over them.
+      evaluated_model: the model to evaluate and save, given the train state, such as `transforms.ema_model`. None
+        for the model that the forward pass uses.
+      mesh: devices to train on; None for one device.
+      rules: path rules that place the state on the mesh; None for a copy on every device.
+      source: the config file that the run was made from; it is copied into the output directory.
+      options: the options that the config file was given.
+    """
+
+    embedder: Callable[[], "SentenceEmbedder"]
+    data: Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    steps: int
+    transform: Transform = dataclasses.field(default_factory=identity)
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep: int = 2
+    best: tuple[str, Literal["max", "min"]] | None = None
+    accumulate: int = 1
+    seed: int = 0
+    prng: Literal["threefry2x32", "rbg"] = "threefry2x32"
+    log_every: int = 10
+    evaluated_model: Callable[[TrainState], Any] | None = None
+    mesh: "Mesh | None" = None
+    rules: "Rules | None" = None
+    source: Path | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("embedder", "data", "objective"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"Run.{name} must be a function; got {getattr(self, name)!r}")
+        for name, kind in (("optimizer", optax.GradientTransformation), ("transform", Transform)):
+            # GradientTransformationExtraArgs is a GradientTransformation.
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"Run.{name} must be a {kind.__name__}; got {getattr(self, name)!r}")
+        for name in ("steps", "evaluate_every", "checkpoint_every", "keep", "accumulate", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Run.{name} must be a whole number of at least 1; got {value!r}")
+        for name, evaluator in self.evaluators.items():
+            if not callable(evaluator):
+                raise TypeError(f"Run.evaluators[{name!r}] must be a function of an embedder; got {evaluator!r}")
+        if self.best is not None:
+            if len(self.best) != 2 or self.best[1] not in ("max", "min"):
+                raise ValueError(f'Run.best must be (name of a result, "max" or "min"); got {self.best!r}')
+            if self.best[0].partition("/")[0] not in self.evaluators:
+                raise ValueError(f"Run.best is {self.best[0]!r}, but the evaluators are {sorted(self.evaluators)}")
+        if self.prng not in ("threefry2x32", "rbg"):
+            raise ValueError(f'Run.prng must be "threefry2x32" or "rbg"; got {self.prng!r}')
+        if self.rules is not None and self.mesh is None:
+            raise ValueError("Run.rules place arrays on a mesh: Run.mesh must be given, too")
+
+    def describe(self) -> dict[str, Any]:
+        """What of the run can be written as JSON: numbers and strings as they are, functions by name."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source"}
+        fields |= {"optimizer": None, "transform": None, "mesh": self.mesh and dict(self.mesh.shape)}
+        text = None if self.source is None else Path(self.source).read_bytes()
+        fields["source_sha256"] = None if text is None else hashlib.sha256(text).hexdigest()
+        described = {name: _simple(value) for name, value in fields.items() if value is not None}
+        return json.loads(json.dumps(described))
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether `value` of the `best` result is better `than` another one; NaN is never better."""
+        if self.best is None or math.isnan(value):
+            return False
+        return than is None or (value > than if self.best[1] == "max" else value < than)
+
+
+def differences(saved: Mapping[str, Any], described: Mapping[str, Any]) -> list[str]:
+    """What makes two descriptions those of different runs, one line each."""
+    names = sorted((saved.keys() | described.keys()) - _MAY_CHANGE)
+    return [
+        f"{name}: {saved.get(name)!r} there, {described.get(name)!r} here"
+        for name in names
+        if saved.get(name) != described.get(name)
+    ]
+
+
+def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
+    """The run of a Python config file: what its function `run(**options)` returns.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it has no function `run`, or that returns something else than a `Run`.
+    """
+    path, options = Path(path), dict(options or {})
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    config = runpy.run_path(str(path), run_name=path.stem)
+    if not callable(config.get("run")):
+        raise ValueError(f"{path} must define a function run(**options) that returns a jaxemb.train.Run")
+    run = config["run"](**options)
+    if not isinstance(run, Run):
+        raise ValueError(f"run() of {path} must return a jaxemb.train.Run; got {type(run).__name__}")
+    return dataclasses.replace(run, source=path, options=options)
+
+
+def _simple(value: Any) -> Any:
+    match value:
+        case bool() | int() | float() | str() | None:
+            return value
+        case Mapping():
+            return {str(name): _simple(v) for name, v in value.items()}
+        case tuple() | list() | set() | frozenset():
+            return [_simple(v) for v in value]
+        case _ if callable(value) and hasattr(value, "__qualname__"):
+            return f"{value.__module__}.{value.__qualname__}"
+        case _:
+            return str(value) if isinstance(value, Path) else type(value).__name__

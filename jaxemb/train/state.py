@@ -1,0 +1,98 @@
+"""What training carries from step to step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxemb.transforms import Context, Trained, Transform
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes; a pytree.
+
+    Attributes:
+      step: number of finished optimiser steps, int32 scalar.
+      model: the model as it is stored, before the transform's `model` hook.
+      params: the transform's own trainable parameters.
+      carried: the transform's state.
+      opt_state: the optimiser's state, of `Trained(model, params)`.
+      key: the run's key; the key of a step is `fold_in(key, step)`.
+      finite: False once a loss or gradient was not finite. From then on steps change nothing.
+    """
+
+    step: jax.Array
+    model: PyTree
+    params: PyTree
+    carried: PyTree
+    opt_state: PyTree
+    key: jax.Array
+    finite: jax.Array
+
+    @property
+    def trained(self) -> Trained:
+        """What the optimiser trains."""
+        return Trained(self.model, self.params)
+
+
+def init_state(
+    key: jax.Array, model: PyTree, optimizer: optax.GradientTransformation, transform: Transform
+) -> TrainState:
+    """The state before the first step. Its arrays are copies, so that a step may be given them to overwrite."""
+
+    @jax.jit
+    def make(key, model):
+        key_init, key_run = jax.random.split(key)
+        params, carried = transform.init(key_init, model)
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            model=model,
+            params=params,
+            carried=carried,
+            opt_state=optimizer.init(Trained(model, params)),
+            key=key_run,
+            finite=jnp.ones((), bool),
+        )
+        return jax.tree.map(jnp.copy, state)
+
+    return make(key, model)
+
+
+def express(transform: Transform, state: TrainState) -> PyTree:
+    """The model that the forward pass uses: the one to evaluate and to save."""
+    return transform.model(state.model, state.params, state.carried)
+
+
+def begin_task(transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+    """Runs the transform's `begin_task`, on the host."""
+    return _task_hook(transform.begin_task, transform, objective, state, task)
+
+
+def end_task(transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+    """Runs the transform's `end_task`, on the host."""
+    return _task_hook(transform.end_task, transform, objective, state, task)
+
+
+def _task_hook(hook, transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+    context = Context(
+        step=state.step,
+        key=jax.random.fold_in(state.key, state.step),
+        objective=objective,
+        express=lambda trained: transform.model(trained.model, trained.params, state.carried),
+        trained=state.trained,
+    )
+    trained, carried = hook(task, context, state.params, state.carried)
+    state = dataclasses.replace(state, model=trained.model, params=trained.params, carried=carried)
+    return _copied(state)
+
+
+@jax.jit
+def _copied(tree: PyTree) -> PyTree:
+    """The tree in buffers of its own: a hook may return one array in two places, and a step overwrites its state."""
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,122 @@
+"""A model, data and a run small enough to train in a second; shared by the tests of training."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxemb.embedder import Embedder, normalize
+from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.objectives import on_columns
+from jaxemb.train import Run, adamw
+from jaxemb.types import Tokens
+
+CONFIG = TransformerConfig(
+    vocab_size=50, dim=16, layers=2, heads=2, mlp_dim=32, position_table=16, token_types=2, dropout=0.1
+)
+
+
+@functools.cache
+def tiny_model(seed: int = 0, **changes) -> Embedder:
+    config = dataclasses.replace(CONFIG, **changes)
+    return Embedder(encoder=jax.jit(lambda key: Transformer.init(key, config))(jax.random.key(seed)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeEmbedder:
+    """What `fit` asks of a SentenceEmbedder."""
+
+    model: Embedder
+
+    def replace(self, **changes) -> "FakeEmbedder":
+        return dataclasses.replace(self, **changes)
+
+    def save(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+        leaves = jax.tree_util.tree_leaves_with_path(self.model)
+        np.savez(path / "model.npz", **{jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves})
+
+
+def read_model(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path / "model.npz") as arrays:
+        return dict(arrays)
+
+
+def text_batch(indices, texts_per_record: int = 1) -> Tokens:
+    """Texts that depend on their record alone, 3 to 8 tokens long."""
+    ids, mask = np.zeros((len(indices) * texts_per_record, 8), np.int32), np.zeros((len(indices) * texts_per_record, 8))
+    for row in range(len(ids)):
+        rng = np.random.default_rng([int(indices[row // texts_per_record]), row % texts_per_record])
+        length = rng.integers(3, 9)
+        ids[row, :length], mask[row, :length] = rng.integers(1, 50, length), 1
+    return jax.tree.map(np.asarray, Tokens.from_mask(ids, mask))
+
+
+def pair_batch(indices) -> dict:
+    indices = np.asarray(indices, np.int32)
+    shifted = indices + 1000
+    return {
+        "query": text_batch(indices),
+        "document": text_batch(shifted),
+        "score": (indices % 5 / 5).astype(np.float32),
+        "id": indices,
+    }
+
+
+def pairs(embedder=None, *, records: int = 40, batch_size: int = 8, seed: int = 0):
+    """Shuffled batches without end."""
+    return (
+        grain.MapDataset.range(records)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size, batch_fn=pair_batch)
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    )
+
+
+def in_batch_softmax(queries, documents):
+    """`-log softmax(10 cos(q, d))` at the own document, `[N]`."""
+    scores = 10 * normalize(queries) @ normalize(documents).T
+    return -jnp.diagonal(jax.nn.log_softmax(scores, axis=-1))
+
+
+def distance(queries, documents):
+    """`1 - cos(q, d)`, `[N]`: every record on its own."""
+    return 1 - jnp.sum(normalize(queries) * normalize(documents), axis=-1)
+
+
+CONTRASTIVE = on_columns(in_batch_softmax, "query", "document")
+PAIRWISE = on_columns(distance, "query", "document")
+
+
+def mean_similarity(embedder: FakeEmbedder) -> dict[str, float]:
+    losses, _ = jax.jit(PAIRWISE)(embedder.model, pair_batch(range(8)), None)
+    return {"similarity": float(jnp.mean(1 - losses))}
+
+
+def tiny_run(**changes) -> Run:
+    settings = {
+        "embedder": lambda: FakeEmbedder(tiny_model()),
+        "data": pairs,
+        "objective": CONTRASTIVE,
+        "optimizer": adamw(1e-2, 12),
+        "steps": 12,
+        "evaluators": {"tiny": mean_similarity},
+        "evaluate_every": 4,
+        "checkpoint_every": 3,
+        "log_every": 2,
+    }
+    return Run(**settings | changes)
+
+
+def assert_bitwise_equal(a, b) -> None:
+    """Same structure and the same bits; for trees of arrays and keys."""
+    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    jax.tree_util.tree_map_with_path(
+        lambda path, x, y: np.testing.assert_array_equal(data(x), data(y), err_msg=jax.tree_util.keystr(path)), a, b
+    )
