@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+import pytest
+
+from jaxemb.data import Tokenizer
+
+
+def test_a_vocabulary_alone_gives_bert_word_pieces(tokenizer):
+    ids = tokenizer(["Alpha beta", "", "unheard of"])
+    assert [i.tolist() for i in ids] == [[2, 5, 6, 3], [2, 3], [2, 1, 1, 3]]
+    assert tokenizer.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert all(i.dtype == np.int32 for i in ids)
+
+
+def test_truncation_keeps_special_tokens_and_counts(tokenizer):
+    encoded = tokenizer.encode(["alpha beta gamma delta", "alpha", "alpha beta"], max_length=4)
+    assert [i.tolist() for i in encoded.ids] == [[2, 5, 6, 3], [2, 5, 3], [2, 5, 6, 3]]
+    assert encoded.truncated == 1
+
+
+def test_truncation_from_the_left(vocabulary_directory, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes((vocabulary_directory / "vocab.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "left", "model_max_length": 77}))
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer(["alpha beta gamma delta"], 4)[0].tolist() == [2, 7, 8, 3]
+    assert tokenizer.model_max_length == 77
+
+
+def test_lower_casing_comes_before_the_tokenizers_own_steps(vocabulary_directory, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes((vocabulary_directory / "vocab.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    assert Tokenizer.from_directory(tmp_path)(["ALPHA"])[0].tolist() == [2, 1, 3]
+    assert Tokenizer.from_directory(tmp_path, lower_case=True)(["ALPHA"])[0].tolist() == [2, 5, 3]
+
+
+def test_a_saved_tokenizer_loads_and_keeps_its_files(minilm, tmp_path):
+    Tokenizer.from_directory(minilm).save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        assert (tmp_path / name).read_bytes() == (minilm / name).read_bytes()
+
+
+def test_a_tokenizer_from_a_vocabulary_saves_a_tokenizer_json(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    texts = ["alpha Beta", "gamma : w3"]
+    for a, b in zip(tokenizer(texts), Tokenizer.from_directory(tmp_path)(texts), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [(["a", None], "NoneType"), (["a", 3], "int"), (["a", b"b"], "bytes"), (["a", float("nan")], "float")],
+)
+def test_what_is_no_text_is_named_by_index(tokenizer, texts, kind):
+    with pytest.raises(TypeError, match=rf"texts\[1\] must be str; got {kind}"):
+        tokenizer(texts)
+
+
+def test_a_single_string_is_no_sequence_of_texts(tokenizer):
+    with pytest.raises(TypeError, match="must be a sequence of str; got a single str"):
+        tokenizer("alpha")
+
+
+def test_a_maximum_without_room_for_text_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="max_length must exceed the 2 special tokens; got 2"):
+        tokenizer(["alpha"], 2)
+
+
+def test_a_directory_without_a_tokenizer_says_how_to_make_one(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    with pytest.raises(
+        FileNotFoundError, match=r"expected tokenizer.json or vocab.txt; found spiece.model.*save_pretrained"
+    ):
+        Tokenizer.from_directory(tmp_path)
