@@ -1,3 +1,67 @@
-"""jaxemb: train, adapt, evaluate and search embedding models with pure functions in JAX."""
+"""jaxemb: train, adapt, evaluate and search embedding models with pure functions in JAX.
+
+    embedder = jaxemb.load("sentence-transformers/all-MiniLM-L6-v2")
+    vectors = embedder.encode(["a text", "another text"])  # [2, 384]
+
+What is here is imported when it is first used, so `import jaxemb` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxemb import (
+        checkpoints,
+        data,
+        encoders,
+        evaluate,
+        losses,
+        objectives,
+        parallel,
+        pooling,
+        retrieval,
+        train,
+        transforms,
+    )
+    from jaxemb.checkpoints import load
+    from jaxemb.embedder import Embedder, SentenceEmbedder
+    from jaxemb.types import Tokens
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Embedder",
+    "SentenceEmbedder",
+    "Tokens",
+    "checkpoints",
+    "data",
+    "encoders",
+    "evaluate",
+    "load",
+    "losses",
+    "objectives",
+    "parallel",
+    "pooling",
+    "retrieval",
+    "train",
+    "transforms",
+]
+
+_HOMES = {
+    "Embedder": "jaxemb.embedder",
+    "SentenceEmbedder": "jaxemb.embedder",
+    "Tokens": "jaxemb.types",
+    "load": "jaxemb.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"jaxemb.{name}")
+    raise AttributeError(f"module 'jaxemb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
