@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
-import jaxemb
 import pytest
+
+import jaxemb
 
 
 def _modules_after(code: str) -> set[str]:
