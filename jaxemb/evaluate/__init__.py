@@ -1,0 +1,31 @@
+"""Evaluation: metrics as pure functions, and evaluators that take an embedder and return named numbers."""
+
+from jaxemb.evaluate import metrics
+from jaxemb.evaluate.encoder import Encoder, Evaluator
+from jaxemb.evaluate.retrieval import (
+    RetrievalScores,
+    RetrievalSet,
+    read_beir,
+    retrieval,
+    retrieval_evaluator,
+    retrieval_per_query,
+    score_run,
+)
+from jaxemb.evaluate.sts import StsSet, read_sts, sts, sts_evaluator
+
+__all__ = [
+    "Encoder",
+    "Evaluator",
+    "RetrievalScores",
+    "RetrievalSet",
+    "StsSet",
+    "metrics",
+    "read_beir",
+    "read_sts",
+    "retrieval",
+    "retrieval_evaluator",
+    "retrieval_per_query",
+    "score_run",
+    "sts",
+    "sts_evaluator",
+]

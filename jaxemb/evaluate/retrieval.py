@@ -1,0 +1,284 @@
+"""Retrieval: how well a model ranks the documents of a corpus for queries with known relevant documents."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxemb.evaluate import metrics
+from jaxemb.evaluate.encoder import Encoder, Evaluator, encode_finite, stored_prompt
+
+Qrels = Mapping[str, Mapping[str, int]]
+TieBreak = Literal["trec", "lower_id"]
+DEFAULT_KS = (1, 3, 5, 10, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalSet:
+    """A retrieval test collection: texts by id, and `qrels[query id][document id]` = relevance level (> 0 is relevant)."""
+
+    queries: Mapping[str, str]
+    corpus: Mapping[str, str]
+    qrels: Qrels
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalScores:
+    """Metrics per query.
+
+    Attributes:
+      query_ids: the Q queries that were scored.
+      values: `[Q]` by metric: "ndcg@k", "map@k", "mrr@k", "recall@k", "precision@k" and "success@k" for each k.
+      unjudged_queries: queries left out as nothing is judged for them.
+      missing_queries: judged queries left out as there is no text, or no ranking, of them.
+      missing_documents: judged documents that are not in the corpus; they still count as relevant.
+    """
+
+    query_ids: tuple[str, ...]
+    values: Mapping[str, np.ndarray]
+    unjudged_queries: int = 0
+    missing_queries: int = 0
+    missing_documents: int = 0
+
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over the queries."""
+        return {name: float(np.mean(values)) for name, values in self.values.items()}
+
+    def summary(self, *, confidence: float = 0.95) -> dict[str, Any]:
+        """Means with standard errors and bootstrap intervals, and the counts; ready for JSON."""
+        scores: dict[str, dict[str, float | None]] = {}
+        for name, values in self.values.items():
+            scores[name] = {"mean": float(np.mean(values)), "standard_error": None, "low": None, "high": None}
+            if len(values) > 1:
+                low, high = metrics.bootstrap_interval(values, confidence=confidence)
+                scores[name] |= {"standard_error": metrics.standard_error(values), "low": low, "high": high}
+        counts = ("unjudged_queries", "missing_queries", "missing_documents")
+        return {
+            "queries": len(self.query_ids),
+            **{name: getattr(self, name) for name in counts},
+            "confidence": confidence,
+            "metrics": scores,
+        }
+
+
+def retrieval(
+    embedder: Encoder, queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels, **options: Any
+) -> dict[str, float]:
+    """The means of `retrieval_per_query`, such as `{"ndcg@10": 0.41, ...}`; same arguments."""
+    return retrieval_per_query(embedder, queries, corpus, qrels, **options).means()
+
+
+def retrieval_per_query(
+    embedder: Encoder,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    similarity: str | None = None,
+    query_prompt_name: str | None = None,
+    corpus_prompt_name: str | None = None,
+    ignore_identical_ids: bool = False,
+    tie_break: TieBreak = "trec",
+    map_denominator: metrics.MapDenominator = "relevant",
+    strict: bool = False,
+) -> RetrievalScores:
+    """Encodes queries and corpus, searches exactly, and scores the ranking of every judged query.
+
+    Args:
+      embedder: the model.
+      queries: texts by query id; those without judgements are not encoded.
+      corpus: texts by document id.
+      qrels: `qrels[query id][document id]` = relevance level; > 0 is relevant.
+      ks: cut-offs.
+      similarity: "cosine", "dot" or "euclidean"; None takes the model's own, else cosine.
+      query_prompt_name: a prompt of the model; None takes the one called "query" where there is one.
+      corpus_prompt_name: None takes "document", "passage" or "corpus" where there is one.
+      ignore_identical_ids: leave out a document whose id is the query's, where queries are documents themselves.
+      tie_break: order of equal scores: by descending id as trec_eval and MTEB do, or by ascending id.
+      map_denominator: see `metrics.average_precision_at_k`.
+      strict: raise for documents that are judged but not in the corpus, instead of counting them.
+
+    Raises:
+      ValueError: if no query has both text and judgements, the corpus is empty, a k is < 1, embeddings are not finite,
+        or (strict) a judged document is missing.
+    """
+    from jaxemb.retrieval import topk_search
+
+    _check_ks(ks)
+    if not corpus:
+        raise ValueError("corpus must not be empty")
+    query_ids = [query for query in queries if qrels.get(query)]
+    if not query_ids:
+        raise ValueError(
+            f"no query has judgements; queries: {len(queries)}, such as {_some(queries)}; "
+            f"qrels: {len(qrels)}, such as {_some(qrels)}"
+        )
+    missing = {document for query in query_ids for document in qrels[query] if document not in corpus}
+    if missing and strict:
+        raise ValueError(f"{len(missing)} judged documents are not in the corpus, such as {_some(sorted(missing))}")
+
+    # Equal scores go to the lower row, so the order of the rows is the order of ties.
+    document_ids = sorted(corpus, reverse=_is_trec(tie_break))
+    row_of = {document: row for row, document in enumerate(document_ids)}
+    query_prompt_name = query_prompt_name or stored_prompt(embedder, "query")
+    corpus_prompt_name = corpus_prompt_name or stored_prompt(embedder, "document", "passage", "corpus")
+    query_vectors = encode_finite(embedder, [queries[q] for q in query_ids], query_prompt_name, "queries")
+    corpus_vectors = encode_finite(embedder, [corpus[d] for d in document_ids], corpus_prompt_name, "corpus")
+    same = [row_of.get(query, -1) for query in query_ids] if ignore_identical_ids else None
+    _, rows = topk_search(
+        query_vectors,
+        corpus_vectors,
+        min(max(ks), len(document_ids)),
+        metric=similarity or getattr(embedder, "similarity_fn_name", None) or "cosine",
+        exclude_ids=None if same is None else np.array(same)[:, None],
+    )
+    rankings = [[document_ids[row] for row in found if row >= 0] for found in rows.tolist()]
+    return RetrievalScores(
+        tuple(query_ids),
+        _score(rankings, [qrels[query] for query in query_ids], ks, map_denominator),
+        unjudged_queries=len(queries) - len(query_ids),
+        missing_queries=sum(query not in queries for query in qrels),
+        missing_documents=len(missing),
+    )
+
+
+def retrieval_evaluator(data: RetrievalSet, **options: Any) -> Evaluator:
+    """`retrieval` on `data`, as a function of the model alone; options as for `retrieval_per_query`."""
+
+    def evaluate(embedder: Encoder) -> dict[str, float]:
+        return retrieval(embedder, data.queries, data.corpus, data.qrels, **options)
+
+    return evaluate
+
+
+def score_run(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    tie_break: TieBreak = "trec",
+    map_denominator: metrics.MapDenominator = "relevant",
+) -> RetrievalScores:
+    """Scores `run[query id][document id]` = score, larger is better, as trec_eval does.
+
+    Scores are compared in f32. Queries in only one of run and qrels are left out, and counted.
+
+    Raises:
+      ValueError: if run and qrels have no query in common, a score is nan, or a k is < 1.
+    """
+    _check_ks(ks)
+    query_ids = [query for query in run if query in qrels]
+    if not query_ids:
+        raise ValueError(f"run and qrels have no query in common; got {_some(run)} and {_some(qrels)}")
+    rankings = [_ranked(query, run[query], _is_trec(tie_break)) for query in query_ids]
+    return RetrievalScores(
+        tuple(query_ids),
+        _score(rankings, [qrels[query] for query in query_ids], ks, map_denominator),
+        unjudged_queries=len(run) - len(query_ids),
+        missing_queries=len(qrels) - len(query_ids),
+    )
+
+
+def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path | None = None) -> RetrievalSet:
+    """A test collection in BEIR's layout; every file may be gzipped (`.gz`).
+
+        corpus.jsonl       {"_id": "d1", "title": "...", "text": "..."}; the title is put in front of the text
+        queries.jsonl      {"_id": "q1", "text": "..."}
+        qrels/<split>.tsv  header, then query id, document id and level
+
+    Args:
+      directory: where these are.
+      split: which qrels.
+      qrels: the file of the qrels, if it is elsewhere.
+
+    Raises:
+      FileNotFoundError: naming a file that is not there, and the splits that are.
+      ValueError: naming file and line of a malformed row, or an id that comes twice.
+    """
+    from jaxemb.data.records import read
+
+    directory = Path(directory)
+    if qrels is None:
+        qrels = _file(directory / "qrels" / f"{split}.tsv")
+    corpus = _texts(_file(directory / "corpus.jsonl"))
+    queries = _texts(_file(directory / "queries.jsonl"))
+    judgements: dict[str, dict[str, int]] = {}
+    source = read(qrels, columns=("query-id", "corpus-id", "score"), types={"score": int})
+    for record in source.__getitems__(range(len(source))):
+        judgements.setdefault(record["query-id"], {})[record["corpus-id"]] = record["score"]
+    return RetrievalSet(queries, corpus, judgements)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Texts by id, the title in front."""
+    from jaxemb.data.records import read
+
+    source = read(path)
+    texts: dict[str, str] = {}
+    for number, record in enumerate(source.__getitems__(range(len(source)))):
+        if record.get("_id") is None or record.get("text") is None:
+            raise ValueError(f"{path}: record {number} must have '_id' and 'text'; got {sorted(record)}")
+        key = str(record["_id"])
+        if key in texts:
+            raise ValueError(f"{path}: id {key!r} comes twice")
+        texts[key] = f"{record.get('title') or ''} {record['text']}".strip()
+    return texts
+
+
+def _file(path: Path) -> Path:
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.is_file():
+            return candidate
+    there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else "nothing"
+    raise FileNotFoundError(f"no {path.name} (or .gz) in {path.parent}; there is {there}")
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be cut-offs >= 1; got {tuple(ks)}")
+
+
+def _is_trec(tie_break: str) -> bool:
+    if tie_break not in ("trec", "lower_id"):
+        raise ValueError(f"tie_break must be 'trec' or 'lower_id'; got {tie_break!r}")
+    return tie_break == "trec"
+
+
+def _some(ids) -> list[str]:
+    return list(ids)[:3]
+
+
+def _ranked(query: str, scores: Mapping[str, float], is_trec: bool) -> list[str]:
+    """Document ids by descending score; a stable sort keeps equal scores in the order of the ids."""
+    documents = sorted(scores, reverse=is_trec)
+    values = np.array([scores[document] for document in documents], np.float32)
+    if np.isnan(values).any():
+        raise ValueError(f"run: query {query!r} has nan as score of {documents[int(np.isnan(values).argmax())]!r}")
+    return [documents[i] for i in np.argsort(-values, kind="stable")]
+
+
+def _score(
+    rankings: Sequence[Sequence[str]],
+    judgements: Sequence[Mapping[str, int]],
+    ks: Sequence[int],
+    map_denominator: metrics.MapDenominator,
+) -> dict[str, np.ndarray]:
+    """Every metric at every k, `[Q]` each."""
+    gains = np.zeros((len(rankings), max(ks)))
+    judged = np.zeros((len(rankings), max(map(len, judgements), default=0) or 1))
+    for row, (ranking, levels) in enumerate(zip(rankings, judgements, strict=True)):
+        found = [levels.get(document, 0) for document in ranking[: max(ks)]]
+        gains[row, : len(found)] = found
+        judged[row, : len(levels)] = list(levels.values())
+    per_k = {
+        "ndcg": lambda k: metrics.ndcg_at_k(gains, judged, k),
+        "map": lambda k: metrics.average_precision_at_k(gains, judged, k, denominator=map_denominator),
+        "mrr": lambda k: metrics.reciprocal_rank_at_k(gains, k),
+        "recall": lambda k: metrics.recall_at_k(gains, judged, k),
+        "precision": lambda k: metrics.precision_at_k(gains, k),
+        "success": lambda k: metrics.success_at_k(gains, k),
+    }
+    return {f"{name}@{k}": metric(k) for name, metric in per_k.items() for k in ks}

@@ -1,0 +1,131 @@
+"""Semantic textual similarity: how well similarities of embeddings order pairs of texts as people do."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxemb.evaluate import metrics
+from jaxemb.evaluate.encoder import Encoder, Evaluator, encode_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class StsSet:
+    """Pairs of texts and how similar people find them (any unit; larger is more alike), N of each."""
+
+    first: Sequence[str]
+    second: Sequence[str]
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+
+
+# Similarities of row i with row i, `[N, D], [N, D] -> [N]`.
+_SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cosine": _cosine,
+    "dot": lambda a, b: (a * b).sum(axis=1),
+    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=1),
+    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+}
+
+
+def sts(
+    embedder: Encoder,
+    first: Sequence[str],
+    second: Sequence[str],
+    scores: Sequence[float] | np.ndarray,
+    *,
+    similarities: Sequence[str] = ("cosine",),
+    prompt_name: str | None = None,
+) -> dict[str, float]:
+    """Spearman's and Pearson's correlation of the scores with the similarities of the pairs' embeddings.
+
+    Args:
+      embedder: the model.
+      first, second: the two texts of each pair, N each.
+      scores: how similar people find them, `[N]`.
+      similarities: of "cosine", "dot", "euclidean" and "manhattan" (negative distances).
+      prompt_name: the model's prompt for all texts.
+
+    Returns:
+      "cosine_spearman", "cosine_pearson" and so on, in -1..1.
+
+    Raises:
+      ValueError: for lengths that differ, fewer than two pairs, scores or embeddings that are not finite, an unknown
+        similarity.
+    """
+    scores = np.asarray(scores, np.float64)
+    if not len(first) == len(second) == len(scores) or scores.ndim != 1:
+        raise ValueError(
+            f"first, second and scores must have one entry per pair; got {len(first)}, {len(second)} and {scores.shape}"
+        )
+    if unknown := set(similarities) - set(_SIMILARITIES):
+        raise ValueError(f"similarities must be among {list(_SIMILARITIES)}; got {sorted(unknown)}")
+    embeddings = encode_finite(embedder, [*first, *second], prompt_name, "sentences").astype(np.float64)
+    a, b = embeddings[: len(first)], embeddings[len(first) :]
+    result = {}
+    for name in similarities:
+        predicted = _SIMILARITIES[name](a, b)
+        result[f"{name}_spearman"] = metrics.spearman(predicted, scores)
+        result[f"{name}_pearson"] = metrics.pearson(predicted, scores)
+    return result
+
+
+def sts_evaluator(
+    data: StsSet, *, similarities: Sequence[str] = ("cosine",), prompt_name: str | None = None
+) -> Evaluator:
+    """`sts` on `data`, as a function of the model alone."""
+
+    def evaluate(embedder: Encoder) -> dict[str, float]:
+        return sts(embedder, data.first, data.second, data.scores, similarities=similarities, prompt_name=prompt_name)
+
+    return evaluate
+
+
+def read_sts(
+    path: str | Path,
+    columns: Sequence[str] = ("sentence1", "sentence2", "score"),
+    *,
+    names: Sequence[str] | None = None,
+    format: str | None = None,
+) -> StsSet:
+    """The pairs of a file that `jaxemb.data.read` reads.
+
+        read_sts("stsb-en-dev.csv.gz", names=("sentence1", "sentence2", "score"))
+        read_sts("2012.MSRpar.test.tsv.gz", names=("score", "sentence1", "sentence2"))
+        read_sts("SICK_trial.txt.gz", ("sentence_A", "sentence_B", "relatedness_score"), format="tsv")
+
+    Args:
+      path: the file.
+      columns: the fields of the first text, the second text and the score.
+      names: the fields of a csv or tsv file without a header line.
+      format: see `jaxemb.data.read`.
+
+    Raises:
+      ValueError: naming file and line of a malformed row, as a score that is no finite number.
+    """
+    from jaxemb.data.records import read
+
+    first, second, score = columns
+    mapping = {"first": first, "second": second, "score": score}
+    source = read(path, format=format, columns=mapping, names=names, types={"score": _finite})
+    records = source.__getitems__(range(len(source)))
+    return StsSet(
+        [record["first"] for record in records],
+        [record["second"] for record in records],
+        np.array([record["score"] for record in records], np.float64),
+    )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(f"not a finite number: {text!r}")
+    return value

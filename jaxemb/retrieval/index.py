@@ -1,0 +1,248 @@
+"""A search index on disk: vectors, the records they stand for, and which model made them.
+
+manifest.json  format, model, dim, count, dtype, similarity, text
+vectors.npy    [count, dim], opened memory-mapped
+records.jsonl  one JSON object per vector, in order
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxemb.retrieval.exact import topk_search
+
+if TYPE_CHECKING:
+    from jaxemb.embedder import SentenceEmbedder
+
+_FORMAT = 1
+_MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+      model: directory or hub id of the model, for `jaxemb.load`.
+      dim: dimension of the vectors.
+      count: number of vectors and records.
+      dtype: of the vectors, "float32" or "float16".
+      similarity: "cosine", "dot" or "euclidean".
+      text: the records' field that was encoded.
+      format: version of this layout.
+    """
+
+    model: str
+    dim: int
+    count: int
+    dtype: str
+    similarity: str
+    text: str
+    format: int = _FORMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A result: the record, its number in the index, and its similarity to the query (larger is better)."""
+
+    score: float
+    id: int
+    record: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchIndex:
+    """An opened index; `open_index` makes one. Vectors stay on disk, and records stay unparsed, until needed."""
+
+    path: Path
+    manifest: Manifest
+    vectors: np.ndarray
+    lines: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def record(self, id: int) -> dict[str, Any]:
+        """The record number `id`.
+
+        Raises:
+          ValueError: if its line in the file is no JSON object.
+        """
+        try:
+            record = json.loads(self.lines[id])
+        except ValueError as error:
+            raise ValueError(f"{self.path / _RECORDS}:{id + 1}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.path / _RECORDS}:{id + 1}: must be a JSON object; got {type(record).__name__}")
+        return record
+
+    def search(
+        self,
+        queries: Sequence[str],
+        embedder: "SentenceEmbedder",
+        k: int = 10,
+        *,
+        prompt_name: str | None = None,
+    ) -> list[list[Hit]]:
+        """The k records most similar to each query, best first; exact.
+
+        Args:
+          queries: the texts.
+          embedder: the model that the index was built with.
+          k: number of hits; fewer where the index is smaller.
+          prompt_name: a prompt of the model; None takes the one called "query" where there is one.
+
+        Raises:
+          ValueError: if the model's vectors have another dimension than the index, or k < 1.
+        """
+        if embedder.model.dim != self.manifest.dim:
+            raise ValueError(
+                f"{self.path} holds vectors of dimension {self.manifest.dim}, made by {self.manifest.model}; "
+                f"this model's have {embedder.model.dim}"
+            )
+        prompt_name = prompt_name or ("query" if "query" in embedder.prompts else None)
+        vectors = embedder.encode(list(queries), prompt_name=prompt_name)
+        scores, ids = topk_search(vectors, self.vectors, min(k, len(self)), metric=self.manifest.similarity)
+        return [
+            [Hit(score, id, self.record(id)) for score, id in zip(*row, strict=True)]
+            for row in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
+
+
+def build_index(
+    path: str | Path,
+    records: Sequence[str | Mapping[str, Any]],
+    embedder: "SentenceEmbedder",
+    *,
+    model: str,
+    text: str = "text",
+    prompt_name: str | None = None,
+    dtype: str = "float32",
+    show_progress: bool = False,
+) -> SearchIndex:
+    """Encodes the records' texts and writes an index directory, which appears at once or not at all.
+
+    Args:
+      path: the directory; an index that is there is replaced.
+      records: texts, or JSON objects with the text in one field.
+      embedder: the model.
+      model: how `jaxemb.load` finds that model again.
+      text: the field of the text; a record that is just a text becomes `{text: ...}`.
+      prompt_name: a prompt of the model; None takes "document", "passage" or "corpus" where there is one.
+      dtype: of the vectors on disk, "float32" or "float16".
+      show_progress: show a bar with texts/s and the time left.
+
+    Raises:
+      FileExistsError: if `path` is something other than an index.
+      ValueError: if there are no records, a record lacks the field, an embedding is not finite, or the model compares
+        vectors in a way that cannot be searched.
+      TypeError: naming the record whose text is no string, or that JSON cannot hold.
+    """
+    path = Path(path)
+    if not len(records):
+        raise ValueError("records must not be empty")
+    if embedder.similarity_fn_name not in ("cosine", "dot", "euclidean"):
+        raise ValueError(f"an index compares by cosine, dot or euclidean; the model by {embedder.similarity_fn_name!r}")
+    objects = [{text: record} if isinstance(record, str) else dict(record) for record in records]
+    texts = [_text(record, text, number) for number, record in enumerate(objects)]
+    stored = (name for name in ("document", "passage", "corpus") if name in embedder.prompts)
+    with _fresh_directory(path) as fresh:
+        with open(fresh / _RECORDS, "w", encoding="utf-8", newline="\n") as file:
+            for number, record in enumerate(objects):
+                file.write(_json_line(record, number))
+        vectors = embedder.encode(
+            texts,
+            prompt_name=prompt_name or next(stored, None),
+            dtype=dtype,
+            out=fresh / _VECTORS,
+            show_progress=show_progress,
+        )
+        _check_finite(vectors)
+        manifest = Manifest(model, vectors.shape[1], len(vectors), dtype, embedder.similarity_fn_name, text)
+        (fresh / _MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    return open_index(path)
+
+
+def open_index(path: str | Path) -> SearchIndex:
+    """Opens an index directory, checking that its files belong together.
+
+    Raises:
+      FileNotFoundError: naming the file that is missing.
+      ValueError: for a manifest that cannot be read, and files that are damaged or do not match it.
+    """
+    path = Path(path)
+    for name in (_MANIFEST, _VECTORS, _RECORDS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} is no complete search index: {name} is missing")
+    manifest = _read_manifest(path / _MANIFEST)
+    try:
+        vectors = np.load(path / _VECTORS, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path / _VECTORS} is damaged or cut off: {error}") from error
+    expected = (manifest.count, manifest.dim), manifest.dtype
+    if (vectors.shape, str(vectors.dtype)) != expected:
+        raise ValueError(
+            f"{path / _VECTORS}: manifest says {manifest.dtype} {expected[0]}; got {vectors.dtype} {vectors.shape}"
+        )
+    lines = (path / _RECORDS).read_bytes().split(b"\n")[:-1]
+    if len(lines) != manifest.count:
+        raise ValueError(f"{path / _RECORDS}: manifest says {manifest.count} records; got {len(lines)} whole lines")
+    return SearchIndex(path, manifest, vectors, lines)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    version = fields.get("format") if isinstance(fields, dict) else None
+    if version != _FORMAT:
+        raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r}")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if missing := names - fields.keys():
+        raise ValueError(f"{path}: {', '.join(sorted(missing))} missing")
+    return Manifest(**{name: fields[name] for name in names})
+
+
+def _text(record: Mapping[str, Any], field: str, number: int) -> str:
+    if field not in record:
+        raise ValueError(f"record {number} has no field {field!r}; it has {sorted(record)}")
+    if not isinstance(record[field], str):
+        raise TypeError(f"record {number}: {field!r} must be a str; got {type(record[field]).__name__}")
+    return record[field]
+
+
+def _json_line(record: Mapping[str, Any], number: int) -> str:
+    try:
+        return json.dumps(record, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise TypeError(f"record {number} is not JSON: {error}") from error
+
+
+def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:
+    for start in range(0, len(vectors), chunk):
+        finite = np.isfinite(vectors[start : start + chunk]).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"the embedding of record {start + int(np.argmin(finite))} is not finite")
+
+
+@contextlib.contextmanager
+def _fresh_directory(path: Path) -> Iterator[Path]:
+    """A directory beside `path` that takes its place when the block ends without an error."""
+    if path.exists() and not (path / _MANIFEST).is_file() and (path.is_file() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is no search index; give another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        fresh = Path(temporary) / "new"
+        fresh.mkdir()
+        yield fresh
+        if path.exists():
+            os.rename(path, Path(temporary) / "old")
+        os.rename(fresh, path)
