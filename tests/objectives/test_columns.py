@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import distance, pair_batch, text_batch, tiny_model
+
+from jaxemb.objectives import on_columns
+
+BATCH = pair_batch(range(4)) | {"negative": text_batch(np.arange(4) + 50, 3), "hard": text_batch(np.arange(4) + 90)}
+MODEL = tiny_model()
+
+
+def seen_by_loss(*columns, key=None, **settings):
+    """What the loss is called with."""
+    calls = []
+
+    def loss(*args, **kwargs):
+        calls.append((args, kwargs))
+        return jnp.zeros(4)
+
+    _, outputs = on_columns(loss, *columns, **settings)(MODEL, BATCH, key)
+    return *calls[0], outputs
+
+
+def test_losses_are_those_of_the_embeddings():
+    losses, outputs = on_columns(distance, "query", "document")(MODEL, BATCH, None)
+    queries, documents = MODEL(BATCH["query"]), MODEL(BATCH["document"])
+    np.testing.assert_allclose(losses, distance(queries, documents), rtol=1e-6)
+    assert list(outputs) == ["query", "document"]
+    np.testing.assert_array_equal(outputs["document"], documents)
+
+
+def test_a_column_of_several_texts_per_record_is_record_major():
+    (query, negatives), _, outputs = seen_by_loss("query", "negative")
+    assert query.shape == (4, 16) and negatives.shape == (4, 3, 16) and outputs["negative"].shape == (4, 3, 16)
+    np.testing.assert_array_equal(negatives[2, 1], MODEL(BATCH["negative"])[2 * 3 + 1])
+
+
+def test_named_columns_always_have_an_axis_of_texts():
+    (_,), keywords, _ = seen_by_loss("query", negatives="negative", others=["score"], extra="hard")
+    assert keywords["negatives"].shape == (4, 3, 16) and keywords["extra"].shape == (4, 1, 16)
+    np.testing.assert_array_equal(keywords["score"], BATCH["score"])
+
+
+def test_every_column_has_dropout_of_its_own():
+    batch = BATCH | {"again": BATCH["query"]}
+    objective = on_columns(distance, "query", "again")
+    with_dropout, _ = objective(MODEL, batch, jax.random.key(0))
+    without, _ = objective(MODEL, batch, None)
+    assert np.all(np.asarray(with_dropout) > 1e-3)
+    np.testing.assert_allclose(without, 0, atol=1e-6)
+
+
+def test_a_column_used_twice_is_encoded_once():
+    (first, second), _, _ = seen_by_loss("query", "query", key=jax.random.key(0))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("columns", "others", "message"),
+    [
+        (["query", "passage"], [], "the batch has no passage; it has document, hard, id, negative, query, score"),
+        (["query"], ["label", "weight"], "the batch has no label, weight"),
+    ],
+)
+def test_names_what_the_batch_lacks(columns, others, message):
+    with pytest.raises(ValueError, match=message):
+        on_columns(distance, *columns, others=others)(MODEL, BATCH, None)
+
+
+def test_refuses_a_number_of_texts_that_is_no_multiple_of_the_records():
+    with pytest.raises(ValueError, match="column 'query' has 4 texts, which is no multiple of the 3 records"):
+        on_columns(distance, "query", "document")(MODEL, BATCH | {"id": np.arange(3)}, None)
+
+
+def test_refuses_a_loss_that_is_not_one_value_per_record():
+    with pytest.raises(AssertionError, match="one value per record"):
+        on_columns(lambda q, d: jnp.mean(distance(q, d)), "query", "document")(MODEL, BATCH, None)
+
+
+def test_needs_a_column():
+    with pytest.raises(ValueError, match="at least one text column"):
+        on_columns(distance)

@@ -1,0 +1,221 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_run import CONTRASTIVE, PAIRWISE, assert_bitwise_equal, pair_batch, tiny_model
+
+from jaxemb.train import adamw, decayed, init_state, make_train_step, stack_batches
+from jaxemb.transforms import Transform, ema
+from jaxemb.types import Tokens
+
+MODEL = {"w": jnp.array([1.0, 2.0])}
+
+
+def quadratic(model, batch, key):
+    """`x_n |w|^2`, `[N]`."""
+    return batch["x"] * jnp.sum(jnp.square(model["w"])), {}
+
+
+def batch_of(*values):
+    return {"x": np.array(values, np.float32)}
+
+
+def test_one_step_of_gradient_descent_by_hand():
+    optimizer = optax.sgd(0.1)
+    state, metrics = make_train_step(quadratic, optimizer)(
+        init_state(jax.random.key(0), MODEL, optimizer, Transform()), batch_of(1, 2)
+    )
+    np.testing.assert_allclose(state.model["w"], [1 - 0.1 * 1.5 * 2, 2 - 0.1 * 1.5 * 4], rtol=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(1.5 * 5)
+    assert float(metrics["grad_norm"]) == pytest.approx(np.hypot(3, 6))
+    assert int(state.step) == 1
+
+
+def test_the_norm_is_that_before_clipping():
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    state, metrics = make_train_step(quadratic, optimizer)(
+        init_state(jax.random.key(0), MODEL, optimizer, Transform()), batch_of(1.5)
+    )
+    assert float(metrics["grad_norm"]) == pytest.approx(np.hypot(3, 6))
+    assert float(jnp.linalg.norm(state.model["w"] - MODEL["w"])) == pytest.approx(1.0)
+
+
+def test_terms_of_transforms_are_part_of_the_loss():
+    penalty = Transform(loss=lambda context, params, state: 3 * jnp.sum(context.model["w"]))
+    optimizer = optax.sgd(0.1)
+    state, metrics = make_train_step(quadratic, optimizer, penalty)(
+        init_state(jax.random.key(0), MODEL, optimizer, penalty), batch_of(0)
+    )
+    assert float(metrics["loss"]) == 9
+    np.testing.assert_allclose(state.model["w"], [0.7, 1.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulating_is_the_big_batch_for_losses_of_single_records(accumulate):
+    model, optimizer = tiny_model(dropout=0.0, attention_dropout=0.0), optax.sgd(0.1)
+    state = init_state(jax.random.key(0), model, optimizer, Transform())
+    big, big_metrics = jax.jit(make_train_step(PAIRWISE, optimizer))(state, pair_batch(range(8)))
+    micro = stack_batches([pair_batch(part) for part in np.split(np.arange(8), accumulate)])
+    step = jax.jit(make_train_step(PAIRWISE, optimizer, accumulate=accumulate))
+    small, metrics = step(state, micro)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], big_metrics[name], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), small.model, big.model)
+
+
+def test_hooks_after_the_loss_see_all_micro_batches():
+    shapes = {}
+
+    def loss(context, params, state):
+        shapes["loss"] = context.batch["x"].shape
+        return jnp.zeros(())
+
+    def after_step(context, params, state):
+        shapes["after_step"] = context.batch["x"].shape, context.outputs["double"].shape
+        return state
+
+    transform, optimizer = Transform(loss=loss, after_step=after_step), optax.sgd(0.1)
+    objective = lambda model, batch, key: (quadratic(model, batch, key)[0], {"double": 2 * batch["x"]})
+    state = init_state(jax.random.key(0), MODEL, optimizer, transform)
+    make_train_step(objective, optimizer, transform, accumulate=3)(state, {"x": np.ones((3, 5), np.float32)})
+    assert shapes == {"loss": (5,), "after_step": ((3, 5), (3, 5))}
+
+
+def test_refuses_a_batch_without_the_axis_of_micro_batches():
+    optimizer = optax.sgd(0.1)
+    state = init_state(jax.random.key(0), MODEL, optimizer, Transform())
+    with pytest.raises(AssertionError, match="dimension"):
+        make_train_step(quadratic, optimizer, accumulate=2)(state, batch_of(1, 2, 3))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_later_ones(bad):
+    optimizer, transform = optax.adam(0.1), ema(0.9)
+    step = jax.jit(make_train_step(quadratic, optimizer, transform), donate_argnums=0)
+    state = init_state(jax.random.key(0), MODEL, optimizer, transform)
+    state, _ = step(state, batch_of(1, 2))
+    before = jax.tree.map(jnp.copy, state)
+    state, metrics = step(state, batch_of(1, bad))
+    assert not metrics["finite"]
+    state, metrics = step(state, batch_of(1, 2))
+    assert not metrics["finite"] and np.isfinite(metrics["loss"])
+    assert_bitwise_equal(state, dataclasses.replace(before, finite=jnp.zeros((), bool)))
+
+
+def test_a_gradient_that_is_not_finite_counts_too():
+    objective = lambda model, batch, key: (batch["x"] * jnp.sum(jnp.sqrt(model["w"] - 1)), {})  # slope inf at w = 1
+    optimizer = optax.sgd(0.1)
+    state = init_state(jax.random.key(0), MODEL, optimizer, Transform())
+    after, metrics = make_train_step(objective, optimizer)(state, batch_of(1))
+    assert np.isfinite(metrics["loss"]) and not metrics["finite"]
+    assert_bitwise_equal(after.model, MODEL)
+
+
+def test_the_dropout_of_a_step_depends_on_the_step_alone():
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(make_train_step(CONTRASTIVE, optimizer))
+    state = init_state(jax.random.key(0), tiny_model(), optimizer, Transform())
+    once, first = step(state, pair_batch(range(8)))
+    _, again = step(state, pair_batch(range(8)))
+    _, second = step(once, pair_batch(range(8)))
+    assert first["loss"] == again["loss"] != second["loss"]
+
+
+def test_half_precision_computes_in_bfloat16_and_keeps_float32_parameters():
+    optimizer = adamw(1e-3, 4)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        model = tiny_model(dtype=dtype, dropout=0.0, attention_dropout=0.0)
+        state = init_state(jax.random.key(0), model, optimizer, Transform())
+        step = make_train_step(CONTRASTIVE, optimizer)
+        state, metrics = jax.jit(step)(state, pair_batch(range(8)))
+        losses[dtype] = float(metrics["loss"])
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.model)} == {jnp.dtype("float32")}
+    assert losses["float32"] != losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_the_state_shares_no_buffer_with_the_model_it_was_made_from():
+    model, optimizer, transform = {"w": jnp.ones(3)}, optax.sgd(0.1), ema(0.9)
+    step = jax.jit(make_train_step(quadratic, optimizer, transform), donate_argnums=0)
+    step(init_state(jax.random.key(0), model, optimizer, transform), batch_of(1))
+    np.testing.assert_array_equal(model["w"], np.ones(3))
+
+
+def test_refuses_to_accumulate_less_than_one():
+    with pytest.raises(ValueError, match="accumulate must be at least 1; got 0"):
+        make_train_step(quadratic, optax.sgd(0.1), accumulate=0)
+
+
+class TestStackBatches:
+    def test_pads_to_the_largest_and_renumbers_the_slots(self):
+        small = Tokens(*[np.ones((1, 2), np.int32)] * 3, slots=np.array([0]), texts_per_row=1)
+        large = Tokens(*[np.full((2, 3), 2, np.int32)] * 3, slots=np.array([3]), texts_per_row=2)
+        tokens = stack_batches([{"a": small}, {"a": large}])["a"]
+        np.testing.assert_array_equal(tokens.ids, [[[1, 1, 0], [0, 0, 0]], [[2, 2, 2], [2, 2, 2]]])
+        np.testing.assert_array_equal(tokens.slots, [[0], [3]])
+        assert tokens.texts_per_row == 2
+
+    def test_keeps_every_text_where_its_slot_says(self):
+        segment_ids = np.array([[1, 2, 0], [1, 1, 2]], np.int32)
+        packed = Tokens(segment_ids, segment_ids, segment_ids * 0, slots=np.array([1, 2]), texts_per_row=2)
+        wide = Tokens(*[np.ones((3, 4), np.int32)] * 3, slots=np.array([0, 5]), texts_per_row=3)
+        tokens = stack_batches([{"a": packed}, {"a": wide}])["a"]
+        np.testing.assert_array_equal(tokens.slots, [[1, 3], [0, 5]])  # rows 0 and 1, segments 2 and 1, S = 3
+
+    def test_the_padding_changes_no_embedding(self):
+        model, indices = tiny_model(), np.arange(3)
+        short = jax.tree.map(lambda a: a[:, :8], pair_batch(indices)["query"])
+        long = jax.tree.map(lambda a: np.pad(a, ((0, 0), (0, 4))), short)
+        stacked = stack_batches([{"q": short}, {"q": long}])["q"]
+        first = jax.tree.map(lambda a: a[0], stacked)
+        np.testing.assert_allclose(model(first), model(short), atol=1e-6)
+
+
+class TestAdamw:
+    def rates(self, steps, **settings):
+        optimizer = adamw(1.0, steps, **settings)
+        params = {"kernel": jnp.ones((2, 2))}
+        state, seen = optimizer.init(params), []
+        for _ in range(steps):
+            _, state = optimizer.update(params, state, params)
+            seen.append(float(optax.tree.get(state, "hyperparams")["learning_rate"]))
+        return seen
+
+    def test_linear_warm_up_and_decay(self):
+        assert self.rates(8, warmup=0.5) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+    def test_cosine(self):
+        expected = [0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(4)]
+        assert self.rates(4, warmup=0.0, schedule="cosine") == pytest.approx(expected)
+
+    def test_constant(self):
+        assert self.rates(4, warmup=0.25, schedule="constant") == [1.0] * 4
+
+    def test_decays_kernels_and_tables_only(self):
+        mask = decayed(tiny_model())
+        assert mask.encoder.embeddings.tokens and mask.encoder.layers.attention.query.kernel
+        assert not mask.encoder.layers.attention.query.bias  # [L, D]: stacked, but a bias
+        assert not mask.encoder.layers.mlp_norm.weight and not mask.encoder.embeddings.norm.weight
+        optimizer = adamw(0.1, 2, warmup=0.0, weight_decay=1.0, max_grad_norm=None)
+        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.1)
+        np.testing.assert_array_equal(updates["bias"], 0)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"steps": 0}, "steps must be at least 1; got 0"),
+            ({"steps": 5, "warmup": 1.0}, r"warmup is a share of the steps, in \[0, 1\); got 1.0"),
+            (
+                {"steps": 5, "schedule": "step"},
+                r"schedule must be one of \['constant', 'cosine', 'linear'\]; got 'step'",
+            ),
+        ],
+    )
+    def test_refuses(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            adamw(1e-3, **settings)

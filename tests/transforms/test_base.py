@@ -1,0 +1,207 @@
+"""The laws of `chain`, on what transforms do to a training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_run import assert_bitwise_equal
+
+from jaxemb.train import begin_task, end_task, init_state, make_train_step
+from jaxemb.transforms import Carried, Context, Trained, Transform, chain, identity
+
+MODEL = {"w": jnp.linspace(-1, 1, 6).reshape(3, 2), "b": jnp.array([0.5, -0.5])}
+BATCH = {"x": np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3), "id": np.arange(4)}
+OPTIMIZER = optax.adamw(0.1, weight_decay=0.1)
+
+
+def objective(model, batch, key):
+    y = jnp.tanh(batch["x"] @ model["w"] + model["b"])
+    return jnp.sum(jnp.square(y - jax.random.normal(key, y.shape)), axis=-1), {"y": y}
+
+
+def scaled(start: float) -> Transform:
+    """Re-expresses the weights; has a parameter, and freezes half of it in both gradient hooks."""
+    halve = lambda tree, *_: tree._replace(params=tree.params * jnp.array([1.0, 0.0]))
+    return Transform(
+        init=lambda key, model: Carried(params=jnp.array([start, 1.0])),
+        model=lambda model, params, state: model | {"w": jnp.tanh(model["w"] * params[0]) + params[1]},
+        gradients=halve,
+        updates=halve,
+    )
+
+
+def shifted(start: float) -> Transform:
+    """Re-expresses the biases with noise from its init key; does not commute with `scaled`'s hooks by accident."""
+    return Transform(
+        init=lambda key, model: Carried(params=start + jax.random.normal(key, model["b"].shape)),
+        model=lambda model, params, state: {"w": model["w"] + jnp.sum(params), "b": model["b"] * 2 + params},
+    )
+
+
+def penalised(weight: float) -> Transform:
+    """Acts on everything that is trained: the model and every transform's parameters."""
+    return Transform(
+        loss=lambda context, params, state: weight * optax.tree.norm(context.trained, squared=True),
+        updates=lambda updates, context, params, state: jax.tree.map(lambda u: 0.9 * u, updates),
+    )
+
+
+def remembering(decay: float) -> Transform:
+    """Carries a state that sees the outputs, the gradients, the updates and the new weights."""
+
+    def after_step(context, params, state):
+        seen = [context.outputs["y"], context.gradients.model["w"], context.updates.model["b"], context.trained.model]
+        return decay * state + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(seen))
+
+    return Transform(
+        init=lambda key, model: Carried(state=jnp.sum(model["w"])),
+        loss=lambda context, params, state: 1e-3 * state * jnp.mean(context.model["w"]),
+        after_step=after_step,
+    )
+
+
+def projecting(strength: float) -> Transform:
+    """Evaluates the objective again, as replay does, through the `model` hooks of the whole chain."""
+
+    def gradients(grads, context, params, state):
+        replay = jax.grad(lambda t: jnp.mean(objective(context.express(t), context.batch, context.key)[0]))
+        return jax.tree.map(lambda g, r: g + strength * r, grads, replay(context.trained))
+
+    return Transform(gradients=gradients)
+
+
+transforms = st.builds(
+    lambda make, value: make(value),
+    st.sampled_from([scaled, shifted, penalised, remembering, projecting]),
+    st.sampled_from([0.3, 0.7]),
+)
+
+
+def trained(transform: Transform, steps: int = 3):
+    """The final state and the losses."""
+    state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
+    state = begin_task(transform, objective, state, 0)
+    step, losses = jax.jit(make_train_step(objective, OPTIMIZER, transform)), []
+    for _ in range(steps):
+        state, metrics = step(state, BATCH)
+        losses.append(metrics["loss"])
+    return end_task(transform, objective, state, 0), losses
+
+
+@settings(max_examples=4)
+@given(transforms, transforms, transforms)
+def test_chain_is_associative(a, b, c):
+    flat = trained(chain(a, b, c))
+    assert_bitwise_equal(trained(chain(chain(a, b), c)), flat)
+    assert_bitwise_equal(trained(chain(a, chain(b, c))), flat)
+
+
+@settings(max_examples=4)
+@given(transforms)
+def test_identity_is_the_unit(a):
+    alone = trained(a)
+    for same in (chain(a), chain(identity(), a), chain(a, identity()), chain(identity(), chain(a), chain())):
+        assert_bitwise_equal(trained(same), alone)
+
+
+def test_the_empty_chain_trains_as_no_transform():
+    assert_bitwise_equal(trained(chain()), trained(Transform()))
+
+
+@settings(max_examples=4)
+@given(st.permutations([scaled(0.5), penalised(0.1), projecting(0.3), remembering(0.9)]))
+def test_a_chain_is_a_transform_like_any_other(members):
+    """A chain that is not flattened, as inside a method that wraps another, does what the flat one does."""
+    a, b, c, d = members
+    opaque = chain(b, c)._replace(parts=None)
+    state, losses = trained(chain(a, opaque, d))
+    expected_state, expected_losses = trained(chain(a, b, c, d))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(state.model), jax.tree.leaves(expected_state.model), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_of_two_does_what_one_hand_written_transform_does():
+    a, b = scaled(0.5), penalised(0.1)
+
+    def both_loss(context, params, state):
+        return 0.1 * optax.tree.norm(context.trained, squared=True)
+
+    by_hand = a._replace(
+        loss=both_loss,
+        updates=lambda updates, *rest: jax.tree.map(lambda u: 0.9 * u, a.updates(updates, *rest)),
+    )
+    (state, losses), (expected, expected_losses) = trained(chain(a, b)), trained(by_hand)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    np.testing.assert_allclose(state.params[0], expected.params, rtol=1e-6)
+    assert state.params[1] == ()
+    assert float(state.params[0][1]) == 1.0, "the frozen half moved"
+
+
+def test_model_hooks_run_left_to_right():
+    add, double = (
+        Transform(model=lambda model, params, state: model + 1),
+        Transform(model=lambda model, params, state: model * 2),
+    )
+    assert chain(add, double).model(3, ((), ()), ((), ())) == 8
+    assert chain(double, add).model(3, ((), ()), ((), ())) == 7
+
+
+def test_init_sees_the_model_that_the_transforms_before_express():
+    seen = []
+    spy = Transform(init=lambda key, model: (seen.append(model), Carried())[1])
+    double = Transform(model=lambda model, params, state: model * 2)
+    chain(double, spy, double, spy).init(jax.random.key(0), 3)
+    assert seen == [6, 12]
+
+
+def test_init_keys_are_independent():
+    draw = Transform(init=lambda key, model: Carried(params=jax.random.normal(key)))
+    first, second = chain(draw, draw).init(jax.random.key(0), None).params
+    assert first != second
+
+
+@pytest.mark.parametrize("hook", ["gradients", "updates"])
+def test_each_transform_sees_its_own_params_and_the_others_as_rest(hook):
+    seen = {}
+
+    def spy(name):
+        def look(tree, context, params, state):
+            seen[name] = (tree, context.trained, params, state)
+            return tree._replace(params=tree.params + 100)
+
+        return Transform(**{hook: look})
+
+    tree, now = Trained("m", (1, 2, 3)), Trained("n", (4, 5, 6))
+    context = Context(0, None, None, None, trained=now)
+    chained = chain(spy("a"), spy("b"), spy("c"))
+    assert getattr(chained, hook)(tree, context, (4, 5, 6), ("s", "t", "u")) == Trained("m", (101, 102, 103))
+    assert seen["b"] == (Trained("m", 2, (101, 3)), Trained("n", 5, (4, 6)), 5, "t")
+
+
+def test_task_hooks_may_change_model_params_and_state():
+    def end_task(task, context, params, state):
+        return Trained(context.trained.model + params, params * 0, context.trained.rest), (*state, task)
+
+    fold = Transform(end_task=end_task)
+    context = Context(0, None, None, lambda trained: trained.model, trained=Trained(1, (10, 100)))
+    result = chain(fold, fold).end_task("first", context, (10, 100), ((), ()))
+    assert result == (Trained(111, (0, 0)), (("first",), ("first",)))
+
+
+def test_compiles_once():
+    traces = []
+
+    def counted(model, batch, key):
+        traces.append(1)
+        return objective(model, batch, key)
+
+    transform = chain(scaled(0.5), shifted(0.1), penalised(0.1), remembering(0.5))
+    state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
+    step = jax.jit(make_train_step(counted, OPTIMIZER, transform), donate_argnums=0)
+    for _ in range(3):
+        state, _ = step(state, BATCH)
+    assert len(traces) == 1
