@@ -95,6 +95,8 @@ class TransformerConfig:
     unroll: int = 1  # layers per scan iteration; `layers` unrolls the stack
 
     def __post_init__(self):
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"heads must divide dim unless head_dim is given; got dim={self.dim}, heads={self.heads}")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"kv_heads must divide heads; got heads={self.heads}, kv_heads={self.n_kv_heads}")
         if self.activation not in _ACTIVATIONS:
