@@ -77,12 +77,12 @@ def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
 
 def precision_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """Share of the first k ranks that hold a relevant document."""
-    return _hits(gains, k).sum(-1) / k
+    return np.asarray(_hits(gains, k).sum(-1) / k)
 
 
 def success_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """1 if any of the first k documents is relevant, else 0 (sentence-transformers' accuracy@k)."""
-    return _hits(gains, k).any(-1).astype(np.float64)
+    return np.asarray(_hits(gains, k).any(-1), np.float64)
 
 
 def standard_error(values: ArrayLike) -> float:

@@ -17,7 +17,7 @@ DEFAULT_KS = (1, 3, 5, 10, 100)
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
-    """A retrieval test collection: texts by id, and `qrels[query id][document id]` = relevance level (> 0 is relevant)."""
+    """A test collection: texts by id, and `qrels[query id][document id]` = relevance level (> 0 is relevant)."""
 
     queries: Mapping[str, str]
     corpus: Mapping[str, str]

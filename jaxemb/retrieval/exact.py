@@ -3,14 +3,12 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Metric = Literal["cosine", "dot", "euclidean"]
 _BLOCK = 128  # corpus rows whose maximum is taken first; see `_top_k`
 
 
@@ -19,7 +17,7 @@ def topk_search(
     corpus: np.ndarray,
     k: int,
     *,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     corpus_chunk: int = 32_768,
     query_chunk: int = 256,
     mesh: Mesh | None = None,
@@ -212,7 +210,7 @@ def _axes(mesh: Mesh | None, corpus_axis: str | Sequence[str] | None) -> tuple[s
 
 
 def _even_size(n: int, largest: int, shards: int) -> int:
-    """Rows per chunk: as few chunks as `largest` allows, all of about the same size, each shard whole blocks if large."""
+    """Rows per chunk: as few chunks as `largest` allows, of about the same size; of whole blocks per shard if large."""
     rows = math.ceil(n / math.ceil(n / largest))
     unit = shards * _BLOCK if rows >= 4 * shards * _BLOCK else shards
     return math.ceil(rows / unit) * unit
