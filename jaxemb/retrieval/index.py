@@ -124,6 +124,7 @@ def build_index(
     model: str,
     text: str = "text",
     prompt_name: str | None = None,
+    vectors: np.ndarray | None = None,
     dtype: str = "float32",
     show_progress: bool = False,
 ) -> SearchIndex:
@@ -136,18 +137,23 @@ def build_index(
       model: how `jaxemb.load` finds that model again.
       text: the field of the text; a record that is just a text becomes `{text: ...}`.
       prompt_name: a prompt of the model; None takes "document", "passage" or "corpus" where there is one.
+      vectors: the records' embeddings `[N, D]`, if they are at hand; None encodes the texts.
       dtype: of the vectors on disk, "float32" or "float16".
       show_progress: show a bar with texts/s and the time left.
 
     Raises:
       FileExistsError: if `path` is something other than an index.
-      ValueError: if there are no records, a record lacks the field, an embedding is not finite, or the model compares
+      ValueError: if there are no records, a record lacks the field, `vectors` do not fit, an embedding is not finite, or the model compares
         vectors in a way that cannot be searched.
       TypeError: naming the record whose text is no string, or that JSON cannot hold.
     """
     path = Path(path)
     if not len(records):
         raise ValueError("records must not be empty")
+    if vectors is not None and np.shape(vectors) != (len(records), embedder.model.dim):
+        raise ValueError(
+            f"vectors must be {(len(records), embedder.model.dim)}, as the records; got {np.shape(vectors)}"
+        )
     if embedder.similarity_fn_name not in ("cosine", "dot", "euclidean"):
         raise ValueError(f"an index compares by cosine, dot or euclidean; the model by {embedder.similarity_fn_name!r}")
     objects = [{text: record} if isinstance(record, str) else dict(record) for record in records]
@@ -157,13 +163,16 @@ def build_index(
         with open(fresh / _RECORDS, "w", encoding="utf-8", newline="\n") as file:
             for number, record in enumerate(objects):
                 file.write(_json_line(record, number))
-        vectors = embedder.encode(
-            texts,
-            prompt_name=prompt_name or next(stored, None),
-            dtype=dtype,
-            out=fresh / _VECTORS,
-            show_progress=show_progress,
-        )
+        if vectors is None:
+            vectors = embedder.encode(
+                texts,
+                prompt_name=prompt_name or next(stored, None),
+                dtype=dtype,
+                out=fresh / _VECTORS,
+                show_progress=show_progress,
+            )
+        else:
+            np.save(fresh / _VECTORS, np.asarray(vectors, dtype))
         _check_finite(vectors)
         manifest = Manifest(model, vectors.shape[1], len(vectors), dtype, embedder.similarity_fn_name, text)
         (fresh / _MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")

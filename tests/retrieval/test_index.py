@@ -65,6 +65,17 @@ def test_options_of_building(tmp_path):
     assert model.asked == ["passage", "query"]
 
 
+def test_vectors_at_hand_are_not_encoded_again(tmp_path):
+    model = Letters()
+    vectors = Letters().encode(["c", "b", "a"])
+    index = build_index(tmp_path / "index", RECORDS, model, model="letters", vectors=vectors, dtype="float16")
+    assert model.asked == []
+    assert index.search(["a"], model)[0][0].record == {"text": "ddd"}
+    assert index.vectors.dtype == np.float16
+    with pytest.raises(ValueError, match=r"vectors must be \(3, 4\), as the records; got \(2, 4\)"):
+        build_index(tmp_path / "index", RECORDS, model, model="letters", vectors=vectors[:2])
+
+
 def test_building_again_replaces_the_index_and_leaves_nothing_else(index):
     build_index(index.path, ["c"], Letters(), model="letters")
     assert len(open_index(index.path)) == 1
