@@ -143,8 +143,8 @@ def build_index(
 
     Raises:
       FileExistsError: if `path` is something other than an index.
-      ValueError: if there are no records, a record lacks the field, `vectors` do not fit, an embedding is not finite, or the model compares
-        vectors in a way that cannot be searched.
+      ValueError: if there are no records, a record lacks the field, `vectors` do not fit, an embedding is not finite,
+        or the model compares vectors in a way that cannot be searched.
       TypeError: naming the record whose text is no string, or that JSON cannot hold.
     """
     path = Path(path)
