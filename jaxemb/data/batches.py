@@ -133,7 +133,8 @@ def batches(
       row_multiple: the number of packed rows is a multiple of this, such as the number of devices.
       process_index: which part of each batch to return; None takes JAX's.
       process_count: into how many parts batches are divided; None takes JAX's.
-      workers: worker processes that make batches; 0 uses a thread, enough where tokenising keeps up.
+      workers: worker processes that make batches; 0 uses a thread, enough where tokenising keeps up. They are spawned,
+        so the program's own code must stand under `if __name__ == "__main__":`, and what they need is pickled.
       prefetch: batches to have ready in advance (by each worker).
 
     Raises:
@@ -172,6 +173,10 @@ def batches(
         parts.append(order.batch(batch_size, drop_remainder=drop_remainder).repeat(epochs).map(make))
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, mixed.weights)
     if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which programs without absl's `app` never parse
         # No threads in the workers: they are the parallelism.
         read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
@@ -204,7 +209,7 @@ class _Make:
         return array[self.process_index * size : (self.process_index + 1) * size]
 
     def whole(self, indices: np.ndarray) -> Batch:
-        records = self.source.__getitems__(indices)
+        records = self.source.__getitems__(indices.tolist())
         batch: Batch = {
             name: self.text(name, kind, records, indices)
             if isinstance(kind, Text)
@@ -226,14 +231,10 @@ class _Make:
 
     def text(self, name: str, kind: Text, records: Sequence[Mapping], indices: np.ndarray) -> Tokens:
         values = [record.get(name) for record in records]
-        if any(isinstance(value, list | tuple) for value in values):
-            values = self.flat(name, values, indices)
-        else:
-            for value, index in zip(values, indices, strict=True):
-                if not isinstance(value, str):
-                    raise self.error(index, name, f"expected a str; got {_described(value)}")
+        nested = any(isinstance(value, list | tuple) for value in values)
+        texts = (self.flat if nested else self.single)(name, values, indices)
         max_length = kind.max_length or self.max_length
-        ids = self.tokenizer([kind.prompt + value for value in values] if kind.prompt else values, max_length)
+        ids = self.tokenizer([kind.prompt + text for text in texts] if kind.prompt else texts, max_length)
         if self.pack is not None:
             # Eight tokens a text: shorter ones are rare, and a fixed number keeps the shape.
             row_length = max(self.pack, max_length)
@@ -242,6 +243,13 @@ class _Make:
             )
         longest = max(map(len, ids))
         return packing.pad(ids, length=min(packing.bucket(longest, self.buckets), max_length))
+
+    def single(self, name: str, values: Sequence, indices: np.ndarray) -> list[str]:
+        """The texts of a column of one text per record."""
+        for value, index in zip(values, indices, strict=True):
+            if not isinstance(value, str):
+                raise self.error(index, name, f"expected a str; got {_described(value)}")
+        return list(values)
 
     def flat(self, name: str, values: Sequence, indices: np.ndarray) -> list[str]:
         """The texts of a column of lists, record by record."""

@@ -4,6 +4,7 @@ Every new shape compiles a new program, so lengths and row counts are rounded up
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -145,13 +146,23 @@ def _first_fit_decreasing(lengths: np.ndarray, capacity: int, most: int) -> tupl
     return row, segment, start
 
 
-def _scatter(sequences, lengths, row, start, segment, shape, slots=None, texts_per_row=1) -> Tokens:
+def _scatter(
+    sequences: Sequence[np.ndarray],
+    lengths: np.ndarray,
+    row: np.ndarray,
+    start: np.ndarray,
+    segment: np.ndarray,
+    shape: tuple[int, int],
+    slots: Any = None,
+    texts_per_row: int = 1,
+) -> Tokens:
     """Writes each sequence into its row from `start` on."""
-    ids, segment_ids, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    arrays: list[Any] = [np.zeros(shape, np.int32) for _ in range(3)]
     if lengths.sum():
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         where = np.repeat(row * shape[1] + start, lengths) + position
-        ids.reshape(-1)[where] = np.concatenate(sequences)
-        segment_ids.reshape(-1)[where] = np.repeat(segment, lengths)
-        positions.reshape(-1)[where] = position
+        values = np.concatenate(sequences), np.repeat(segment, lengths), position
+        for array, value in zip(arrays, values, strict=True):
+            array.reshape(-1)[where] = value
+    ids, segment_ids, positions = arrays
     return Tokens(ids, segment_ids, positions, slots=slots, texts_per_row=texts_per_row)

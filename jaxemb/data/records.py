@@ -4,13 +4,14 @@ import contextlib
 import csv
 import dataclasses
 import gzip
+import io
 import json
 import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Columns = Mapping[str, str] | Sequence[str] | None
+File = gzip.GzipFile | io.BufferedReader
 
 _FORMATS = {
     ".csv": "csv",
@@ -300,7 +302,7 @@ class _Malformed:
 class _Lines:
     """Decoded lines of a binary file and their number; a line that is no UTF-8 raises, and the next one can be read."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: File):
         self.file, self.number = file, 0
 
     def __iter__(self) -> "_Lines":
@@ -332,7 +334,7 @@ def _format_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[File]:
     """The file, decompressed and past its byte order mark; damage to the compressed stream names the file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -344,19 +346,23 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _rows(
-    file: IO[bytes], format: str, names: Sequence[str] | None, delimiter: str | None
+    file: File, format: str, names: Sequence[str] | None, delimiter: str | None
 ) -> Iterator[tuple[int, Record | Exception]]:
     """Line number and fields of each row, or what is wrong with it."""
     if format == "csv":
-        return _delimited_rows(file, names, delimiter or ",", csv.QUOTE_MINIMAL)
+        return _delimited_rows(file, names, delimiter or ",", quoted=True)
     if format == "tsv":
-        return _delimited_rows(file, names, delimiter or "\t", csv.QUOTE_NONE)
+        return _delimited_rows(file, names, delimiter or "\t", quoted=False)
     return _json_rows(file) if format == "jsonl" else _text_rows(file)
 
 
-def _delimited_rows(file, names, delimiter, quoting) -> Iterator[tuple[int, Record | Exception]]:
+def _delimited_rows(
+    file: File, names: Sequence[str] | None, delimiter: str, *, quoted: bool
+) -> Iterator[tuple[int, Record | Exception]]:
     lines = _Lines(file)
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(
+        lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+    )
     limit = csv.field_size_limit(sys.maxsize)  # a long document is no error
     try:
         while True:
@@ -382,7 +388,7 @@ def _delimited_rows(file, names, delimiter, quoting) -> Iterator[tuple[int, Reco
         csv.field_size_limit(limit)
 
 
-def _json_rows(file) -> Iterator[tuple[int, Record | Exception]]:
+def _json_rows(file: File) -> Iterator[tuple[int, Record | Exception]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -394,7 +400,7 @@ def _json_rows(file) -> Iterator[tuple[int, Record | Exception]]:
         yield number, row if isinstance(row, dict) else ValueError(f"expected a JSON object; got {type(row).__name__}")
 
 
-def _text_rows(file) -> Iterator[tuple[int, Record | Exception]]:
+def _text_rows(file: File) -> Iterator[tuple[int, Record | Exception]]:
     for number, line in enumerate(file, 1):
         try:
             yield number, {"text": line.decode("utf-8").rstrip("\r\n")}

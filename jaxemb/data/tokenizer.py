@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,5 +197,5 @@ def _word_piece(vocabulary: bytes, specials: dict[str, str], config: Mapping[str
 
 def _lower_cases(normalizer: normalizers.Normalizer | None) -> bool:
     """Whether lower-casing is a step of `normalizer` already (the test that sentence-transformers makes)."""
-    steps: Iterable = normalizer if isinstance(normalizer, normalizers.Sequence) else [normalizer]
+    steps: Any = normalizer if isinstance(normalizer, normalizers.Sequence) else [normalizer]
     return any(isinstance(step, normalizers.Lowercase) for step in steps)

@@ -88,6 +88,12 @@ def test_the_order_depends_on_the_seed_alone(tokenizer):
     assert order(3)[1] != order(4)[0]  # the second epoch of one seed is not the first of the next
 
 
+def test_aligned_sources_of_a_mixture_are_not_drawn_in_step(tokenizer):
+    drawn = batches(mixture([SOURCE, SOURCE], [1, 1]), tokenizer, ["query"], batch_size=5, max_length=8, epochs=1)
+    first, second = ([b["id"].tolist() for b in drawn if b["source"][0] == number] for number in (0, 1))
+    assert len(first) == len(second) == 4 and first != second
+
+
 def mixed():
     other = from_list([{"query": f"delta w{i}", "document": "beta"} for i in range(40)], name="other")
     return mixture([SOURCE, other], [1, 3])
@@ -206,7 +212,6 @@ def test_prompts_stand_in_front(tokenizer):
     assert batch["score"].dtype == np.float16
 
 
-@pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_resume(tokenizer):
     options = {"batch_size": 4, "max_length": 16, "seed": 2}
     expected = iter(batches(SOURCE, tokenizer, ("query", "score"), **options))
