@@ -197,7 +197,7 @@ def test_token_types_equal_transformers(tmp_path):
     ids, types = np.arange(5, 15)[None], np.array([[0] * 4 + [1] * 6])
     with torch.no_grad():
         expected = reference(torch.tensor(ids), token_type_ids=torch.tensor(types)).last_hidden_state.numpy()
-    states = model(Tokens.from_mask(ids, np.ones_like(ids), type_ids=jnp.asarray(types)))
+    states = _final_states(model, Tokens.from_mask(ids, np.ones_like(ids), type_ids=jnp.asarray(types)))
     np.testing.assert_allclose(states, expected, atol=1e-4, rtol=0)
 
 

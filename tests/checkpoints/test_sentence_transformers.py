@@ -1,0 +1,261 @@
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxemb.checkpoints import CheckpointError, load, read_tensors, save, write_tensors
+from jaxemb.embedder import Dense, Normalize
+from jaxemb.encoders.transformer import Norm
+
+
+def _modules(*types: str) -> list[dict]:
+    """Entries of `modules.json`, the first in the root."""
+    return [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind.rpartition('.')[2]}" if i else "", "type": kind}
+        for i, kind in enumerate(types)
+    ]
+
+
+def _write_json(path: Path, content) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def directory(write_encoder) -> Path:
+    """A directory with every kind of module: mean and cls pooling, Dense, LayerNorm, Normalize."""
+    path = write_encoder()
+    rng = np.random.default_rng(1)
+    kinds = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
+    _write_json(path / "modules.json", _modules(*(f"sentence_transformers.models.{kind}" for kind in kinds)))
+    _write_json(path / "sentence_bert_config.json", {"max_seq_length": 7, "do_lower_case": True})
+    _write_json(
+        path / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": 4, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+    )
+    _write_json(
+        path / "2_Dense" / "config.json",
+        {
+            "in_features": 8,
+            "out_features": 5,
+            "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    )
+    dense = {"linear.weight": rng.normal(size=(5, 8)), "linear.bias": rng.normal(size=5)}
+    write_tensors(path / "2_Dense", {name: tensor.astype(np.float16) for name, tensor in dense.items()})
+    _write_json(path / "3_LayerNorm" / "config.json", {"dimension": 5})
+    norm = {"norm.weight": rng.normal(size=5), "norm.bias": rng.normal(size=5)}
+    write_tensors(path / "3_LayerNorm", {name: tensor.astype(np.float16) for name, tensor in norm.items()})
+    _write_json(
+        path / "config_sentence_transformers.json",
+        {"prompts": {"query": "a ", "document": None}, "default_prompt_name": "query", "similarity_fn_name": "dot"},
+    )
+    return path
+
+
+def test_everything_in_a_directory_is_read(directory):
+    embedder = load(directory)
+    assert embedder.model.pooling == ("cls", "mean")
+    dense, norm, normalize = embedder.model.heads
+    assert isinstance(dense, Dense)
+    assert isinstance(norm, Norm)
+    assert isinstance(normalize, Normalize)
+    stored = read_tensors(directory / "2_Dense")
+    np.testing.assert_array_equal(dense.linear.kernel, stored["linear.weight"].T.astype(np.float32))
+    np.testing.assert_array_equal(dense.linear.bias, stored["linear.bias"].astype(np.float32))
+    assert dense.activation == "tanh"
+    assert (norm.kind, norm.eps) == ("layer", 1e-5)
+    np.testing.assert_array_equal(
+        norm.weight, read_tensors(directory / "3_LayerNorm")["norm.weight"].astype(np.float32)
+    )
+    assert embedder.prompts == {"query": "a "}
+    assert embedder.default_prompt_name == "query"
+    assert embedder.similarity_fn_name == "dot"
+    assert embedder.max_length == 7
+    assert embedder.format.do_lower_case
+
+
+def test_saving_what_was_loaded_gives_the_same_directory(directory, tmp_path):
+    embedder = load(directory)
+    save(embedder, tmp_path / "saved")
+    for folder in ("", "2_Dense", "3_LayerNorm"):
+        original, saved = read_tensors(directory / folder), read_tensors(tmp_path / "saved" / folder)
+        assert {n: (t.dtype, t.tobytes()) for n, t in saved.items()} == {
+            n: (t.dtype, t.tobytes()) for n, t in original.items()
+        }
+    for file in ("vocab.txt", "tokenizer_config.json"):
+        assert (tmp_path / "saved" / file).read_bytes() == (directory / file).read_bytes()
+    for file in ("config.json", "modules.json", "sentence_bert_config.json", "2_Dense/config.json"):
+        assert json.loads((tmp_path / "saved" / file).read_text()) == json.loads((directory / file).read_text()), file
+
+    again = load(tmp_path / "saved")
+    jax.tree.map(np.testing.assert_array_equal, again.model, embedder.model)
+    assert jax.tree.structure(again.model) == jax.tree.structure(embedder.model)
+    assert again.tokenizer(["A b"])[0].tolist() == embedder.tokenizer(["A b"])[0].tolist()
+    names = ("prompts", "default_prompt_name", "similarity_fn_name", "max_length")
+    assert [getattr(again, name) for name in names] == [getattr(embedder, name) for name in names]
+
+
+def test_minilm_round_trip_is_byte_equal(minilm, tmp_path):
+    embedder = load(minilm)
+    assert (embedder.model.pooling, embedder.max_length, embedder.model.encoder.config.layers) == (("mean",), 256, 6)
+    save(embedder, tmp_path / "saved")
+    original, saved = read_tensors(minilm), read_tensors(tmp_path / "saved")
+    assert set(saved) == set(original)
+    assert {"pooler.dense.weight", "embeddings.position_ids"} <= set(saved)
+    for name, tensor in original.items():
+        assert saved[name].dtype == tensor.dtype
+        assert saved[name].tobytes() == tensor.tobytes(), name
+    for file in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        assert (tmp_path / "saved" / file).read_bytes() == (minilm / file).read_bytes()
+    for file in ("config.json", "modules.json", "sentence_bert_config.json"):
+        assert json.loads((tmp_path / "saved" / file).read_text()) == json.loads((minilm / file).read_text())
+
+
+def test_a_bare_encoder_gets_mean_pooling(write_encoder):
+    embedder = load(write_encoder())
+    assert (embedder.model.pooling, embedder.model.heads) == (("mean",), ())
+    assert embedder.max_length == 9  # what the position table holds
+    assert embedder.similarity_fn_name == "cosine"
+
+
+def test_an_encoder_in_a_folder_of_its_own_is_found(write_encoder, tmp_path):
+    write_encoder(name="model/0_Transformer")
+    modules = _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    modules[0]["path"] = "0_Transformer"
+    _write_json(tmp_path / "model" / "modules.json", modules)
+    _write_json(tmp_path / "model" / "0_Transformer" / "sentence_roberta_config.json", {"max_seq_length": 5})
+    assert load(tmp_path / "model").max_length == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, ("mean",)),
+        ({"pooling_mode_max_tokens": True}, ("max",)),
+        ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}, ("weightedmean",)),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": True}, ("cls", "lasttoken")),
+        ({"pooling_mode": "cls"}, ("cls",)),
+        ({"pooling_mode": ["mean", "cls", "mean_sqrt_len_tokens"]}, ("mean", "cls", "mean_sqrt_len_tokens")),
+    ],
+)
+def test_pooling_in_old_and_new_keys_is_read_and_kept(directory, tmp_path, config, expected):
+    modules = _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    _write_json(directory / "modules.json", modules)
+    _write_json(directory / "1_Pooling" / "config.json", config)
+    embedder = load(directory)
+    assert embedder.model.pooling == expected
+    save(embedder, tmp_path / "saved")
+    assert load(tmp_path / "saved").model.pooling == expected
+
+
+def test_module_paths_of_newer_releases_are_read(directory):
+    names = (
+        "sentence_transformers.base.modules.transformer.Transformer",
+        "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "sentence_transformers.base.modules.dense.Dense",
+        "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm",
+        "sentence_transformers.base.modules.normalize.Normalize",
+    )
+    old = load(directory)
+    _write_json(directory / "modules.json", _modules(*names))
+    assert jax.tree.structure(load(directory).model) == jax.tree.structure(old.model)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode must be among"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt=false is not supported; expected true"),
+        (
+            "2_Dense/config.json",
+            {"activation_function": "torch.nn.modules.activation.Mish"},
+            "activation_function must be",
+        ),
+        ("2_Dense/config.json", {"activation_function": "evil.Tanh"}, "activation_function must be one of"),
+        ("2_Dense/config.json", {"use_residual": True}, "use_residual=true is not supported; expected false"),
+        (
+            "2_Dense/config.json",
+            {"module_input_name": "token_embeddings"},
+            "module_input_name must be 'sentence_embedding'",
+        ),
+        ("2_Dense/config.json", {"bias": False}, "expected tensors of ranks {'linear.weight': 2}; found shapes"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "hamming"}, "similarity_fn_name must be one of"),
+        ("config.json", {"model_type": "t5"}, "model_type 't5' is not known"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(directory, file, changes, message):
+    content = json.loads((directory / file).read_text())
+    _write_json(directory / file, content | changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (
+            ("sentence_transformers.models.Transformer", "sentence_transformers.models.CNN"),
+            "module type 'sentence_transformers.models.CNN' is not supported; expected one of Transformer, Pooling",
+        ),
+        (
+            ("custom_code.Transformer", "sentence_transformers.models.Pooling"),
+            "module type 'custom_code.Transformer' is not supported",
+        ),
+        (
+            ("sentence_transformers.models.Transformer", "sentence_transformers.models.Normalize"),
+            "modules are ['Transformer', 'Normalize']; expected Transformer, Pooling, then any of",
+        ),
+    ],
+)
+def test_module_lists_that_cannot_be_built_are_refused(directory, types, message):
+    _write_json(directory / "modules.json", _modules(*types))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(directory)
+
+
+def test_a_pickled_head_is_refused(directory):
+    (directory / "2_Dense" / "model.safetensors").rename(directory / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"2_Dense: has only pytorch_model\.bin, a pickle"):
+        load(directory)
+
+
+def test_a_norm_that_the_format_cannot_say_is_not_saved(directory, tmp_path):
+    embedder = load(directory)
+    dense, norm, normalize = embedder.model.heads
+    other = Norm(norm.weight, norm.bias, kind="layer", eps=1e-12)
+    model = type(embedder.model)(
+        encoder=embedder.model.encoder, heads=(dense, other, normalize), pooling=("cls", "mean")
+    )
+    with pytest.raises(ValueError, match="a norm head must be a LayerNorm with bias and eps=1e-05"):
+        save(embedder.replace(model=model), tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]  # nothing half-written stays behind
+
+
+def test_a_model_directory_is_replaced_whole(directory, tmp_path):
+    embedder = load(directory)
+    save(embedder, tmp_path / "saved")
+    (tmp_path / "saved" / "stale").touch()
+    save(embedder, tmp_path / "saved")
+    assert not (tmp_path / "saved" / "stale").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "saved"]
+
+
+def test_saving_over_the_directory_it_came_from_works(directory):
+    before = {name: tensor.tobytes() for name, tensor in read_tensors(directory).items()}
+    save(load(directory), directory)
+    assert {name: tensor.tobytes() for name, tensor in read_tensors(directory).items()} == before
+
+
+def test_other_directories_and_files_are_not_overwritten(directory, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    for name in ("home", "file"):
+        with pytest.raises(FileExistsError, match=f"{name} exists and is no model directory; give another path"):
+            save(load(directory), tmp_path / name)
+    assert (tmp_path / "home" / "thesis.tex").exists()

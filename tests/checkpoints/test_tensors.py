@@ -1,0 +1,98 @@
+import json
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxemb.checkpoints import CheckpointError, read_tensors, write_tensors
+
+TENSORS = {
+    "f32": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "f16": np.arange(4, dtype=np.float16),
+    "bf16": np.arange(5).astype(ml_dtypes.bfloat16),
+    "i64": np.arange(3)[None],
+    "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+}
+
+
+def _assert_equal(read, expected):
+    assert set(read) == set(expected)
+    assert len(read) == len(expected)
+    for name, tensor in expected.items():
+        assert read[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(read[name], tensor)
+
+
+def test_single_file_round_trip(tmp_path):
+    write_tensors(tmp_path, TENSORS)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    _assert_equal(read_tensors(tmp_path), TENSORS)
+
+
+def test_sharded_round_trip(tmp_path):
+    write_tensors(tmp_path, TENSORS, max_bytes=40)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in TENSORS.values())
+    _assert_equal(read_tensors(tmp_path), TENSORS)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write_tensors(tmp_path, TENSORS, max_bytes=40)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json: shards are missing: model-00002-of-00003\.safetensors"):
+        read_tensors(tmp_path)
+
+
+def test_a_tensor_that_only_the_index_has_is_named(tmp_path):
+    write_tensors(tmp_path, TENSORS, max_bytes=40)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["ghost"] = "model-00001-of-00003.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="no shard has the tensors ghost"):
+        read_tensors(tmp_path)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    write_tensors(tmp_path, TENSORS)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file"):
+        read_tensors(tmp_path)
+
+
+def test_a_file_that_is_not_safetensors_is_named(tmp_path):
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_pickles_are_refused_with_the_way_to_convert(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    expected = rf"has only {re.escape(name)}, a pickle.*refuses it\. Convert it once.*\n  python -c \".*\"$"
+    with pytest.raises(CheckpointError, match=expected):
+        read_tensors(tmp_path)
+
+
+def test_the_conversion_that_the_message_states_works(tmp_path):
+    import shlex
+    import subprocess
+    import sys
+
+    import torch
+
+    weight = torch.arange(4.0)
+    torch.save({"a": weight, "b": weight}, tmp_path / "pytorch_model.bin")  # shared memory, as tied weights are
+    with pytest.raises(CheckpointError) as error:
+        read_tensors(tmp_path)
+    command = shlex.split(str(error.value).splitlines()[-1])
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    _assert_equal(read_tensors(tmp_path), {"a": weight.numpy(), "b": weight.numpy()})
+
+
+def test_an_empty_directory_says_what_is_expected(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors or model\.safetensors\.index\.json"):
+        read_tensors(tmp_path)
