@@ -1,0 +1,55 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from jaxemb import pooling
+from jaxemb.data import pack, pad
+from jaxemb.embedder import POOLINGS
+
+
+def _states(tokens, dim=5):
+    """A state for every token that depends on its text and position alone."""
+    angle = (tokens.ids[..., None] + 1) * np.arange(1, dim + 1)
+    return jnp.asarray(np.sin(angle), jnp.float32)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_equals_sentence_transformers(name):
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(4, 7, 6)).astype(np.float32)
+    mask = np.array([[1] * 7, [1] * 3 + [0] * 4, [1] + [0] * 6, [1] * 5 + [0] * 2])
+    tokens = pad([np.arange(n) for n in mask.sum(1)], length=7)
+    theirs = Pooling(6, pooling_mode=name)(
+        {"token_embeddings": torch.from_numpy(states), "attention_mask": torch.from_numpy(mask)}
+    )
+    np.testing.assert_allclose(
+        POOLINGS[name](states, tokens)[:, 0], theirs["sentence_embedding"].numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@settings(max_examples=8)  # every shape compiles anew
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_packed_rows_pool_like_rows_of_their_own(name, lengths, seed):
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, 50, n) for n in lengths]
+    alone, packed = pad(texts, length=9), pack(texts, row_length=12)
+    expected = POOLINGS[name](_states(alone), alone)[:, 0]
+    got = POOLINGS[name](_states(packed), packed).reshape(-1, 5)[packed.slots]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_an_empty_slot_gives_zeros(name):
+    tokens = pad([np.arange(3), np.arange(0)], length=4)
+    assert not np.any(POOLINGS[name](_states(tokens), tokens)[1])
+
+
+def test_weighted_mean_by_hand():
+    tokens = pad([np.arange(2)], length=3)
+    states = jnp.asarray([[[3.0], [6.0], [100.0]]])
+    np.testing.assert_allclose(pooling.weighted_mean(states, tokens), [[[5.0]]])  # (1 * 3 + 2 * 6) / 3
