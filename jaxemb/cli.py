@@ -1,0 +1,550 @@
+"""The `jaxemb` command. What a subcommand needs is imported when it runs, so help and usage errors are instant."""
+
+import argparse
+import ast
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.retrieval import Hit
+
+Command = Callable[[argparse.Namespace], None]
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# What these say is about what the user gave; everything else is a failure of the work.
+_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    SyntaxError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+_EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with `arguments` (by default those of the process) and returns its exit code."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as exit_:  # argparse has printed help or the usage error
+        return int(exit_.code or OK)
+    logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")
+    try:
+        _enable_compilation_cache(args)
+        args.command(args)
+        sys.stdout.flush()
+        return OK
+    except KeyboardInterrupt:
+        print("jaxemb: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"jaxemb: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED
+
+
+def _one_line(error: Exception) -> str:
+    # The text of a KeyError is the repr of the key; every other exception's is its message.
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = " ".join(str(message).split()) or "no message"
+    return text if isinstance(error, _INPUT_ERRORS) else f"{type(error).__name__}: {text}"
+
+
+def _enable_compilation_cache(args: argparse.Namespace) -> None:
+    if args.name != "info":
+        from jaxemb.compilation import enable_persistent_cache
+
+        enable_persistent_cache()
+
+
+# The command line
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples, and adds defaults to the help of options that have one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+def _parser() -> argparse.ArgumentParser:
+    import jaxemb
+
+    parser = argparse.ArgumentParser(
+        prog="jaxemb",
+        formatter_class=_Formatter,
+        description="Train, use, evaluate and search embedding models in JAX.",
+        epilog=f"`jaxemb COMMAND --help` shows a command's options and examples.\n{_EXIT_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxemb {jaxemb.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--quiet", action="store_true", help="no progress bar")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    model = argparse.ArgumentParser(add_help=False)
+    group = model.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
+    group.add_argument(
+        "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
+    )
+
+    encoding = argparse.ArgumentParser(add_help=False)
+    group = encoding.add_argument_group("encoding")
+    group.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens per batch (default: suits the device)")
+    group.add_argument("--dim", type=_count, metavar="N", help="keep the first N dimensions of the vectors")
+
+    texts = argparse.ArgumentParser(add_help=False)
+    group = texts.add_argument_group("files of texts")
+    group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
+    group.add_argument(
+        "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
+    )
+
+    def command(
+        name: str,
+        run: Command,
+        about: str,
+        examples: str,
+        *parents: argparse.ArgumentParser,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"examples:\n{examples.rstrip()}\n\n{_EXIT_CODES}",
+            formatter_class=_Formatter,
+            parents=[*parents, common],
+        )
+        sub.set_defaults(command=run, name=name)
+        return sub
+
+    sub = command(
+        "quickstart",
+        _quickstart,
+        "fine-tune all-MiniLM-L6-v2 for code search on the standard library of this Python",
+        """\
+  jaxemb quickstart
+  jaxemb quickstart --out runs/mine --steps 400 --seed 1""",
+    )
+    sub.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything is written")
+    sub.add_argument("--model", metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)")
+    sub.add_argument("--steps", type=_count, metavar="N", help="training steps (default: the recipe's)")
+    sub.add_argument("--batch-size", type=_count, metavar="N", help="pairs per step (default: the recipe's)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the pairs")
+    sub.add_argument("--limit", type=_count, metavar="N", help="at most N pairs of each split, for a quick trial")
+
+    sub = command(
+        "train",
+        _train,
+        "run the training that a config file describes",
+        """\
+  jaxemb train experiments/code_search.py --out runs/code_search
+  jaxemb train my_run.py --out runs/mine --set steps=1000 --set learning_rate=3e-5
+  jaxemb train my_run.py --out runs/mine              # again: goes on where it stopped""",
+    )
+    sub.add_argument("config", metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run")
+    sub.add_argument("--out", required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of run(): a Python literal or text",
+    )
+    sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
+
+    sub = command(
+        "encode",
+        _encode,
+        "turn texts into vectors, written as a .npy file",
+        """\
+  jaxemb encode sentences.txt --out vectors.npy
+  jaxemb encode pages.jsonl --column body --model runs/quickstart/model --dtype float16 --out pages.npy
+  zcat titles.gz | jaxemb encode - --prompt-name query --out titles.npy""",
+        model,
+        encoding,
+        texts,
+    )
+    sub.add_argument(
+        "files", nargs="+", metavar="FILE", help="txt (a text per line), csv, tsv, jsonl, parquet; - for stdin"
+    )
+    sub.add_argument("--out", required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
+    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="type of the written vectors")
+    sub.add_argument("--normalize", action="store_true", help="give the vectors unit length")
+    sub.add_argument("--prompt", metavar="TEXT", help="text to put in front of each")
+    sub.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
+
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "measure a model on a similarity or retrieval data set",
+        """\
+  jaxemb evaluate --task sts --data stsb-en-dev.csv.gz --names sentence1,sentence2,score
+  jaxemb evaluate --task sts --data SICK_trial.txt.gz --format tsv \\
+      --columns sentence_A,sentence_B,relatedness_score
+  jaxemb evaluate --task retrieval --data scifact/ --split test --model runs/quickstart/model --json""",
+        model,
+        encoding,
+    )
+    sub.add_argument("--task", choices=("sts", "retrieval"), required=True, help="what is measured")
+    sub.add_argument("--data", required=True, metavar="PATH", help="sts: a file of pairs; retrieval: a BEIR directory")
+    sub.add_argument(
+        "--columns",
+        metavar="A,B,SCORE",
+        default="sentence1,sentence2,score",
+        help="sts: the columns of the two texts and the score",
+    )
+    sub.add_argument("--names", metavar="A,B,...", help="sts: the columns of a file without a header line")
+    sub.add_argument(
+        "--format", choices=("csv", "tsv", "jsonl", "parquet"), help="sts: of the file (default: by its name)"
+    )
+    sub.add_argument("--split", default="test", metavar="NAME", help="retrieval: which qrels")
+
+    sub = command(
+        "search",
+        _search,
+        "find the texts nearest to a query",
+        """\
+  jaxemb search runs/quickstart "parse an iso date"
+  jaxemb search notes.txt "what did we decide about the budget" -k 3
+  jaxemb search notes.txt "budget" --out notes.index      # keeps the vectors
+  jaxemb search notes.index "holidays" --json""",
+        model,
+        texts,
+    )
+    sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
+    sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for")
+    sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits")
+    sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
+
+    sub = command(
+        "info",
+        _info,
+        "describe a model, or without one the software and devices here",
+        """\
+  jaxemb info
+  jaxemb info runs/quickstart/model
+  jaxemb info sentence-transformers/all-MiniLM-L6-v2 --json""",
+    )
+    sub.add_argument("model", nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
+    return parser
+
+
+def _count(text: str) -> int:
+    """The type of an option that is a positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+# The commands
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    from jaxemb.quickstart import quickstart
+
+    options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
+    given = {name: value for name, value in options.items() if value is not None}
+    numbers = quickstart(args.out, progress=not args.quiet, **given)
+    _print(
+        args,
+        numbers,
+        f"\nThe report is {args.out}/report.html, the model {args.out}/model. To search the standard library:\n\n"
+        f'    jaxemb search {args.out} "parse an iso date"\n',
+    )
+
+
+def _train(args: argparse.Namespace) -> None:
+    from jaxemb.train import fit, load_run
+
+    run = load_run(args.config, _options(args.set))
+    result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+    metrics = dict(result.metrics)
+    report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
+    lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
+    _print(args, report, "\n".join([*lines, f"the model is {args.out}/model"]))
+
+
+def _encode(args: argparse.Namespace) -> None:
+    if Path(args.out).suffix != ".npy":
+        raise ValueError(f"--out must be a .npy file; got {args.out!r}")
+    if not Path(args.out).parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no directory {Path(args.out).parent}")
+    texts = []
+    for file in args.files:
+        records, column = _read_texts(file, args)
+        texts += [record[column] for record in records]
+    embedder, _ = _load(args)
+    start = time.perf_counter()
+    vectors = embedder.encode(
+        texts,
+        prompt=args.prompt,
+        prompt_name=args.prompt_name,
+        dim=args.dim,
+        normalize=args.normalize,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
+        out=args.out,
+        mesh=_mesh(),
+        show_progress=not args.quiet,
+    )
+    seconds = time.perf_counter() - start
+    report = {"out": args.out, "texts": len(vectors), "dim": vectors.shape[1], "dtype": args.dtype, "seconds": seconds}
+    _print(args, report, f"{args.out}: {len(vectors)} vectors of dimension {vectors.shape[1]}, {seconds:.1f} s")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from jaxemb import evaluate
+
+    if args.task == "sts":
+        columns = args.columns.split(",")
+        if len(columns) != 3:
+            raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
+        pairs = evaluate.read_sts(args.data, columns, names=args.names and args.names.split(","), format=args.format)
+        embedder, name = _load(args)
+        scores = evaluate.sts(
+            _Configured(embedder, args.dim, args.batch_tokens), pairs.first, pairs.second, pairs.scores
+        )
+        report = {"task": "sts", "model": name, "data": args.data, "pairs": len(pairs), "metrics": scores}
+        lines = [f"{measure:<18} {value:.4f}" for measure, value in scores.items()]
+    else:
+        task = evaluate.read_beir(args.data, args.split)
+        encoder, name = _load_configured(args)
+        per_query = evaluate.retrieval_per_query(encoder, task.queries, task.corpus, task.qrels)
+        report = {"task": "retrieval", "model": name, "data": args.data, "split": args.split, **per_query.summary()}
+        wanted = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@10", "recall@100")
+        lines = [
+            f"{measure:<18} {found['mean']:.4f} ± {found['standard_error'] or 0:.4f}"
+            for measure, found in report["metrics"].items()
+            if measure in wanted
+        ]
+        lines.append(f"{report['queries']} queries, {len(task.corpus)} documents; ± one standard error")
+    _print(args, report, "\n".join(lines))
+
+
+def _search(args: argparse.Namespace) -> None:
+    from jaxemb.retrieval import build_index, open_index
+
+    where, query = Path(args.where), " ".join(args.query)
+    if not where.exists():
+        raise FileNotFoundError(f"there is no run, index or file {where}")
+    if not query.strip():
+        raise ValueError("the query is empty")
+    if where.is_dir():
+        run_model = where / "model"
+        index = open_index(where / "index" if (where / "index").is_dir() else where)
+        args.model = args.model or (str(run_model) if run_model.is_dir() else index.manifest.model)
+        embedder, _ = _load(args)
+        hits = index.search([query], embedder, args.k)[0]
+    else:
+        records, column = _read_texts(args.where, args)
+        embedder, name = _load(args)
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = args.out or Path(temporary) / "index"
+            index = build_index(directory, records, embedder, model=name, text=column, show_progress=not args.quiet)
+            hits = index.search([query], embedder, args.k)[0]
+    report = {"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]}
+    _print(args, report, "\n".join(_hit_lines(rank, hit, index.manifest.text) for rank, hit in enumerate(hits, 1)))
+
+
+def _info(args: argparse.Namespace) -> None:
+    report = _describe_model(args.model) if args.model else _describe_machine()
+    width = max(map(len, report))
+    _print(args, report, "\n".join(f"{name.replace('_', ' '):<{width}}  {_shown(v)}" for name, v in report.items()))
+
+
+# What the commands share
+
+
+def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> None:
+    print(json.dumps(report, ensure_ascii=False) if args.json else text)
+
+
+def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
+    """The model that the command asks for, and how it is found again."""
+    import jaxemb
+    from jaxemb.default_model import default_model
+
+    name = str(args.model or default_model().path)
+    return jaxemb.load(name, dtype=args.compute_dtype), name
+
+
+def _load_configured(args: argparse.Namespace) -> "tuple[_Configured, str]":
+    """The model as evaluators see it."""
+    embedder, name = _load(args)
+    return _Configured(embedder, args.dim, args.batch_tokens), name
+
+
+def _mesh() -> "Mesh | None":
+    """All devices, if there are several."""
+    import jax
+
+    from jaxemb.parallel import make_mesh
+
+    return make_mesh() if jax.device_count() > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Configured:
+    """An embedder as evaluators see it, with the command's options of encoding."""
+
+    embedder: "SentenceEmbedder"
+    dim: int | None
+    batch_tokens: int | None
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.embedder.prompts
+
+    @property
+    def similarity_fn_name(self) -> str:
+        return self.embedder.similarity_fn_name
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> "np.ndarray":
+        return self.embedder.encode(
+            texts, prompt_name=prompt_name, dim=self.dim, batch_tokens=self.batch_tokens, mesh=_mesh()
+        )
+
+
+def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, Any]], str]":
+    """The records of a file, or the lines of stdin, and the column of their texts."""
+    from jaxemb.data import read
+
+    if file == "-":
+        return [{"text": line.rstrip("\r\n")} for line in sys.stdin], "text"
+    source = read(file, format=args.format)
+    records = source.__getitems__(range(len(source)))
+    names = list(records[0]) if records else ["text"]
+    column = args.column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
+    if column is None:
+        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with --column")
+    for number, record in enumerate(records):
+        if not isinstance(record.get(column), str):
+            raise ValueError(f"{file}: record {number} has no text in column {column!r}; it has {sorted(record)}")
+    return records, column
+
+
+def _options(assignments: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as options; a value that is no Python literal is a text."""
+    options = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set must be NAME=VALUE; got {assignment!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:
+    """A hit in two lines: what it is called and where it is, then what it is about; one line if it has no title."""
+    record = hit.record
+    one_line = lambda value: " ".join(str(value).split())
+    title = record.get("title") or one_line(record[text_column])
+    place = f"  {record['path']}:{record.get('line', 1)}" if "path" in record else ""
+    about = one_line(record.get("about") or record[text_column]) if record.get("title") else ""
+    width = shutil.get_terminal_size((120, 24)).columns
+    lines = [f"{rank:>3}  {hit.score:.3f}  {title}{place}", f"{'':12}{about}"]
+    return "\n".join(line[: width - 1] for line in lines if line.strip())
+
+
+def _shown(value: Any) -> str:
+    """A value of a report as a person reads it."""
+    match value:
+        case bool() | None | "" | () | [] | {}:
+            return {True: "yes", False: "no"}.get(value, "none") if isinstance(value, bool) else "none"
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(_shown, value))
+        case dict():
+            return ", ".join(f"{name}: {_shown(item)}" for name, item in value.items())
+        case _:
+            return str(value)
+
+
+def _describe_model(name: str) -> dict[str, Any]:
+    """What `jaxemb info MODEL` says."""
+    from collections import Counter
+
+    import jax
+
+    import jaxemb
+
+    embedder = jaxemb.load(name)
+    model, config = embedder.model, embedder.model.encoder.config
+    checkpoint = embedder.format.encoder
+    return {
+        "model": name,
+        "family": checkpoint.config["model_type"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
+        "layers": config.layers,
+        "hidden_dim": config.dim,
+        "attention_heads": config.heads,
+        "vocabulary": config.vocab_size,
+        "pooling": list(model.pooling),
+        "heads": [type(head).__name__ for head in model.heads],
+        "embedding_dim": model.dim,
+        "unit_length": model.normalizes,
+        "similarity": embedder.similarity_fn_name,
+        "max_length": embedder.max_length,
+        "prompts": dict(embedder.prompts),
+        "default_prompt": embedder.default_prompt_name,
+        "tensors": dict(Counter(str(tensor.dtype) for tensor in checkpoint.stored)),
+        "tensors_unused": sorted(checkpoint.aside),
+    }
+
+
+def _describe_machine() -> dict[str, Any]:
+    """What `jaxemb info` says."""
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    from jaxemb.compilation import enable_persistent_cache
+
+    packages = ("jaxemb", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "compilation_cache": str(enable_persistent_cache()),
+    }
