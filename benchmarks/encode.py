@@ -14,7 +14,9 @@ CASES = ("short", "long")
 def texts_of(case: str) -> list[str]:
     """The texts of a case."""
     sentences = stsb_sentences("dev")
-    return sentences if case == "short" else [" ".join(sentences[i : i + 12]) for i in range(0, len(sentences) - 11, 12)]
+    return (
+        sentences if case == "short" else [" ".join(sentences[i : i + 12]) for i in range(0, len(sentences) - 11, 12)]
+    )
 
 
 def worker(name: str, case: str, threads: int, model: str) -> None:
@@ -49,7 +51,10 @@ def main() -> None:
         flops = harness.encoder_flops(outcome["jaxemb"].pop("lengths"), layers=6, dim=384, mlp_dim=1536)
         for name in ("jaxemb", "peer"):
             seconds = outcome["median_seconds"][name]
-            outcome[name] |= {"texts_per_second": outcome[name]["texts"] / seconds, "share_of_peak": flops / seconds / peak}
+            outcome[name] |= {
+                "texts_per_second": outcome[name]["texts"] / seconds,
+                "share_of_peak": flops / seconds / peak,
+            }
         outcome["flops"] = flops
         outcome["largest_possible_ratio"] = 1 / outcome["peer"]["share_of_peak"]
         result["cases"][case] = outcome

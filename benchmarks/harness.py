@@ -103,7 +103,9 @@ for m, k, n in [(1024, 384, 1536), (1024, 1536, 384), (2048, 2048, 2048)]:
 print(best)
 """
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    out = subprocess.run(["taskset", "-c", cpus, sys.executable, "-c", code, str(threads)], capture_output=True, text=True)
+    out = subprocess.run(
+        ["taskset", "-c", cpus, sys.executable, "-c", code, str(threads)], capture_output=True, text=True
+    )
     return float(out.stdout.split()[-1])
 
 

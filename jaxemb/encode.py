@@ -10,7 +10,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +28,7 @@ _PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attentio
 _LONGEST_PACKED = _PACKED_ROW // 2
 # Row lengths of longer texts: eight to an octave, so that rounding wastes 6 % on average.
 _LENGTHS = tuple(sorted({8 * n for n in range(1, 9)} | {(8 + i) * 2**k for k in range(3, 14) for i in range(1, 9)}))
+_LEAST_WINDOW = 4096  # texts tokenised and sorted together
 _IN_FLIGHT = 3  # batches given to the device before the oldest result is fetched
 
 logger = logging.getLogger(__name__)
@@ -122,9 +123,11 @@ def encode(
         batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
     vectors = _allocate(out, (len(texts), width), dtype)
 
-    windows = max(4096, batch_tokens * shards // 8)
-    starts = range(0, len(texts), windows)
-    tokenise = lambda start: embedder.tokenizer.encode([prompt + t for t in texts[start : start + windows]], embedder.max_length)
+    window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
+    starts = range(0, len(texts), window)
+    tokenise = lambda start: embedder.tokenizer.encode(
+        [prompt + t for t in texts[start : start + window]], embedder.max_length
+    )
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 
@@ -138,8 +141,8 @@ def encode(
         for start in starts:
             encoding = ahead.result()
             truncated += encoding.truncated
-            if start + windows < len(texts):
-                ahead = thread.submit(tokenise, start + windows)
+            if start + window < len(texts):
+                ahead = thread.submit(tokenise, start + window)
             for batch in plan(encoding.ids, batch_tokens * shards, embedder.max_length, shards):
                 tokens = batch.tokens if mesh is None else _over_all_devices(batch.tokens, mesh)
                 result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype)

@@ -1,0 +1,122 @@
+"""Encoding gives the same vectors however texts are batched, and says clearly what it cannot take."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import jaxemb
+from jaxemb import encode as encoding
+from jaxemb.parallel import make_mesh
+
+SENTENCE = "a plane is taking off from the runway of a small airport near the sea"
+
+
+@pytest.fixture(scope="module")
+def embedder(minilm):
+    return jaxemb.load(minilm)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Texts from very short to long, in an order that is not theirs, one of them empty."""
+    words = SENTENCE.split()
+    return ["", *(" ".join((words * 20)[i : i + (3, 70, 12, 1, 40)[i % 5]]) for i in range(40))]
+
+
+@pytest.fixture(scope="module")
+def one_by_one(embedder, texts):
+    return np.stack([embedder.encode(text) for text in texts])
+
+
+def test_batched_and_packed_equal_one_by_one(embedder, texts, one_by_one):
+    batches = list(encoding.plan(embedder.tokenizer(texts, 256), 1024, 256))
+    assert {batch.tokens.texts_per_row > 1 for batch in batches} == {True, False}  # some packed, some not
+    np.testing.assert_allclose(embedder.encode(texts), one_by_one, atol=1e-5)
+
+
+def test_small_and_unaligned_batches_change_nothing(embedder, texts, one_by_one):
+    np.testing.assert_allclose(embedder.encode(texts, batch_tokens=300), one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_any_number_of_devices_gives_the_same(embedder, texts, one_by_one, devices):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    np.testing.assert_allclose(embedder.encode(texts, mesh=mesh, batch_tokens=256), one_by_one, atol=1e-5)
+
+
+def test_windows_are_put_back_in_order(embedder, monkeypatch):
+    monkeypatch.setattr(encoding, "_LEAST_WINDOW", 4)
+    texts = [f"{word} number {i}" for i, word in enumerate(SENTENCE.split())]
+    got = embedder.encode(texts, batch_tokens=32)
+    monkeypatch.undo()
+    np.testing.assert_allclose(got, embedder.encode(texts), atol=1e-5)
+
+
+def test_every_text_is_planned_once():
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 99, n) for n in rng.integers(2, 200, 500)]
+    seen = []
+    for batch in encoding.plan(sequences, 512, 200, shards=2):
+        tokens = batch.tokens
+        assert tokens.ids.shape[0] % 2 == 0 and tokens.ids.shape[1] <= 200
+        row, segment = batch.slots // tokens.texts_per_row, batch.slots % tokens.texts_per_row + 1
+        for index, r, s in zip(batch.indices, row, segment, strict=True):
+            np.testing.assert_array_equal(tokens.ids[r][tokens.segment_ids[r] == s], sequences[index])
+            seen.append(index)
+    assert sorted(seen) == list(range(500))
+
+
+def test_shapes_of_a_string_a_list_and_nothing(embedder):
+    assert embedder.encode("one").shape == (384,)
+    assert embedder.encode(["one"]).shape == (1, 384)
+    assert embedder.encode([]).shape == (0, 384)
+    assert embedder.encode([], dim=32).shape == (0, 32)
+    assert embedder.encode(["one"], dtype="float16").dtype == np.float16
+
+
+def test_an_empty_string_is_a_text(embedder):
+    assert np.linalg.norm(embedder.encode("")) == pytest.approx(1, abs=1e-5)
+
+
+def test_prompts_are_put_in_front(embedder):
+    prompted = embedder.replace(prompts={"query": "query: "}, default_prompt_name="query")
+    expected = embedder.encode(["query: one"])
+    np.testing.assert_array_equal(embedder.encode(["one"], prompt="query: "), expected)
+    np.testing.assert_array_equal(prompted.encode(["one"]), expected)
+    np.testing.assert_array_equal(prompted.encode(["one"], prompt=""), embedder.encode(["one"]))
+
+
+def test_results_go_to_a_memory_mapped_file(embedder, tmp_path, texts, one_by_one):
+    got = embedder.encode(texts, out=tmp_path / "vectors.npy")
+    assert isinstance(got, np.memmap)
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy", mmap_mode="r"), one_by_one, atol=1e-5)
+    embedder.encode([], out=tmp_path / "none.npy")
+    assert np.load(tmp_path / "none.npy").shape == (0, 384)
+
+
+def test_texts_that_are_cut_are_counted_in_one_warning(embedder, caplog):
+    with caplog.at_level(logging.WARNING):
+        embedder.encode(["word " * 300, "short", "word " * 400])
+    assert [r.getMessage() for r in caplog.records] == ["2 of 3 texts were cut to max_length = 256 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error", "message"),
+    [
+        (["a", None], {}, TypeError, r"texts\[1\] must be a string; got NoneType None"),
+        ([3.5], {}, TypeError, r"texts\[0\] must be a string; got float 3.5"),
+        (["a", "b", b"c"], {}, TypeError, r"texts\[2\] must be a string; got bytes b'c'"),
+        (b"abc", {}, TypeError, "texts must be a string or a sequence of strings; got bytes"),
+        (None, {}, TypeError, "texts must be a string or a sequence of strings; got NoneType"),
+        (["a"], {"dim": 0}, ValueError, r"dim must be in 1..384, the dimension of the embeddings; got 0"),
+        (["a"], {"dim": 385}, ValueError, r"dim must be in 1..384, the dimension of the embeddings; got 385"),
+        (["a"], {"batch_tokens": 0}, ValueError, "batch_tokens must be at least 1; got 0"),
+        (["a"], {"dtype": "int8"}, ValueError, "dtype must be 'float32' or 'float16'; got 'int8'"),
+        (["a"], {"prompt_name": "none"}, ValueError, r"prompt_name must be one of \[\]; got 'none'"),
+    ],
+)
+def test_bad_input_is_named(embedder, texts, options, error, message):
+    with pytest.raises(error, match=message):
+        embedder.encode(texts, **options)
