@@ -120,3 +120,22 @@ def assert_bitwise_equal(a, b) -> None:
     jax.tree_util.tree_map_with_path(
         lambda path, x, y: np.testing.assert_array_equal(data(x), data(y), err_msg=jax.tree_util.keystr(path)), a, b
     )
+
+
+def toy_objective(model, batch, key):
+    """`(score - w[id mod 5] + noise)^2`, `[N]`: learns the five scores; compiles in no time."""
+    noise = 0.01 * jax.random.normal(key, batch["score"].shape)
+    return jnp.square(batch["score"] - model["w"][batch["id"] % 5] + noise), {}
+
+
+def toy_run(**changes) -> Run:
+    """A `tiny_run` without a transformer, for tests of the loop itself."""
+    settings = {
+        "embedder": lambda: FakeEmbedder({"w": jnp.full(5, 0.5)}),
+        "objective": toy_objective,
+        "evaluators": {"toy": lambda embedder: {"error": float(jnp.sum(jnp.abs(embedder.model["w"] - SCORES)))}},
+    }
+    return tiny_run(**settings | changes)
+
+
+SCORES = np.arange(5, dtype=np.float32) / 5

@@ -34,13 +34,10 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._is_first:
-            from tensorboardX import SummaryWriter
-
             path = self._out / "metrics.jsonl"
             _drop_after(path, self._resumed_at)
             self._file = path.open("a", encoding="utf-8")
-            purge = self._resumed_at + 1 if self._resumed_at else None
-            self._board = SummaryWriter(str(self._out / "tensorboard"), purge_step=purge)
+            self._board = _tensorboard(self._out / "tensorboard", self._resumed_at)
         if self._progress and sys.stderr.isatty():
             self._bar, self._task = _bar(self._steps, self._resumed_at)
             self._bar.start()
@@ -71,7 +68,7 @@ class RunLog:
             if "train/loss" in values:
                 self._bar.update(self._task, loss=values["train/loss"], rate=values["train/records_per_second"])
             else:
-                self._bar.console.print(self._line(step, values))
+                self._bar.console.print(self._line(step, values), highlight=False)
         elif self._progress:
             print(self._line(step, values), file=sys.stderr, flush=True)
 
@@ -104,6 +101,20 @@ def _drop_after(path: Path, step: int) -> None:
     replacement = path.with_suffix(".tmp")
     replacement.write_text("".join(kept), encoding="utf-8")
     replacement.replace(path)
+
+
+def _tensorboard(directory: Path, resumed_at: int):
+    """A writer that hides what an earlier process wrote of later steps."""
+    # tensorboardX imports torch if it is there, for its types alone: seconds, and gigabytes on some machines.
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
 
 
 def _clock(seconds: float) -> str:

@@ -179,18 +179,19 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
                 finish_step()  # the one before: the device is never left waiting for the host
             is_last = step == run.steps
             must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
-            must_save = is_last or step % run.checkpoint_every == 0 or stop.is_set()
-            if must_evaluate or must_save:
+            must_save = is_last or step % run.checkpoint_every == 0
+            if must_evaluate or must_save or stop.is_set():
                 while pending:
                     finish_step()
                 if must_evaluate:
                     must_save |= evaluate(step)
-                if must_save:
+                stopping = stop.is_set() and not is_last
+                if must_save or stopping:
                     save(step)
+                if stopping:
+                    _log.warning("SIGTERM: saved %s", checkpoints.path(step))
+                    raise SystemExit(0)
                 clock = time.perf_counter()
-            if stop.is_set() and not is_last:
-                _log.warning("SIGTERM: saved %s", checkpoints.path(step))
-                raise SystemExit(0)
 
     if done.best:
         best, _ = checkpoints.restore(done.best["step"], state)

@@ -73,7 +73,7 @@ def make_train_step(
 
         context = context._replace(outputs=outputs)
         hooked = transform.gradients(grads, context, state.params, state.carried)
-        grad_norm = optax.global_norm(hooked)
+        grad_norm = optax.tree.norm(hooked)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         updates, opt_state = optimizer.update(hooked, state.opt_state, state.trained)
@@ -103,7 +103,7 @@ def make_train_step(
 
 def _learning_rate(opt_state: PyTree) -> jax.Array | None:
     """The one that the optimiser exposes, if it is one."""
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "hyperparams")
+    found = optax.tree.get_all_with_path(opt_state, "hyperparams")
     rates = [values["learning_rate"] for _, values in found if "learning_rate" in values]
     return rates[0] if len(rates) == 1 else None
 

@@ -1,0 +1,61 @@
+"""The same run on 1, 2 and 8 devices."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import tiny_run, toy_run
+
+from jaxemb.parallel import ENCODER_RULES, make_mesh
+from jaxemb.train import fit, read_metrics
+
+
+def losses(run, out):
+    fit(run, out, progress=False)
+    return [line["train/loss"] for line in read_metrics(out) if "train/loss" in line]
+
+
+def mesh(data: int, fsdp: int = 1):
+    return make_mesh(data, fsdp, devices=jax.devices()[: data * fsdp])
+
+
+SETTINGS = {"steps": 4, "log_every": 1, "checkpoint_every": 4, "evaluators": {}}
+
+
+@pytest.fixture(scope="module")
+def without_mesh(tmp_path_factory):
+    return losses(tiny_run(**SETTINGS), tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_data_parallel_training_gives_the_same_losses(tmp_path, without_mesh, devices):
+    """Dropout, in-batch negatives from all devices, clipping and AdamW included."""
+    np.testing.assert_allclose(losses(tiny_run(**SETTINGS, mesh=mesh(devices)), tmp_path), without_mesh, atol=1e-5)
+
+
+def test_sharded_parameters_give_the_same_losses_and_stay_sharded(tmp_path, without_mesh):
+    run = tiny_run(**SETTINGS, mesh=mesh(2, 2), rules=ENCODER_RULES)
+    result = fit(run, tmp_path, progress=False)
+    found = [line["train/loss"] for line in read_metrics(tmp_path) if "train/loss" in line]
+    np.testing.assert_allclose(found, without_mesh, atol=1e-5)
+    kernel = result.state.model.encoder.layers.mlp.up.kernel
+    assert kernel.addressable_shards[0].data.size * 2 == kernel.size
+
+
+def test_micro_batches_are_split_over_the_devices(tmp_path):
+    one, eight = (toy_run(**SETTINGS, accumulate=2, mesh=m) for m in (None, mesh(8)))
+    np.testing.assert_allclose(losses(eight, tmp_path / "eight"), losses(one, tmp_path / "one"), rtol=1e-6)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    whole = fit(toy_run(mesh=mesh(2)), tmp_path / "whole", progress=False)
+    fit(toy_run(mesh=mesh(2)), tmp_path / "moved", progress=False)
+    for newest in (tmp_path / "moved" / "checkpoints").glob("step_00000012"):
+        (newest / "manifest.json").unlink()
+    moved = fit(toy_run(mesh=mesh(8)), tmp_path / "moved", progress=False)
+    np.testing.assert_allclose(moved.state.model["w"], whole.state.model["w"], rtol=1e-6)
+    assert len(moved.state.model["w"].devices()) == 8
+
+
+def test_refuses_a_batch_that_does_not_divide(tmp_path):
+    with pytest.raises(ValueError, match=r"of shape \(8,.* does not split over 3 local shards"):
+        fit(toy_run(mesh=mesh(3)), tmp_path, progress=False)

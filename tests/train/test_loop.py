@@ -1,0 +1,244 @@
+import json
+import logging
+import os
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import FakeEmbedder, assert_bitwise_equal, pair_batch, read_model, toy_objective, toy_run
+
+from jaxemb.train import Checkpoints, NonFiniteError, fit, load_run, read_metrics
+from jaxemb.transforms import Trained, Transform, ema, ema_model
+
+
+def stopping_at(step: int, how):
+    """An evaluator that ends the process's work at a step, as a crash does."""
+    calls = []
+
+    def evaluator(embedder):
+        calls.append(1)
+        if len(calls) == step:
+            how()
+        return {"error": 0.0}
+
+    return evaluator
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash():
+    raise CrashError
+
+
+def test_trains_logs_evaluates_and_saves(tmp_path):
+    result = fit(toy_run(steps=12, best=("toy/error", "min")), tmp_path, progress=False)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if "toy/error" in line] == [0, 4, 8, 12]
+    assert lines[-1]["toy/error"] == result.metrics["toy/error"] < lines[0]["toy/error"]
+    assert {"train/learning_rate", "train/grad_norm", "train/records_per_second"} <= lines[-2].keys()
+    assert result.best == {"step": 12, "value": result.metrics["toy/error"]}
+    assert int(result.state.step) == 12
+    np.testing.assert_array_equal(read_model(tmp_path / "model")["['w']"], result.embedder.model["w"])
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert json.loads((tmp_path / "run.json").read_text())["steps"] == 12
+
+
+def test_the_logged_loss_is_the_mean_since_the_line_before(tmp_path):
+    for every, out in ((1, tmp_path / "one"), (4, tmp_path / "four")):
+        fit(toy_run(steps=8, log_every=every, evaluators={}), out, progress=False)
+    each = [line["train/loss"] for line in read_metrics(tmp_path / "one")]
+    means = [line["train/loss"] for line in read_metrics(tmp_path / "four")]
+    np.testing.assert_allclose(means, [np.mean(each[:4]), np.mean(each[4:])], rtol=1e-6)
+
+
+def test_keeps_the_newest_checkpoints_and_the_best(tmp_path):
+    # The error is smallest before training, as the "training" moves away from the scores.
+    away = lambda model, batch, key: (-toy_objective(model, batch, key)[0], {})
+    run = toy_run(objective=away, best=("toy/error", "min"), keep=2)
+    result = fit(run, tmp_path, progress=False)
+    assert result.best["step"] == 0
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [0, 9, 12]
+    np.testing.assert_array_equal(read_model(tmp_path / "best")["['w']"], np.full(5, 0.5, np.float32))
+    assert np.any(read_model(tmp_path / "model")["['w']"] != 0.5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_gives_the_same_bits_and_the_same_log(tmp_path, accumulate):
+    settings = {"transform": ema(0.9), "log_every": 2, "checkpoint_every": 3, "accumulate": accumulate}
+    whole = fit(toy_run(**settings), tmp_path / "whole", progress=False)
+    broken = {"toy": stopping_at(3, crash)}  # at step 8; the newest checkpoint is that of step 6
+    with pytest.raises(CrashError):
+        fit(toy_run(**settings, evaluators=broken), tmp_path / "cut", progress=False)
+    (tmp_path / "cut" / "run.json").unlink()  # the evaluator differs
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "train/lo')  # a line that was being written
+    resumed = fit(toy_run(**settings), tmp_path / "cut", progress=False)
+    assert_bitwise_equal(resumed.state, whole.state)
+    train_lines = [
+        [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path / out) if "train/loss" in line]
+        for out in ("whole", "cut")
+    ]
+    assert train_lines[0] == train_lines[1]
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path):
+    first = fit(toy_run(best=("toy/error", "min")), tmp_path, progress=False)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    again = fit(toy_run(best=("toy/error", "min")), tmp_path, progress=False)
+    assert_bitwise_equal(again.state, first.state)
+    assert (again.metrics, again.best) == (first.metrics, first.best)
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    whole = fit(toy_run(), tmp_path, progress=False)
+    newest = tmp_path / "checkpoints" / "step_00000012"
+    victim = max((p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    match damage:
+        case "truncate":
+            os.truncate(victim, victim.stat().st_size // 2)
+        case "flip":
+            data = bytearray(victim.read_bytes())
+            data[len(data) // 2] ^= 1
+            victim.write_bytes(data)
+        case "remove":
+            victim.unlink()
+        case "manifest":
+            (newest / "manifest.json").write_text('{"state/')
+    with caplog.at_level(logging.WARNING):
+        again = fit(toy_run(), tmp_path, progress=False)
+    assert "step_00000012 is damaged (" in caplog.text and "the checkpoint before it is used" in caplog.text
+    assert (tmp_path / "checkpoints" / "step_00000012.corrupt").is_dir()
+    assert_bitwise_equal(again.state, whole.state)
+
+
+def test_starts_anew_when_every_checkpoint_is_damaged(tmp_path):
+    whole = fit(toy_run(), tmp_path, progress=False)
+    for manifest in (tmp_path / "checkpoints").rglob("manifest.json"):
+        manifest.unlink()
+    again = fit(toy_run(), tmp_path, progress=False)
+    assert_bitwise_equal(again.state, whole.state)
+    assert [line["step"] for line in read_metrics(tmp_path) if "toy/error" in line] == [0, 4, 8, 12]
+
+
+def bad_record(indices):
+    batch = pair_batch(indices)
+    batch["score"][batch["id"] == 37] = np.nan
+    return batch
+
+
+def spoiled(embedder):
+    """Batches of 8 in order; the fifth, of step 5, holds the bad record 37."""
+    return grain.MapDataset.range(40).repeat().batch(8, batch_fn=bad_record).to_iter_dataset()
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 5, 100])
+def test_a_loss_that_is_not_finite_stops_at_the_exact_state(tmp_path, checkpoint_every):
+    run = toy_run(data=spoiled, checkpoint_every=checkpoint_every, evaluators={}, log_every=1)
+    with pytest.raises(NonFiniteError) as caught:
+        fit(run, tmp_path / "bad", progress=False)
+    error = caught.value
+    assert (error.step, error.ids) == (5, list(range(32, 40)))
+    last = tmp_path / "bad" / "checkpoints" / "step_00000003" if checkpoint_every == 3 else None
+    assert error.checkpoint == last
+    message = str(error)
+    assert message.startswith("step 5: loss nan") and "32, 33, 34, 35, 36, 37, 38, 39" in message
+    assert f"Last good checkpoint: {last or 'none yet'}" in message
+    good = fit(toy_run(data=spoiled, steps=4, evaluators={}), tmp_path / "good", progress=False)
+    assert_bitwise_equal(error.state.trained, good.state.trained)
+    assert [line["step"] for line in read_metrics(tmp_path / "bad")] == [1, 2, 3, 4]
+
+
+def test_sigterm_saves_and_exits_with_code_0(tmp_path):
+    terminate = {"toy": stopping_at(2, lambda: os.kill(os.getpid(), signal.SIGTERM))}  # at step 4
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        fit(toy_run(evaluators=terminate, checkpoint_every=100), tmp_path, progress=False)
+    assert caught.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [4]
+
+
+def test_refuses_the_directory_of_another_run(tmp_path):
+    fit(toy_run(steps=2), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"holds a different run; .* seed: 0 there, 1 here; steps: 2 there, 12 here"):
+        fit(toy_run(seed=1), tmp_path, progress=False)
+
+
+def test_refuses_to_begin_where_a_run_is(tmp_path):
+    fit(toy_run(steps=2), tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match="already holds a run; resume it or choose another directory"):
+        fit(toy_run(steps=2), tmp_path, resume=False, progress=False)
+
+
+def test_refuses_the_checkpoint_of_another_model(tmp_path):
+    fit(toy_run(steps=3), tmp_path, progress=False)
+    (tmp_path / "run.json").unlink()
+    other = toy_run(steps=3, embedder=lambda: FakeEmbedder({"w": jnp.zeros(7)}))
+    with pytest.raises(ValueError, match=r"another model or method: model\.w is float32\[5\] there, float32\[7\] here"):
+        fit(other, tmp_path, progress=False)
+
+
+def test_says_when_the_data_ends_early(tmp_path):
+    short = lambda embedder: grain.MapDataset.range(24).batch(8, batch_fn=pair_batch).to_iter_dataset()
+    with pytest.raises(ValueError, match=r"the data ended at step 4 of 12; let it repeat or lower Run\.steps"):
+        fit(toy_run(data=short), tmp_path, progress=False)
+
+
+def test_says_when_the_best_result_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match=r"'toy/spearman', but the evaluation results are \['toy/error'\]"):
+        fit(toy_run(best=("toy/spearman", "max")), tmp_path, progress=False)
+
+
+def test_copies_the_config_file_and_tells_another_one_apart(tmp_path):
+    config = tmp_path / "config.py"
+    text = "from tiny_run import toy_run\ndef run(**options):\n    return toy_run(steps=2)\n"
+    config.write_text(text)
+    fit(load_run(config), tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "config.py").read_text() == text
+    config.write_text(text + "# changed\n")
+    with pytest.raises(ValueError, match="source_sha256"):
+        fit(load_run(config), tmp_path / "out", progress=False)
+
+
+def test_may_evaluate_and_save_the_average(tmp_path):
+    result = fit(toy_run(transform=ema(0.9), evaluated_model=ema_model), tmp_path, progress=False)
+    average = ema_model(result.state)["w"]
+    np.testing.assert_array_equal(read_model(tmp_path / "model")["['w']"], average)
+    assert np.any(np.asarray(average) != np.asarray(result.state.model["w"]))
+
+
+def test_training_is_one_task(tmp_path):
+    def begin(task, context, params, state):
+        return Trained({"w": context.trained.model["w"] * 0}), state + 1
+
+    def end(task, context, params, state):
+        return Trained({"w": context.trained.model["w"] + 100}), state + 10
+
+    transform = Transform(init=lambda key, model: ((), jnp.zeros(())), begin_task=begin, end_task=end)
+    result = fit(toy_run(transform=transform, steps=2), tmp_path, progress=False)
+    assert float(result.state.carried) == 11
+    assert np.all(read_model(tmp_path / "model")["['w']"] > 99)
+    again = fit(toy_run(transform=transform, steps=2), tmp_path, progress=False)
+    assert_bitwise_equal(again.state, result.state)
+
+
+@pytest.mark.parametrize("prng", ["threefry2x32", "rbg"])
+def test_both_generators_survive_a_checkpoint(tmp_path, prng):
+    result = fit(toy_run(prng=prng, steps=3), tmp_path, progress=False)
+    again = fit(toy_run(prng=prng, steps=3), tmp_path, progress=False)
+    assert str(jax.random.key_impl(again.state.key)) == prng
+    assert_bitwise_equal(again.state, result.state)
+
+
+def test_the_embedder_it_was_given_stays_usable(tmp_path):
+    embedder = FakeEmbedder({"w": jnp.full(5, 0.5)})
+    fit(toy_run(embedder=lambda: embedder, steps=2), tmp_path, progress=False)
+    np.testing.assert_array_equal(embedder.model["w"], np.full(5, 0.5))
