@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,9 +87,15 @@ def load(path_or_id: str | Path, *, revision: str | None = None, **overrides: An
         head, dtype = _read_head(module["type"], root / module["path"])
         heads.append(head)
         dtypes += [dtype] if dtype else []
-    sentence_config = next((c for name in _SENTENCE_CONFIGS if (c := _json(encoder_path / name, {}))), {})
+    sentence_configs = (_json(encoder_path / name, None) for name in _SENTENCE_CONFIGS)
+    sentence_config: Mapping[str, Any] = next((c for c in sentence_configs if c is not None), {})
     do_lower_case = bool(sentence_config.get("do_lower_case", False))
     tokenizer = Tokenizer.from_directory(encoder_path, lower_case=do_lower_case)
+    if tokenizer.vocab_size > encoder.config.vocab_size:
+        raise CheckpointError(
+            f"{encoder_path}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
+            f"{encoder.config.vocab_size} embeddings"
+        )
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
     return SentenceEmbedder(
         model=Embedder(encoder=encoder, heads=tuple(heads), pooling=pooling),
@@ -131,12 +138,15 @@ def save(embedder: SentenceEmbedder, path: str | Path) -> None:
         raise FileExistsError(f"{path} exists and is no model directory; give another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
+        fresh = _folder(Path(temporary) / "model")
         _write(embedder, fresh)
-        if path.exists():
-            os.rename(path, Path(temporary) / "old")
+        if not path.exists():
+            os.rename(fresh, path)
+            return
+        replaced = Path(f"{temporary}-replaced")  # outside: an interruption here must not delete the only model
+        os.rename(path, replaced)
         os.rename(fresh, path)
+        shutil.rmtree(replaced)
 
 
 def _write(embedder: SentenceEmbedder, root: Path) -> None:
@@ -239,8 +249,8 @@ def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
             f"got {activation!r}"
         )
     ranks = {"linear.weight": 2, "linear.bias": 1} if config.get("bias", True) else {"linear.weight": 2}
-    weight, *bias = _read_head_tensors(path, ranks)
-    linear = Linear(_f32(weight.T), _f32(bias[0]) if bias else None)
+    weight, *biases = _read_head_tensors(path, ranks)  # one bias or none
+    linear = Linear(_f32(weight.T), *map(_f32, biases))
     return Dense(linear=linear, activation=_ACTIVATION_OF_CLASS[name]), str(weight.dtype)
 
 
@@ -260,9 +270,11 @@ def _write_head(path: Path, head: Head, dtype: str) -> None:
                 "bias": linear.bias is not None,
                 "activation_function": _ACTIVATIONS[activation],
             }
-            tensors = {"linear.weight": linear.kernel.T, "linear.bias": linear.bias}
+            tensors = {"linear.weight": linear.kernel.T}
+            if linear.bias is not None:
+                tensors["linear.bias"] = linear.bias
     _write_json(path / "config.json", config)
-    write_tensors(path, {name: np.asarray(t).astype(dtype) for name, t in tensors.items() if t is not None})
+    write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
 
 
 def _read_head_tensors(path: Path, ranks: Mapping[str, int]) -> list[np.ndarray]:

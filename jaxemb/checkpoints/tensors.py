@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,7 +23,7 @@ class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or several safetensors files by name, each read from its file when asked for."""
 
     def __init__(self, files: Iterable[Path]):
-        self._file_of = {}
+        self._file_of: dict[str, Any] = {}
         for file in files:
             opened = _open(file)
             self._file_of |= dict.fromkeys(opened.keys(), opened)
@@ -84,7 +85,7 @@ def write_tensors(
     if len(shards) == 1:
         safetensors.numpy.save_file(shards[0], directory / _SINGLE, metadata=metadata)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         safetensors.numpy.save_file(shard, directory / file, metadata=metadata)

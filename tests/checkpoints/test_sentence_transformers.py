@@ -123,6 +123,14 @@ def test_a_bare_encoder_gets_mean_pooling(write_encoder):
     assert embedder.similarity_fn_name == "cosine"
 
 
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(write_encoder):
+    path = write_encoder()
+    with (path / "vocab.txt").open("a") as file:
+        file.write("surplus\n")
+    with pytest.raises(CheckpointError, match="the tokenizer has 12 tokens, but the model only 11 embeddings"):
+        load(path)
+
+
 def test_an_encoder_in_a_folder_of_its_own_is_found(write_encoder, tmp_path):
     write_encoder(name="model/0_Transformer")
     modules = _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
