@@ -49,20 +49,8 @@ def main() -> None:
     for case in [args.case] if args.case else CASES:
         outcome = harness.compare("benchmarks.encode", case, args.threads, args.rounds)
         flops = harness.encoder_flops(outcome["jaxemb"].pop("lengths"), layers=6, dim=384, mlp_dim=1536)
-        for name in ("jaxemb", "peer"):
-            seconds = outcome["median_seconds"][name]
-            outcome[name] |= {
-                "texts_per_second": outcome[name]["texts"] / seconds,
-                "share_of_peak": flops / seconds / peak,
-            }
-        outcome["flops"] = flops
-        outcome["largest_possible_ratio"] = 1 / outcome["peer"]["share_of_peak"]
-        result["cases"][case] = outcome
-        print(
-            f"{case:6s} {outcome['jaxemb']['texts_per_second']:8.1f} texts/s against {outcome['peer']['texts_per_second']:8.1f}: "
-            f"ratio {outcome['ratio']:.2f} (range {outcome['ratio_range'][0]:.2f} to {outcome['ratio_range'][1]:.2f}); "
-            f"share of matmul peak {outcome['jaxemb']['share_of_peak']:.0%} against {outcome['peer']['share_of_peak']:.0%}"
-        )
+        result["cases"][case] = harness.with_rates(outcome, flops, peak, "texts")
+        harness.show(case, outcome, "texts")
     harness.save("encode", result)
 
 

@@ -86,33 +86,53 @@ def compare(module: str, case: str, threads: int, rounds: int, names: Sequence[s
     return result
 
 
-def matmul_peak(threads: int) -> float:
-    """Best f32 matrix-product rate of this machine in FLOP/s, the larger of XLA's and PyTorch's on encoder-like shapes."""
-    code = """
-import sys, time, jax, jax.numpy as jnp, numpy as np, torch
+_PEAK = """
+import sys, time
+import jax, jax.numpy as jnp, torch
+
 torch.set_num_threads(int(sys.argv[1]))
+product = jax.jit(jnp.matmul)
 best = 0
 for m, k, n in [(1024, 384, 1536), (1024, 1536, 384), (2048, 2048, 2048)]:
-    a, b = jnp.ones((m, k)), jnp.ones((k, n))
-    f = jax.jit(jnp.matmul)
-    f(a, b).block_until_ready()
-    x, y = torch.ones(m, k), torch.ones(n, k)
+    a, b, x, y = jnp.ones((m, k)), jnp.ones((k, n)), torch.ones(m, k), torch.ones(n, k)
     for _ in range(20):
-        t = time.perf_counter(); f(a, b).block_until_ready(); best = max(best, 2 * m * k * n / (time.perf_counter() - t))
-        t = time.perf_counter(); torch.nn.functional.linear(x, y); best = max(best, 2 * m * k * n / (time.perf_counter() - t))
+        for f in (lambda: product(a, b).block_until_ready(), lambda: torch.nn.functional.linear(x, y)):
+            start = time.perf_counter()
+            f()
+            best = max(best, 2 * m * k * n / (time.perf_counter() - start))
 print(best)
 """
+
+
+def matmul_peak(threads: int) -> float:
+    """Best f32 matrix-product rate of this machine, FLOP/s: the better of XLA's and PyTorch's, on encoder-like shapes."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    out = subprocess.run(
-        ["taskset", "-c", cpus, sys.executable, "-c", code, str(threads)], capture_output=True, text=True
-    )
-    return float(out.stdout.split()[-1])
+    command = ["taskset", "-c", cpus, sys.executable, "-c", _PEAK, str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def encoder_flops(lengths: Sequence[int], layers: int, dim: int, mlp_dim: int) -> float:
     """FLOPs of one forward pass over texts of these token lengths: projections, feed-forward and attention products."""
     per_token = 2 * layers * (4 * dim * dim + 2 * dim * mlp_dim)
     return float(sum(n * per_token + 4 * layers * n * n * dim for n in lengths))
+
+
+def with_rates(outcome: dict, flops: float, peak: float, unit: str) -> dict:
+    """Adds rates and shares of the matmul peak to what `compare` returned, and the ratio that the peak allows."""
+    for name in ("jaxemb", "peer"):
+        seconds = outcome["median_seconds"][name]
+        outcome[name] |= {f"{unit}_per_second": outcome[name][unit] / seconds, "share_of_peak": flops / seconds / peak}
+    return outcome | {"flops": flops, "ratio_at_peak": 1 / outcome["peer"]["share_of_peak"]}
+
+
+def show(case: str, outcome: dict, unit: str) -> None:
+    """One line of the result."""
+    rate, share = f"{unit}_per_second", "share_of_peak"
+    us, them = outcome["jaxemb"], outcome["peer"]
+    low, high = outcome["ratio_range"]
+    ratio = f"ratio {outcome['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    print(f"{case:6s} {us[rate]:8.1f} {unit}/s against {them[rate]:8.1f}: {ratio}")
+    print(f"       share of the matmul peak {us[share]:.0%} against {them[share]:.0%}")
 
 
 def arguments(description: str, cases: Sequence[str]) -> argparse.Namespace:

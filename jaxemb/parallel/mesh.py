@@ -60,10 +60,10 @@ def _spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> Partit
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
-    """A tree of `NamedSharding`s like `tree`: the first rule whose pattern is found in a leaf's dotted path decides.
+    """A tree of `NamedSharding`s like `tree`: the first rule whose pattern is found in a leaf's path decides.
 
-    A rule's spec applies to a leaf's last dimensions, so that stacked layers (`[L, in, out]`) need no rules of their own,
-    and rules also match the copies of the parameters inside an optimiser's state.
+    A rule's spec applies to a leaf's last dimensions, so that stacked layers (`[L, in, out]`) need no rules of their
+    own, and rules also match the copies of the parameters inside an optimiser's state.
     """
 
     def one(path, leaf):
