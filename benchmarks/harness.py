@@ -105,7 +105,7 @@ print(best)
 
 
 def matmul_peak(threads: int) -> float:
-    """Best f32 matrix-product rate of this machine, FLOP/s: the better of XLA's and PyTorch's, on encoder-like shapes."""
+    """Best f32 matrix-product rate of this machine in FLOP/s, by XLA or PyTorch, on encoder-like shapes."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
     command = ["taskset", "-c", cpus, sys.executable, "-c", _PEAK, str(threads)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])

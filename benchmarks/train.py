@@ -1,7 +1,7 @@
 """Training speed against sentence-transformers: same model, pairs, batch, loss, optimiser, dropout, precision (f32).
 
 A run is an epoch over the pairs with in-batch negatives, tokenising included. The peer runs in a bare PyTorch loop,
-which is faster than its Trainer. Short pairs are STS-B English train, long ones their sentences joined twelve at a time.
+which is faster than its Trainer. Short pairs are STS-B English train, long ones those joined twelve at a time.
 """
 
 import os
