@@ -274,6 +274,7 @@ def _count(text: str) -> int:
 def _quickstart(args: argparse.Namespace) -> None:
     from jaxemb.quickstart import quickstart
 
+    logging.getLogger("jaxemb.encode").setLevel(logging.ERROR)  # that long functions are cut is part of the recipe
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
     given = {name: value for name, value in options.items() if value is not None}
     numbers = quickstart(args.out, progress=not args.quiet, **given)
@@ -332,10 +333,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         if len(columns) != 3:
             raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
         pairs = evaluate.read_sts(args.data, columns, names=args.names and args.names.split(","), format=args.format)
-        embedder, name = _load(args)
-        scores = evaluate.sts(
-            _Configured(embedder, args.dim, args.batch_tokens), pairs.first, pairs.second, pairs.scores
-        )
+        encoder, name = _load_configured(args)
+        scores = evaluate.sts(encoder, pairs.first, pairs.second, pairs.scores)
         report = {"task": "sts", "model": name, "data": args.data, "pairs": len(pairs), "metrics": scores}
         lines = [f"{measure:<18} {value:.4f}" for measure, value in scores.items()]
     else:

@@ -65,12 +65,13 @@ def plan(sequences: Sequence[np.ndarray], batch_tokens: int, max_length: int, sh
         length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]])), _LENGTHS), max_length)
         packed = pack([sequences[i] for i in short], row_length=length, texts_per_row=_PACKED_ROW // 4)
         per_row, step = packed.texts_per_row, _most_rows(batch_tokens, length, shards)
-        row_of_text = packed.slots // per_row
+        slots = np.asarray(packed.slots)
+        row_of_text = slots // per_row
         for first in range(0, int(row_of_text.max()) + 1, step):
             here = np.flatnonzero(row_of_text // step == first // step)
             rows = slice(first, min(first + step, int(row_of_text.max()) + 1))
             tokens = Tokens(packed.ids[rows], packed.segment_ids[rows], packed.positions[rows], texts_per_row=per_row)
-            yield Batch(short[here], _fill(tokens, batch_tokens, shards), packed.slots[here] - first * per_row)
+            yield Batch(short[here], _fill(tokens, batch_tokens, shards), slots[here] - first * per_row)
 
 
 def _most_rows(batch_tokens: int, length: int, shards: int) -> int:
@@ -137,7 +138,7 @@ def encode(
         advance(len(indices))
 
     with ThreadPoolExecutor(1) as thread, progress_bar(len(texts), "texts", enabled=show_progress) as advance:
-        ahead = thread.submit(tokenise, 0) if len(texts) else None
+        ahead = thread.submit(tokenise, 0)
         for start in starts:
             encoding = ahead.result()
             truncated += encoding.truncated

@@ -10,6 +10,7 @@ def progress_bar(total: int, unit: str, *, enabled: bool = True, label: str = ""
     if not enabled:
         yield lambda n, label=None: None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -28,12 +29,12 @@ def progress_bar(total: int, unit: str, *, enabled: bool = True, label: str = ""
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(label or unit, total=total, rate="")
 
         def advance(n: int, label: str | None = None) -> None:
-            progress.update(task, advance=n, **({"description": label} if label else {}))
             state = progress.tasks[task]
+            progress.update(task, advance=n, description=label or state.description)
             if state.speed:
                 progress.update(task, rate=f"{state.speed:,.0f} {unit}/s")
 

@@ -25,7 +25,6 @@ from jaxemb.evaluate import (
     RetrievalScores,
     RetrievalSet,
     metrics,
-    retrieval_evaluator,
     retrieval_per_query,
 )
 from jaxemb.losses import info_nce
@@ -78,11 +77,11 @@ def run(
         objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "code"),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
-        evaluators={"validation": retrieval_evaluator(search_task(pairs("validation", limit)), ks=(1, 10))},
+        evaluators={"validation": lambda embedder: _validate(embedder, pairs("validation", limit))},
         evaluate_every=max(1, steps // 2),
         checkpoint_every=steps,
         keep=1,
-        log_every=min(5, steps),
+        log_every=max(1, steps // 30),
         seed=seed,
         options={
             "model": model,
@@ -125,6 +124,11 @@ def evaluate(encoder: Encoder, records: Sequence[Pair]) -> RetrievalScores:
     """Retrieval metrics per query on `search_task(records)`."""
     task = search_task(records)
     return retrieval_per_query(encoder, task.queries, task.corpus, task.qrels, ks=_KS)
+
+
+def _validate(encoder: Encoder, records: Sequence[Pair]) -> dict[str, float]:
+    means = evaluate(encoder, records).means()
+    return {name: means[name] for name in ("ndcg@10", "recall@10")}
 
 
 def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **options: Any) -> dict[str, Any]:
@@ -207,7 +211,7 @@ class _Remembering:
 def _summary(scores: RetrievalScores) -> dict[str, float]:
     """Means of the metrics that differ when one document is relevant, each with its standard error."""
     names = [name for name in scores.values if name.startswith(("ndcg@10", "mrr@10", "recall@"))]
-    summary = {}
+    summary: dict[str, float] = {}
     for name in names:
         values = scores.values[name]
         summary |= {name: float(values.mean()), f"{name}_se": metrics.standard_error(values)}

@@ -73,8 +73,8 @@ class Report:
 
     title: str
     summary: str
-    losses: Sequence[tuple[int, float]]
-    validation: Sequence[tuple[int, float]]
+    losses: Sequence[tuple[float, float]]
+    validation: Sequence[tuple[float, float]]
     before: Mapping[str, float]
     after: Mapping[str, float]
     change: Mapping[str, float]
@@ -224,8 +224,9 @@ def _axes(x_label: str, y_label: str):
     return figure, axes
 
 
-def _loss_chart(losses: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> str:
+def _loss_chart(losses: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]) -> str:
     figure, axes = _axes("step", "loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     steps, values = np.array(losses, float).reshape(-1, 2).T
     axes.plot(steps, values, color=_AFTER, alpha=0.25, linewidth=1)
     width = max(1, len(values) // 20)

@@ -53,10 +53,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
     spec = next(spec for pattern, spec in rules if re.search(pattern, path))
-    spec = (None,) * (len(shape) - len(spec)) + tuple(spec) if spec else ()
+    axes = (None,) * (len(shape) - len(spec)) + tuple(spec) if spec else ()
     # An axis that does not divide its dimension is left whole rather than padded.
     fits = lambda axis, size: axis is not None and size % mesh.shape[axis] == 0
-    return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(spec, shape, strict=False)))
+    return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=False)))
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
