@@ -415,11 +415,41 @@ def _attention(q, k, v, bias, scale, dropout=0.0, key=None) -> jax.Array:
     # Transposing first gives the CPU backend contiguous matrices, which halves its time.
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
     logits = jnp.einsum("bhtd,bhsd->bhts", q * scale, k, preferred_element_type=jnp.float32) + bias
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    keep = None if key is None else _dropout(jnp.ones_like(logits), dropout, key)
+    return _average(logits, v, keep).astype(v.dtype).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _average(logits: jax.Array, values: jax.Array, keep: jax.Array | None) -> jax.Array:
+    """`(softmax(logits) * keep) values`, f32 `[B, H, T, h]`, with the gradient that touches `[B, H, T, T]` least."""
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
-    weights = _dropout(weights, dropout, key).astype(v.dtype)
-    y = jnp.einsum("bhts,bhsd->bhtd", weights, v, preferred_element_type=jnp.float32) / total
-    return y.astype(v.dtype).transpose(0, 2, 1, 3)
+    return _weighted(weights, values, keep) / total  # dividing last, there is less to divide
+
+
+def _weighted(weights, values, keep):
+    weights = weights if keep is None else weights * keep
+    return jnp.einsum("bhts,bhsd->bhtd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+
+
+def _average_forward(logits, values, keep):
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    return _weighted(weights, values, keep), (weights, values, keep)
+
+
+def _average_backward(residuals, gradient):
+    weights, values, keep = residuals
+    gradient = gradient.astype(values.dtype)
+    kept = weights if keep is None else weights * keep
+    d_values = jnp.einsum("bhts,bhtd->bhsd", kept.astype(values.dtype), gradient, preferred_element_type=jnp.float32)
+    d_weights = jnp.einsum("bhtd,bhsd->bhts", gradient, values, preferred_element_type=jnp.float32)
+    d_weights = d_weights if keep is None else d_weights * keep
+    d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+    return d_logits, d_values.astype(values.dtype), None
+
+
+_average.defvjp(_average_forward, _average_backward)
 
 
 def _relative_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array:

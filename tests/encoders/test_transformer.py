@@ -7,7 +7,7 @@ import pytest
 
 from jaxemb.data import pack, pad
 from jaxemb.encoders import RopeConfig, Transformer, TransformerConfig
-from jaxemb.encoders.transformer import _attention
+from jaxemb.encoders.transformer import _attention, _dropout
 
 BASE = TransformerConfig(
     vocab_size=60, dim=32, layers=3, heads=4, mlp_dim=48, position_table=64, token_types=2, norm_eps=1e-6
@@ -149,6 +149,22 @@ def test_the_two_attention_implementations_agree(kv_heads):
     theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias=bias, scale=0.3)
     np.testing.assert_allclose(ours(q, k, v), theirs(q, k, v), atol=1e-5)
     grads = [jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(q, k, v) for f in (ours, theirs)]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_attention_with_dropout_and_its_gradient():
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v = (jax.random.normal(key, (2, 6, 4, 8)) for key in keys[:3])
+    bias = jax.random.normal(keys[3], (1, 4, 6, 6))
+
+    def plain(q, k, v, bias):
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * 0.3 + bias)
+        return jnp.einsum("bhts,bshd->bthd", _dropout(weights, 0.2, keys[4]), v)
+
+    ours = lambda *a: _attention(*a, 0.3, 0.2, keys[4])
+    np.testing.assert_allclose(ours(q, k, v, bias), plain(q, k, v, bias), atol=1e-5)
+    grads = [jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2, 3))(q, k, v, bias) for f in (ours, plain)]
     for a, b in zip(*grads, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
