@@ -100,12 +100,13 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="jaxemb",
+        usage="jaxemb [--help] [--version] COMMAND [OPTIONS]",
         formatter_class=_Formatter,
         description="Train, use, evaluate and search embedding models in JAX.",
         epilog=f"`jaxemb COMMAND --help` shows a command's options and examples.\n{_EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"jaxemb {jaxemb.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND [OPTIONS]", required=True)
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
+            prog=f"jaxemb {name}",
             help=about,
             description=about[0].upper() + about[1:] + ".",
             epilog=f"examples:\n{examples.rstrip()}\n\n{_EXIT_CODES}",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import jaxemb
-from jaxemb.data import batches, from_list, python_code
+from jaxemb.data import Source, batches, from_list, python_code
 from jaxemb.default_model import default_model
 from jaxemb.embedder import SentenceEmbedder
 from jaxemb.evaluate import (
@@ -47,6 +47,8 @@ def run(
     learning_rate: float = 5e-5,
     temperature: float = 0.05,
     max_length: int = 128,
+    train_length: int = 64,
+    share: float = 1.0,
     seed: int = 0,
     limit: int | None = None,
 ) -> Run:
@@ -58,21 +60,24 @@ def run(
       batch_size: pairs per step; each docstring must find its own code among this many.
       learning_rate: the highest one, after the warm-up.
       temperature: of InfoNCE.
-      max_length: tokens of a text that are read. Functions beyond it are cut, in training and in use.
+      max_length: tokens of a text that the model reads in use; longer functions are cut.
+      train_length: tokens of a text that it reads in training; shorter, as the first lines say most of what a function
+        does and the time goes into the number of tokens.
+      share: train on this share of the training pairs.
       seed: of the order of the pairs.
       limit: use at most this many pairs of a split.
     """
     return Run(
         embedder=lambda: _load(model, max_length),
         data=lambda embedder: batches(
-            from_list(pairs("train", limit), name="standard library"),
+            _some(pairs("train", limit), share),
             embedder.tokenizer,
             ("query", "code"),
             batch_size=batch_size,
-            max_length=max_length,
+            max_length=train_length,
             seed=seed,
-            pack=True,
-            row_multiple=16,  # few numbers of rows, so few compilations
+            pack=2 * train_length,
+            row_multiple=12,  # so that nearly all batches have the same numbers of rows: every other is a compilation
         ),
         objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "code"),
         optimizer=adamw(learning_rate, steps),
@@ -89,6 +94,8 @@ def run(
             "learning_rate": learning_rate,
             "temperature": temperature,
             "max_length": max_length,
+            "train_length": train_length,
+            "share": share,
             "limit": limit,
         },
     )
@@ -98,6 +105,14 @@ def _load(model: str | None, max_length: int) -> SentenceEmbedder:
     """Without dropout, which costs time and in so few steps gains nothing; with `remat`, a fifth of the memory."""
     path = model or default_model().path
     return jaxemb.load(path, dropout=0.0, attention_dropout=0.0, remat=True).replace(max_length=max_length)
+
+
+def _some(records: Sequence[Pair], share: float) -> Source:
+    """A random share of the records."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1]; got {share}")
+    chosen = np.random.default_rng(0).permutation(len(records))[: round(share * len(records))]
+    return from_list([records[i] for i in sorted(chosen)], name="standard library")
 
 
 def pairs(split: str, limit: int | None = None) -> list[Pair]:
@@ -283,7 +298,7 @@ def _report(out: Path, numbers: Mapping[str, Any], examples: Sequence[Example], 
             "query, document": "a docstring's first paragraph; the function without its docstring",
             "loss": f"InfoNCE over {options['batch_size']} pairs, temperature {options['temperature']:g}",
             "optimiser": f"AdamW, learning rate {options['learning_rate']:g} with warm-up and linear decay",
-            "longest text": f"{options['max_length']} tokens",
+            "longest text": f"{options['max_length']} tokens, {options['train_length']} in training",
             "seed": str(options["seed"]),
             "time": f"{numbers['seconds']:.0f} s in all, jaxemb {numbers['jaxemb']}",
         },

@@ -1,0 +1,372 @@
+"""The `jaxemb` command: what it prints, writes and returns, and what it says about bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxemb
+from jaxemb.checkpoints import read_tensors, write_tensors
+from jaxemb.cli import main
+
+COMMANDS = ("quickstart", "train", "encode", "evaluate", "search", "info")
+TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
+
+
+@pytest.fixture(scope="module")
+def tiny(minilm, tmp_path_factory) -> Path:
+    """The real MiniLM cut to its first layer: loads and compiles quickly."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(minilm, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = read_tensors(minilm)
+    kept = {name: tensors[name] for name in tensors if ".layer." not in name or ".layer.0." in name}
+    write_tensors(directory, kept)
+    config = json.loads((directory / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    """The directory of a very short quickstart."""
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    arguments = ["--model", str(tiny), "--limit", "24", "--steps", "3", "--batch-size", "8", "--quiet", "--json"]
+    assert main(["quickstart", "--out", str(out), *arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def notes(tmp_path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+    return path
+
+
+def succeed(capsys, *arguments) -> str:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def fail(capsys, code: int, *arguments) -> str:
+    assert main([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.rstrip("\n").split("\n")[-1]
+    assert "Traceback" not in captured.err
+    return last
+
+
+# Help
+
+
+def test_the_installed_command_prints_its_version():
+    done = subprocess.run([sys.executable, "-m", "jaxemb", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"jaxemb {jaxemb.__version__}\n")
+
+
+def test_help_names_every_command(capsys):
+    text = succeed(capsys, "--help")
+    assert all(f"    {command} " in text for command in COMMANDS)
+    assert "130 interrupted" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_examples_and_exit_codes(capsys, command):
+    text = succeed(capsys, command, "--help")
+    assert f"examples:\n  jaxemb {command}" in text
+    assert "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted" in text
+    assert all(option in text for option in ("--json", "--quiet", "--debug"))
+
+
+def test_help_does_not_import_jax():
+    script = "import sys; from jaxemb.cli import main; main(['train', '--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL).returncode == 0
+
+
+# encode
+
+
+def test_encode_writes_what_the_library_gives(capsys, tiny, notes, tmp_path):
+    out = tmp_path / "vectors.npy"
+    report = json.loads(succeed(capsys, "encode", notes, "--model", tiny, "--out", out, "--json"))
+    assert (report["texts"], report["dim"], report["dtype"]) == (4, 384, "float32")
+    np.testing.assert_allclose(np.load(out), jaxemb.load(tiny).encode(list(TEXTS)), atol=1e-6)
+
+
+def test_encode_options_reach_the_encoder(capsys, tiny, notes, tmp_path):
+    out = tmp_path / "vectors.npy"
+    options = ("--dim", 32, "--dtype", "float16", "--prompt", "query: ", "--batch-tokens", 64, "--quiet")
+    succeed(capsys, "encode", notes, "--model", tiny, "--out", out, *options)
+    vectors = np.load(out)
+    assert vectors.shape == (4, 32) and vectors.dtype == np.float16
+    expected = jaxemb.load(tiny).encode(list(TEXTS), dim=32, prompt="query: ")
+    np.testing.assert_allclose(vectors, expected, atol=2e-3)
+
+
+def test_encode_reads_columns_of_several_files_in_order(capsys, tiny, tmp_path):
+    (tmp_path / "a.csv").write_text('id,body\n1,"first, with a comma"\n')
+    (tmp_path / "b.jsonl").write_text('{"id": 2, "body": "second"}\n')
+    out = tmp_path / "v.npy"
+    files = (tmp_path / "a.csv", tmp_path / "b.jsonl")
+    succeed(capsys, "encode", *files, "--column", "body", "--model", tiny, "--out", out, "--quiet")
+    expected = jaxemb.load(tiny).encode(["first, with a comma", "second"])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_encode_reads_stdin(tiny, tmp_path):
+    out = tmp_path / "v.npy"
+    command = [sys.executable, "-m", "jaxemb", "encode", "-", "--model", str(tiny), "--out", str(out), "--quiet"]
+    done = subprocess.run(command, input="one\ntwo\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{out}: 2 vectors of dimension 384")
+    assert np.load(out).shape == (2, 384)
+
+
+def test_encode_of_an_empty_file_gives_no_vectors(capsys, tiny, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    out = tmp_path / "v.npy"
+    succeed(capsys, "encode", tmp_path / "empty.txt", "--model", tiny, "--out", out, "--quiet")
+    assert np.load(out).shape == (0, 384)
+
+
+# evaluate
+
+
+def test_evaluate_sts(capsys, tiny, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("a cat\ta cat\t5\na cat\ta kitten\t4\na cat\tquarterly tax reports\t0\n")
+    arguments = ("evaluate", "--task", "sts", "--data", path, "--names", "sentence1,sentence2,score", "--model", tiny)
+    report = json.loads(succeed(capsys, *arguments, "--json"))
+    assert report["pairs"] == 3 and report["metrics"]["cosine_spearman"] == pytest.approx(1.0)
+    assert "cosine_spearman    1.0000" in succeed(capsys, *arguments)
+
+
+def test_evaluate_retrieval(capsys, tiny, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": "a cat"}\n{"_id": "d2", "text": "tax reports"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "a cat"}\n{"_id": "q2", "text": "tax reports"}\n')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n")
+    arguments = ("evaluate", "--task", "retrieval", "--data", tmp_path, "--split", "dev", "--model", tiny)
+    report = json.loads(succeed(capsys, *arguments, "--json", "--dim", 64))
+    assert report["queries"] == 2 and report["metrics"]["ndcg@10"]["mean"] == 1.0
+    assert "ndcg@10            1.0000 ± 0.0000" in succeed(capsys, *arguments)
+
+
+# search
+
+
+def test_search_in_a_file(capsys, tiny, notes):
+    report = json.loads(succeed(capsys, "search", notes, "reading", "files", "-k", 2, "--model", tiny, "--json"))
+    assert report["query"] == "reading files" and len(report["hits"]) == 2
+    assert report["hits"][0]["text"] == "read a file line by line"
+
+
+def test_search_keeps_an_index_that_knows_its_model(capsys, tiny, notes, tmp_path):
+    index = tmp_path / "notes.index"
+    first = succeed(capsys, "search", notes, "dogs", "--model", tiny, "--out", index, "--quiet")
+    assert succeed(capsys, "search", index, "dogs") == first
+    assert "a dog runs in the park" in first
+
+
+def test_search_in_a_run_shows_names_and_places(capsys, finished):
+    lines = succeed(capsys, "search", finished, "parse an iso date", "-k", 3).rstrip("\n").split("\n")
+    assert len(lines) == 6
+    assert ".py:" in lines[0] and lines[0].startswith("  1  0.")
+
+
+# info
+
+
+def test_info_about_a_model(capsys, minilm):
+    report = json.loads(succeed(capsys, "info", minilm, "--json"))
+    assert report["family"] == "bert" and report["layers"] == 6 and report["embedding_dim"] == 384
+    assert report["parameters"] == 22_565_376
+    assert report["pooling"] == ["mean"] and report["similarity"] == "cosine" and report["max_length"] == 256
+    assert report["tensors"] == {"float32": 101}
+    assert "parameters       22,565,376" in succeed(capsys, "info", minilm)
+
+
+def test_info_about_the_machine(capsys):
+    report = json.loads(succeed(capsys, "info", "--json"))
+    assert report["jaxemb"] == jaxemb.__version__ and report["backend"] == "cpu" and len(report["devices"]) == 8
+
+
+# train and quickstart
+
+
+CONFIG = """
+from jaxemb import quickstart
+
+def run(steps=2, **options):
+    return quickstart.run(steps=steps, limit=16, batch_size=8, **options)
+"""
+
+
+def test_train_runs_a_config_file_and_goes_on(capsys, tiny, tmp_path):
+    config, out = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG)
+    arguments = ("train", config, "--out", out, "--set", f"model={tiny}", "--quiet", "--json")
+    report = json.loads(succeed(capsys, *arguments, "--set", "learning_rate=3e-5"))
+    assert report["steps"] == 2 and 0 <= report["metrics"]["validation/ndcg@10"] <= 1
+    assert jaxemb.load(out / "model").max_length == 128
+    again = json.loads(succeed(capsys, *arguments, "--set", "learning_rate=3e-5"))
+    assert again["metrics"] == report["metrics"]
+    message = fail(capsys, 2, *arguments, "--set", "learning_rate=4e-5")
+    assert "holds a different run" in message and "0.0001" not in message
+
+
+def test_quickstart_leaves_everything_it_promises(finished):
+    numbers = json.loads((finished / "metrics.json").read_text())
+    assert numbers["pairs"] == {"train": 24, "validation": 24, "test": 24}
+    for moment in ("before", "after"):
+        assert 0 < numbers[moment]["ndcg@10"] <= 1 and numbers[moment]["ndcg@10_se"] > 0
+    gain = numbers["after"]["ndcg@10"] - numbers["before"]["ndcg@10"]
+    assert numbers["change"]["ndcg@10"] == pytest.approx(gain)
+    page = (finished / "report.html").read_text()
+    assert page.count("<circle ") == 72 and "jaxemb search" in page
+    assert {"model", "index", "checkpoints", "metrics.jsonl", "run.json"} <= {p.name for p in finished.iterdir()}
+
+
+def test_quickstart_again_trains_nothing_anew(capsys, tiny, finished):
+    before = (finished / "metrics.jsonl").read_text()
+    options = ("--limit", 24, "--steps", 3, "--batch-size", 8, "--quiet", "--json")
+    numbers = json.loads(succeed(capsys, "quickstart", "--out", finished, "--model", tiny, *options))
+    assert numbers["options"]["steps"] == 3
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_an_interrupt_exits_with_130(tiny, tmp_path):
+    script = tmp_path / "config.py"
+    script.write_text("import time\ndef run():\n    print('ready', flush=True)\n    time.sleep(60)\n")
+    command = [sys.executable, "-m", "jaxemb", "train", str(script), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.rstrip().split("\n")[-1] == "jaxemb: interrupted"
+
+
+# Bad input
+
+
+def test_no_command_is_bad_usage(capsys):
+    assert fail(capsys, 2) == "jaxemb: error: the following arguments are required: COMMAND [OPTIONS]"
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many"])
+def test_counts_are_positive(capsys, notes, value):
+    message = fail(capsys, 2, "search", notes, "x", "-k", value)
+    assert message.endswith(f"argument -k: must be a whole number of at least 1; got '{value}'")
+
+
+def test_a_missing_file(capsys, tiny, tmp_path):
+    arguments = ("encode", tmp_path / "none.txt", "--model", tiny, "--out", tmp_path / "v.npy")
+    assert fail(capsys, 2, *arguments) == f"jaxemb: error: no such file: {tmp_path / 'none.txt'}"
+
+
+def test_a_model_that_is_not_there(capsys, notes, tmp_path):
+    message = fail(capsys, 2, "encode", notes, "--model", tmp_path / "none", "--out", tmp_path / "v.npy")
+    assert message.startswith(f"jaxemb: error: '{tmp_path / 'none'}' is not a directory")
+
+
+def test_an_output_that_is_no_npy(capsys, notes, tiny, tmp_path):
+    message = fail(capsys, 2, "encode", notes, "--model", tiny, "--out", tmp_path / "v.csv")
+    assert message == f"jaxemb: error: --out must be a .npy file; got '{tmp_path / 'v.csv'}'"
+
+
+def test_an_output_directory_that_is_not_there(capsys, notes, tiny, tmp_path):
+    message = fail(capsys, 2, "encode", notes, "--model", tiny, "--out", tmp_path / "no" / "v.npy")
+    assert message == f"jaxemb: error: --out: there is no directory {tmp_path / 'no'}"
+
+
+def test_a_file_with_several_columns(capsys, tmp_path):
+    (tmp_path / "a.csv").write_text("title,body\nx,y\n")
+    message = fail(capsys, 2, "encode", tmp_path / "a.csv", "--out", tmp_path / "v.npy")
+    assert message.endswith("a.csv has the columns title, body; choose one with --column")
+
+
+def test_a_column_that_is_not_there(capsys, tmp_path):
+    (tmp_path / "a.csv").write_text("title,body\nx,y\n")
+    message = fail(capsys, 2, "encode", tmp_path / "a.csv", "--column", "text", "--out", tmp_path / "v.npy")
+    assert message.endswith("record 0 has no text in column 'text'; it has ['body', 'title']")
+
+
+def test_a_malformed_line(capsys, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbad\n')
+    message = fail(capsys, 2, "encode", tmp_path / "a.jsonl", "--out", tmp_path / "v.npy")
+    assert f"{tmp_path / 'a.jsonl'}:2: not JSON" in message
+
+
+def test_a_prompt_that_the_model_does_not_have(capsys, notes, tiny, tmp_path):
+    arguments = ("encode", notes, "--model", tiny, "--out", tmp_path / "v.npy", "--prompt-name", "query")
+    assert "prompt_name must be one of [" in fail(capsys, 2, *arguments)
+
+
+def test_more_dimensions_than_the_model_has(capsys, notes, tiny, tmp_path):
+    arguments = ("encode", notes, "--model", tiny, "--out", tmp_path / "v.npy", "--dim", 1000)
+    assert "dim must be in 1..384, the dimension of the embeddings; got 1000" in fail(capsys, 2, *arguments)
+
+
+def test_columns_of_pairs_that_are_not_three(capsys, notes):
+    message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", notes, "--columns", "a,b")
+    assert message == "jaxemb: error: --columns must name three columns, A,B,SCORE; got 'a,b'"
+
+
+def test_a_score_that_is_no_number(capsys, tmp_path):
+    (tmp_path / "a.csv").write_text("sentence1,sentence2,score\nx,y,high\n")
+    message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", tmp_path / "a.csv")
+    assert "a.csv:2: " in message and "'high'" in message
+
+
+def test_a_directory_that_is_no_retrieval_set(capsys, tmp_path):
+    message = fail(capsys, 2, "evaluate", "--task", "retrieval", "--data", tmp_path)
+    assert "no test.tsv (or .gz)" in message
+
+
+def test_searching_nothing(capsys, tmp_path, notes):
+    assert fail(capsys, 2, "search", tmp_path / "none", "x").endswith(f"no run, index or file {tmp_path / 'none'}")
+    assert fail(capsys, 2, "search", notes, " ") == "jaxemb: error: the query is empty"
+    assert "is no complete search index: manifest.json is missing" in fail(capsys, 2, "search", tmp_path, "x")
+
+
+def test_a_config_that_is_not_there(capsys, tmp_path):
+    message = fail(capsys, 2, "train", tmp_path / "none.py", "--out", tmp_path / "run")
+    assert message == f"jaxemb: error: no config file {tmp_path / 'none.py'}"
+
+
+def test_a_config_without_run(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("steps = 3\n")
+    message = fail(capsys, 2, "train", tmp_path / "config.py", "--out", tmp_path / "run")
+    assert "must define a function run(**options)" in message
+
+
+def test_a_config_with_a_syntax_error(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("def run(:\n")
+    message = fail(capsys, 2, "train", tmp_path / "config.py", "--out", tmp_path / "run")
+    assert "invalid syntax (config.py, line 1)" in message
+
+
+def test_an_option_that_run_does_not_take(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("def run(steps=3):\n    pass\n")
+    arguments = ("train", tmp_path / "config.py", "--out", tmp_path / "run")
+    assert "unexpected keyword argument 'colour'" in fail(capsys, 2, *arguments, "--set", "colour=red")
+    assert "--set must be NAME=VALUE; got 'colour'" in fail(capsys, 2, *arguments, "--set", "colour")
+    assert "must return a jaxemb.train.Run; got NoneType" in fail(capsys, 2, *arguments)
+
+
+def test_work_that_fails_is_told_from_bad_input(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("def run():\n    raise RuntimeError('the disk\\nis full')\n")
+    arguments = ("train", tmp_path / "config.py", "--out", tmp_path / "run")
+    assert fail(capsys, 1, *arguments) == "jaxemb: error: RuntimeError: the disk is full"
+    with pytest.raises(RuntimeError, match="the disk"):
+        main([*map(str, arguments), "--debug"])
