@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "quickstart",
         _quickstart,
-        "fine-tune all-MiniLM-L6-v2 for code search on the standard library of this Python",
+        "fine-tune all-MiniLM-L6-v2 for code search, with measurements and a report",
         """\
   jaxemb quickstart
   jaxemb quickstart --out runs/mine --steps 400 --seed 1""",

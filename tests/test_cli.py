@@ -1,7 +1,6 @@
 """The `jaxemb` command: what it prints, writes and returns, and what it says about bad input."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 import jaxemb
-from jaxemb.checkpoints import read_tensors, write_tensors
 from jaxemb.cli import main
 
 COMMANDS = ("quickstart", "train", "encode", "evaluate", "search", "info")
@@ -20,16 +18,8 @@ TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "
 
 
 @pytest.fixture(scope="module")
-def tiny(minilm, tmp_path_factory) -> Path:
-    """The real MiniLM cut to its first layer: loads and compiles quickly."""
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    shutil.copytree(minilm, directory, ignore=shutil.ignore_patterns("*.safetensors"))
-    tensors = read_tensors(minilm)
-    kept = {name: tensors[name] for name in tensors if ".layer." not in name or ".layer.0." in name}
-    write_tensors(directory, kept)
-    config = json.loads((directory / "config.json").read_text()) | {"num_hidden_layers": 1}
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+def tiny(tiny_minilm) -> Path:
+    return tiny_minilm
 
 
 @pytest.fixture(scope="module")
