@@ -1,0 +1,1 @@
+"""One file per published method: `python -m experiments.<name> --preset smoke|small|paper`."""
