@@ -291,6 +291,7 @@ def _quickstart(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     from jaxemb.train import fit, load_run
 
+    sys.path.insert(0, os.getcwd())  # what a config file imports may lie here, as with `python -m`
     run = load_run(args.config, _options(args.set))
     result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
     metrics = dict(result.metrics)

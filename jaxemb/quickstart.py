@@ -77,7 +77,7 @@ def run(
             max_length=train_length,
             seed=seed,
             pack=2 * train_length,
-            row_multiple=12,  # so that nearly all batches have the same numbers of rows: every other is a compilation
+            row_multiple=11,  # so that nearly all batches have the same numbers of rows: every other is a compilation
         ),
         objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "code"),
         optimizer=adamw(learning_rate, steps),
