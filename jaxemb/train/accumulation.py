@@ -14,7 +14,12 @@ def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch whose arrays have a leading axis of micro-batches.
 
     Texts may be padded or packed to different shapes in each; all are padded to the largest.
+
+    Raises:
+      ValueError: if they have different numbers of records.
     """
+    if len(sizes := {len(batch["id"]) for batch in batches}) > 1:
+        raise ValueError(f"micro-batches must have the same number of records; got {sorted(sizes)}")
     columns = {name: [batch[name] for batch in batches] for name in batches[0]}
     alike = {name: _same_shape(values) if isinstance(values[0], Tokens) else values for name, values in columns.items()}
     return {name: jax.tree.map(lambda *arrays: np.stack(arrays), *values) for name, values in alike.items()}

@@ -53,7 +53,7 @@ def ema(decay: float = 0.999, *, start: Literal["warmup", "debias", "constant"] 
 
     def after_step(context, params, state):
         steps = state.steps + 1
-        rate = rates[start](steps.astype(jnp.float32))
+        rate = jnp.asarray(rates[start](steps.astype(jnp.float32)))
         model = context.express(context.trained)
         return EmaState(jax.tree.map(lambda average, now: _towards(average, now, rate), state.average, model), steps)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tiny_run import FakeEmbedder, pairs, read_model, tiny_model  # noqa: F401
+from tiny_run import read_model
 
 from jaxemb.train import read_metrics
 
