@@ -272,10 +272,12 @@ def _examples(before: Encoder, after: Encoder, records: Sequence[Pair]) -> list[
 
 
 def _points(code_base: Sequence[Pair], vectors: np.ndarray) -> list[Point]:
-    """The map: functions at the first two principal components of their vectors, coloured by package."""
+    """The map of the code base: a dot for every function, coloured by package."""
+    packages = [pair["module"].split(".")[0] for pair in code_base]
+    places = principal_components(vectors, packages).tolist()
     return [
-        Point(float(x), float(y), pair["module"].split(".")[0], f"{_title(pair)}\n{pair['query']}")
-        for pair, (x, y) in zip(code_base, principal_components(vectors), strict=True)
+        Point(x, y, package, f"{_title(pair)}\n{pair['query']}")
+        for pair, package, (x, y) in zip(code_base, packages, places, strict=True)
     ]
 
 

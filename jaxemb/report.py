@@ -100,8 +100,8 @@ class Report:
             examples_note="Docstrings of held-out modules as questions, drawn at random from those whose answer moved, "
             "up or down. The function that the docstring belongs to is marked.",
             examples="\n".join(map(_example, self.examples)),
-            map_note="Each dot is a function, placed by the first two principal components of its embedding after "
-            "training. Point at a dot to see what it is.",
+            map_note="Each dot is a function, placed by its embedding after training, seen from the side where the "
+            "packages lie farthest apart. Point at a dot to see what it is.",
             map=_map(self.points),
             details=_table(self.details),
             commands=escape(self.commands),
@@ -113,13 +113,22 @@ class Report:
         return Path(path)
 
 
-def principal_components(vectors: np.ndarray, n: int = 2) -> np.ndarray:
-    """Coordinates of `vectors` `[N, D]` on their first `n` principal components, `[N, n]`, signs fixed."""
+def principal_components(vectors: np.ndarray, groups: Sequence[str] | None = None, n: int = 2) -> np.ndarray:
+    """Coordinates of `vectors` `[N, D]` on the `n` directions in which they vary most, `[N, n]`, signs fixed.
+
+    With `groups` `[N]` those directions in which the groups' means vary most, each weighted by its number of members:
+    the view that keeps the groups apart.
+    """
     centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh(centred.T @ centred)
+    spread = centred
+    if groups is not None:
+        _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(sizes), centred.shape[1]))
+        np.add.at(sums, group, centred)
+        spread = (sums / sizes[:, None])[group]
+    _, axes = np.linalg.eigh(spread.T @ spread)
     axes = axes[:, ::-1][:, :n]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n)])
-    return centred @ axes
+    return centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n)]))
 
 
 def _recalls(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:
@@ -177,10 +186,9 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _map(points: Sequence[Point], width: int = 1000, height: int = 620, margin: int = 18) -> str:
-    """The map as SVG. The axes have no units, so each is stretched to the frame, leaving out the farthest 1 %."""
+    """The map as SVG; the axes have no units, so each is stretched to the frame."""
     xy = np.array([(p.x, p.y) for p in points])
-    low, high = np.percentile(xy, [0.5, 99.5], axis=0)
-    unit = np.clip((xy - low) / np.maximum(high - low, 1e-12), 0, 1)
+    unit = (xy - xy.min(axis=0)) / np.maximum(np.ptp(xy, axis=0), 1e-12)
     x = margin + unit[:, 0] * (width - 2 * margin)
     y = height - margin - unit[:, 1] * (height - 2 * margin)
     largest = [group for group, _ in Counter(p.group for p in points).most_common(len(_GROUP_COLOURS))]
@@ -188,7 +196,7 @@ def _map(points: Sequence[Point], width: int = 1000, height: int = 620, margin: 
     # The uncoloured dots lie below the others.
     order = sorted(range(len(points)), key=lambda i: points[i].group in colours)
     circles = "\n".join(
-        f'<circle cx="{x[i]:.1f}" cy="{y[i]:.1f}" r="4.2" fill="{colours.get(points[i].group, _OTHER_COLOUR)}">'
+        f'<circle cx="{x[i]:.1f}" cy="{y[i]:.1f}" r="3.6" fill="{colours.get(points[i].group, _OTHER_COLOUR)}">'
         f"<title>{escape(points[i].text)}</title></circle>"
         for i in order
     )

@@ -75,7 +75,19 @@ def test_only_the_largest_groups_of_the_map_have_colours_of_their_own(page):
 
 def test_principal_components_are_those_of_the_svd():
     x = np.random.default_rng(1).normal(size=(40, 6)) * np.arange(1, 7)
-    got = principal_components(x, 3)
+    got = principal_components(x, n=3)
     u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     np.testing.assert_allclose(np.abs(got), np.abs(u[:, :3] * s[:3]), atol=1e-9)
-    np.testing.assert_allclose(principal_components(x + 5.0, 3), got, atol=1e-9)
+    np.testing.assert_allclose(principal_components(x + 5.0, n=3), got, atol=1e-9)
+
+
+def test_principal_components_of_groups_are_those_of_their_means():
+    rng = np.random.default_rng(2)
+    groups = ["a"] * 30 + ["b"] * 10 + ["c"] * 20
+    means = np.array([[5.0, 0, 0, 0]] * 30 + [[-5.0, 0, 0, 0]] * 10 + [[0, 2.0, 0, 0]] * 20)
+    x = means + rng.normal(size=(60, 4)) * [0.1, 0.1, 9.0, 0.1]  # most variance is within the groups
+    plane = principal_components(means, n=2)
+    np.testing.assert_allclose(principal_components(means, groups), plane, atol=1e-9)
+    got = principal_components(x, groups)
+    inside = max(got[i : i + n].std(axis=0).max() for i, n in ((0, 30), (30, 10), (40, 20)))
+    assert np.ptp(got, axis=0).min() > 2.5 and inside < np.ptp(principal_components(x)[:, 0]) / 4
