@@ -30,12 +30,12 @@ def ours(case: str, model: str) -> None:
 
     import jaxemb
     from jaxemb import data, losses, objectives, train
-    from jaxemb.train.state import init_state
+    from jaxemb.transforms import identity
 
     embedder = jaxemb.load(model)
     objective = objectives.on_columns(losses.info_nce, "first", "second")
     optimizer = train.adamw(2e-5, 10_000)
-    state = init_state(jax.random.key(0, impl="rbg"), embedder.model, optimizer)
+    state = train.init_state(jax.random.key(0), embedder.model, optimizer, identity())
     step = jax.jit(train.make_train_step(objective, optimizer), donate_argnums=0)
     source = data.from_list([{"first": a, "second": b} for a, b in pairs_of(case)])
     lengths = [len(ids) for row in pairs_of(case) for ids in embedder.tokenizer(row, MAX_LENGTH)]

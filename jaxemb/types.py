@@ -1,9 +1,11 @@
 """Batch types: one frozen pytree per modality. Everything in jaxemb may import this file."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -38,9 +40,44 @@ class Tokens:
         """True at real tokens, bool `[B, T]`."""
         return self.segment_ids > 0
 
+    @property
+    def count(self) -> int:
+        """N, the number of texts."""
+        return self.ids.shape[0] * self.texts_per_row if self.slots is None else self.slots.shape[0]
+
     @classmethod
     def from_mask(cls, ids, mask, type_ids=None) -> "Tokens":
         """Tokens of one text per row from `ids` and an attention `mask` (`[B, T]`, padding on either side)."""
         mask = jnp.asarray(mask, jnp.int32)
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0) * mask
         return cls(jnp.asarray(ids, jnp.int32), mask, positions, type_ids)
+
+
+def concatenate(batches: Sequence[Tokens]) -> Tokens:
+    """The texts of several batches as one; they must have rows of one length and the same number of text slots.
+
+    Raises:
+      ValueError: if row lengths, slots per row or the presence of token types differ.
+    """
+    first = batches[0]
+    if len({_layout(tokens) for tokens in batches}) != 1:
+        raise ValueError(f"batches must have the same layout of rows; got {[_layout(tokens) for tokens in batches]}")
+    per_row = first.texts_per_row
+    starts = np.cumsum([0, *(tokens.ids.shape[0] * per_row for tokens in batches)])
+    slots = [
+        start + (jnp.arange(tokens.ids.shape[0] * per_row, dtype=jnp.int32) if tokens.slots is None else tokens.slots)
+        for start, tokens in zip(starts, batches, strict=False)
+    ]
+    join = lambda name: jnp.concatenate([getattr(tokens, name) for tokens in batches])
+    return Tokens(
+        ids=join("ids"),
+        segment_ids=join("segment_ids"),
+        positions=join("positions"),
+        type_ids=None if first.type_ids is None else join("type_ids"),
+        slots=None if all(tokens.slots is None for tokens in batches) else jnp.concatenate(slots),
+        texts_per_row=per_row,
+    )
+
+
+def _layout(tokens: Tokens) -> tuple[int, int, bool]:
+    return tokens.ids.shape[1], tokens.texts_per_row, tokens.type_ids is not None

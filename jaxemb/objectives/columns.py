@@ -5,6 +5,10 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxemb.types import Tokens, concatenate
 
 Batch = dict[str, Any]
 Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
@@ -18,9 +22,10 @@ def on_columns(
         on_columns(cosent, "first", "second", others=["scores"])
         on_columns(info_nce, "query", "document", negatives="negative")
 
-    Every column is encoded on its own, with dropout of its own (two columns of the same texts differ, as SimCSE
-    wants). With K texts per record a column's embeddings are `[N, K, D]`. A positional column with one text per record
-    gives `[N, D]`; a named column always gives `[N, K, D]`, also for K = 1.
+    Every column has dropout of its own (two columns of the same texts differ, as SimCSE wants). Columns whose rows have
+    the same length go through the model together, which compiles it once and fills larger matrices. With K texts per
+    record a column's embeddings are `[N, K, D]`. A positional column with one text per record gives `[N, D]`; a named
+    column always gives `[N, K, D]`, also for K = 1.
 
     Args:
       loss: embeddings to one value per record, `[N]`.
@@ -43,9 +48,9 @@ def on_columns(
         if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         records = batch["id"].shape[0]
-        keys = [None] * len(wanted) if key is None else jax.random.split(key, len(wanted))
         embeddings = {
-            name: _by_record(model(batch[name], key=k), records, name) for name, k in zip(wanted, keys, strict=True)
+            name: _by_record(e, records, name)
+            for name, e in _embed({name: batch[name] for name in wanted}, model, key).items()
         }
         positional = [e[:, 0] if e.shape[1] == 1 else e for e in (embeddings[name] for name in columns)]
         keyword = {argument: embeddings[name] for argument, name in named_columns.items()}
@@ -54,6 +59,20 @@ def on_columns(
         return losses, {name: e[:, 0] if e.shape[1] == 1 else e for name, e in embeddings.items()}
 
     return objective
+
+
+def _embed(columns: dict[str, Tokens], model, key: jax.Array | None) -> dict[str, jax.Array]:
+    """The embeddings of every column, one call of the model for all that have the same layout of rows."""
+    groups: dict[Any, list[str]] = {}
+    for name, tokens in columns.items():
+        groups.setdefault((tokens.ids.shape[1:], tokens.texts_per_row, tokens.type_ids is None), []).append(name)
+    keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
+    embeddings = {}
+    for names, group_key in zip(groups.values(), keys, strict=True):
+        together = model(concatenate([columns[name] for name in names]), key=group_key)
+        ends = np.cumsum([columns[name].count for name in names])
+        embeddings |= dict(zip(names, jnp.split(together, ends[:-1]), strict=True))
+    return {name: embeddings[name] for name in columns}
 
 
 def _by_record(embeddings: jax.Array, records: int, name: str) -> jax.Array:
