@@ -29,7 +29,6 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _INPUT_ERRORS = (
     ValueError,
     TypeError,
-    KeyError,
     SyntaxError,
     FileNotFoundError,
     FileExistsError,
@@ -68,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    # The text of a KeyError is the repr of the key; every other exception's is its message.
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = " ".join(str(message).split()) or "no message"
+    text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, _INPUT_ERRORS) else f"{type(error).__name__}: {text}"
 
 
@@ -398,8 +395,9 @@ def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
     import jaxemb
     from jaxemb.default_model import default_model
 
-    name = str(args.model or default_model().path)
-    return jaxemb.load(name, dtype=args.compute_dtype), name
+    name = Path(args.model or default_model().path)
+    name = name.resolve() if name.is_dir() else name
+    return jaxemb.load(str(name), dtype=args.compute_dtype), str(name)
 
 
 def _load_configured(args: argparse.Namespace) -> "tuple[_Configured, str]":

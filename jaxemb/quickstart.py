@@ -165,10 +165,8 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
     """
     out, started = Path(out), time.perf_counter()
     say = functools.partial(print, file=sys.stderr, flush=True) if progress else lambda text: None
-    if not options.get("model"):
-        path, origin = default_model()
-        options["model"] = str(path)
-        say(f"model   all-MiniLM-L6-v2 from {origin}")
+    if options.get("model") is None:
+        say(f"model   all-MiniLM-L6-v2 from {default_model().origin}")
     recipe = run(**options)
     splits = {split: pairs(split, options.get("limit")) for split in python_code.SPLITS}
     sizes = ", ".join(f"{len(records)} {split}" for split, records in splits.items())
