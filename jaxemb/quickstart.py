@@ -6,6 +6,7 @@ measure, train, measure again, and leave a model, a search index and a report.
 
 import dataclasses
 import functools
+import itertools
 import json
 import platform
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import jaxemb
-from jaxemb.data import Source, batches, from_list, python_code
+from jaxemb.data import batches, from_list, mixture, python_code
 from jaxemb.default_model import default_model
 from jaxemb.embedder import SentenceEmbedder
 from jaxemb.evaluate import (
@@ -42,9 +43,9 @@ Pair = dict[str, Any]
 def run(
     *,
     model: str | None = None,
-    steps: int = 138,
+    steps: int = 46,
     batch_size: int = 64,
-    learning_rate: float = 5e-5,
+    learning_rate: float = 2e-4,
     temperature: float = 0.05,
     max_length: int = 128,
     train_length: int = 64,
@@ -52,7 +53,7 @@ def run(
     seed: int = 0,
     limit: int | None = None,
 ) -> Run:
-    """Docstring -> code with in-batch negatives: three epochs over the standard library's training modules.
+    """Docstring -> code with in-batch negatives, each batch from one package, for one pass over the training modules.
 
     Args:
       model: directory or hub id to start from; None takes all-MiniLM-L6-v2.
@@ -70,7 +71,7 @@ def run(
     return Run(
         embedder=lambda: _load(model, max_length),
         data=lambda embedder: batches(
-            _some(pairs("train", limit), share),
+            mixture([from_list(group) for group in by_package(_some(pairs("train", limit), share), batch_size)]),
             embedder.tokenizer,
             ("query", "code"),
             batch_size=batch_size,
@@ -107,12 +108,28 @@ def _load(model: str | None, max_length: int) -> SentenceEmbedder:
     return jaxemb.load(path, dropout=0.0, attention_dropout=0.0, remat=True).replace(max_length=max_length)
 
 
-def _some(records: Sequence[Pair], share: float) -> Source:
+def _some(records: Sequence[Pair], share: float) -> list[Pair]:
     """A random share of the records."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1]; got {share}")
     chosen = np.random.default_rng(0).permutation(len(records))[: round(share * len(records))]
-    return from_list([records[i] for i in sorted(chosen)], name="standard library")
+    return [records[i] for i in sorted(chosen)]
+
+
+def by_package(records: Sequence[Pair], at_least: int) -> list[list[Pair]]:
+    """Records by top-level package in alphabetical order, small packages together: `at_least` so many in a group.
+
+    A batch from one group has negatives that are about the same things, and so are hard to tell from the answer.
+    """
+    groups: list[list[Pair]] = [[]]
+    for _, package in itertools.groupby(sorted(records, key=_package), key=_package):
+        if len(groups[-1]) >= at_least:
+            groups.append([])
+        groups[-1] += package
+    if len(groups) > 1 and len(groups[-1]) < at_least:
+        last = groups.pop()
+        groups[-1] += last
+    return groups
 
 
 def pairs(split: str, limit: int | None = None) -> list[Pair]:
@@ -212,7 +229,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
 class _Remembering:
     """An encoder that encodes no text twice."""
 
-    embedder: SentenceEmbedder
+    embedder: Encoder
     known: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray:
@@ -229,6 +246,10 @@ def _summary(scores: RetrievalScores) -> dict[str, float]:
         values = scores.values[name]
         summary |= {name: float(values.mean()), f"{name}_se": metrics.standard_error(values)}
     return summary
+
+
+def _package(pair: Pair) -> str:
+    return pair["module"].split(".")[0]
 
 
 def _title(pair: Pair) -> str:
@@ -271,7 +292,7 @@ def _examples(before: Encoder, after: Encoder, records: Sequence[Pair]) -> list[
 
 def _points(code_base: Sequence[Pair], vectors: np.ndarray) -> list[Point]:
     """The map of the code base: a dot for every function, coloured by package."""
-    packages = [pair["module"].split(".")[0] for pair in code_base]
+    packages = [_package(pair) for pair in code_base]
     places = principal_components(vectors, packages).tolist()
     return [
         Point(x, y, package, f"{_title(pair)}\n{pair['query']}")
