@@ -32,7 +32,7 @@ def ours(case: str, model: str) -> None:
     from jaxemb import data, losses, objectives, train
     from jaxemb.transforms import identity
 
-    embedder = jaxemb.load(model)
+    embedder = jaxemb.load(model, unroll=6)
     objective = objectives.on_columns(losses.info_nce, "first", "second")
     optimizer = train.adamw(2e-5, 10_000)
     state = train.init_state(jax.random.key(0), embedder.model, optimizer, identity())
@@ -82,7 +82,7 @@ def peer(case: str, model: str, threads: int) -> None:
             value.backward()
             torch.nn.utils.clip_grad_norm_(embedder.parameters(), 1.0)
             optimizer.step()
-        return {"loss": float(value)}
+        return {"loss": value.item()}
 
     harness.serve(run, {"pairs": len(pairs)})
 

@@ -13,8 +13,23 @@ from flax import nnx
 
 from jaxemb.types import Tokens
 
+
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+    """`x Phi(x)`. Its own gradient, `Phi(x) + x phi(x)`, takes a fifth off the feed-forward's backward pass on CPU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, gradient):
+    cumulative = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
+    return (gradient * (cumulative + x * density),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
 _ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -128,8 +143,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # As a matrix: XLA's CPU backend takes twice as long for a kernel gradient that contracts two axes of x.
-        y = (x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
+        y = y if self.bias is None else y + self.bias.astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 @nnx.dataclass
@@ -328,7 +344,9 @@ class Transformer(nnx.Module):
             embeddings=Embeddings.init(ke, config),
             layers=jax.vmap(lambda k: Layer.init(k, config))(jax.random.split(kl, config.layers)),
             final_norm=Norm.init(config, config.dim) if config.final_norm else None,
-            relative_bias=config.initializer_range * jax.random.normal(kr, (buckets, config.heads)) if buckets else None,
+            relative_bias=config.initializer_range * jax.random.normal(kr, (buckets, config.heads))
+            if buckets
+            else None,
             config=config,
         )
 
@@ -392,7 +410,14 @@ class Transformer(nnx.Module):
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
+    return jnp.where(_kept(key, rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def _kept(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """True with probability `1 - rate`, from 16 random bits per element: a quarter of `bernoulli`'s time."""
+    bits = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*shape[:-1], -1)
+    return halves[..., : shape[-1]] >= np.uint16(round(rate * 2**16))
 
 
 def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -415,36 +440,39 @@ def _attention(q, k, v, bias, scale, dropout=0.0, key=None) -> jax.Array:
     # Transposing first gives the CPU backend contiguous matrices, which halves its time.
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
     logits = jnp.einsum("bhtd,bhsd->bhts", q * scale, k, preferred_element_type=jnp.float32) + bias
-    keep = None if key is None else _dropout(jnp.ones_like(logits), dropout, key)
-    return _average(logits, v, keep).astype(v.dtype).transpose(0, 2, 1, 3)
+    keep = None if key is None or dropout == 0.0 else _kept(key, dropout, logits.shape)
+    return _average(logits, v, keep, dropout).astype(v.dtype).transpose(0, 2, 1, 3)
 
 
-@jax.custom_vjp
-def _average(logits: jax.Array, values: jax.Array, keep: jax.Array | None) -> jax.Array:
-    """`(softmax(logits) * keep) values`, f32 `[B, H, T, h]`, with the gradient that touches `[B, H, T, T]` least."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _average(logits: jax.Array, values: jax.Array, keep: jax.Array | None, dropout: float) -> jax.Array:
+    """`dropout(softmax(logits)) values`, f32 `[B, H, T, h]`, with the gradient that touches `[B, H, T, T]` least."""
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
-    return _weighted(weights, values, keep) / total  # dividing last, there is less to divide
+    return _weighted(weights, values, keep, dropout) / total  # dividing last, there is less to divide
 
 
-def _weighted(weights, values, keep):
-    weights = weights if keep is None else weights * keep
-    return jnp.einsum("bhts,bhsd->bhtd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+def _masked(weights: jax.Array, keep: jax.Array | None) -> jax.Array:
+    return weights if keep is None else jnp.where(keep, weights, 0.0)
 
 
-def _average_forward(logits, values, keep):
+def _weighted(weights, values, keep, dropout):
+    weights = _masked(weights, keep).astype(values.dtype)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32) / (1.0 - dropout)
+
+
+def _average_forward(logits, values, keep, dropout):
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     weights = weights / weights.sum(axis=-1, keepdims=True)
-    return _weighted(weights, values, keep), (weights, values, keep)
+    return _weighted(weights, values, keep, dropout), (weights, values, keep)
 
 
-def _average_backward(residuals, gradient):
+def _average_backward(dropout, residuals, gradient):
     weights, values, keep = residuals
-    gradient = gradient.astype(values.dtype)
-    kept = weights if keep is None else weights * keep
-    d_values = jnp.einsum("bhts,bhtd->bhsd", kept.astype(values.dtype), gradient, preferred_element_type=jnp.float32)
-    d_weights = jnp.einsum("bhtd,bhsd->bhts", gradient, values, preferred_element_type=jnp.float32)
-    d_weights = d_weights if keep is None else d_weights * keep
+    gradient = (gradient / (1.0 - dropout)).astype(values.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    d_values = product("bhts,bhtd->bhsd", _masked(weights, keep).astype(values.dtype), gradient)
+    d_weights = _masked(product("bhtd,bhsd->bhts", gradient, values), keep)
     d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     return d_logits, d_values.astype(values.dtype), None
 
