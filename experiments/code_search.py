@@ -85,7 +85,7 @@ def main() -> None:
     curve |= {0.0: before.means()["ndcg@10"], 1.0: float(np.mean([scores.means()["ndcg@10"] for scores in after]))}
 
     results = {measure: _compare(before, after, measure) for measure in _REPORTED}
-    tokens = np.array([len(ids) for ids in Tokenizer.from_directory(default_model().path)([p["code"] for p in test])])
+    tokens = np.array([len(ids) for ids in Tokenizer.from_directory(default_model().path)([p["body"] for p in test])])
     results_by_length = _by_length(before, after, tokens, base.max_length)
     common.write_results(
         out,

@@ -53,7 +53,7 @@ def run(
     seed: int = 0,
     limit: int | None = None,
 ) -> Run:
-    """Docstring -> code with in-batch negatives, each batch from one package, for one pass over the training modules.
+    """Docstring -> function body with in-batch negatives, each batch from one package, for one pass over the data.
 
     Args:
       model: directory or hub id to start from; None takes all-MiniLM-L6-v2.
@@ -73,14 +73,14 @@ def run(
         data=lambda embedder: batches(
             mixture([from_list(group) for group in by_package(_some(pairs("train", limit), share), batch_size)]),
             embedder.tokenizer,
-            ("query", "code"),
+            ("query", "body"),
             batch_size=batch_size,
             max_length=train_length,
             seed=seed,
             pack=2 * train_length,
             row_multiple=11,  # so that nearly all batches have the same numbers of rows: every other is a compilation
         ),
-        objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "code"),
+        objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "body"),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
         evaluators={"validation": lambda embedder: _validate(embedder, pairs("validation", limit))},
@@ -143,11 +143,14 @@ def _all_pairs() -> list[Pair]:
 
 
 def search_task(records: Sequence[Pair]) -> RetrievalSet:
-    """Every docstring as a query whose one relevant document is its own code, among the code of all `records`."""
+    """Every docstring as a query whose one relevant document is the body of its function, among those of all `records`.
+
+    The signature is left out: names would give the answer away.
+    """
     ids = [f"{pair['path']}:{pair['line']}" for pair in records]
     return RetrievalSet(
         queries={i: pair["query"] for i, pair in zip(ids, records, strict=True)},
-        corpus={i: pair["code"] for i, pair in zip(ids, records, strict=True)},
+        corpus={i: pair["body"] for i, pair in zip(ids, records, strict=True)},
         qrels={i: {i: 1} for i in ids},
     )
 
@@ -197,7 +200,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
 
     code_base = [pair for records in splits.values() for pair in records]
     index = _build_index(out, code_base, trained, progress)
-    tuned = _Remembering(trained, dict(zip((pair["code"] for pair in code_base), index.vectors, strict=True)))
+    tuned = _Remembering(trained)
     scores_after = evaluate(tuned, splits["test"])
     after = _summary(scores_after)
     gain = scores_after.values["ndcg@10"] - scores_before.values["ndcg@10"]
@@ -273,8 +276,8 @@ def _build_index(out: Path, code_base: Sequence[Pair], embedder: SentenceEmbedde
 
 def _examples(before: Encoder, after: Encoder, records: Sequence[Pair]) -> list[Example]:
     """Questions drawn at random from those whose answer changed its rank, with their first hits before and after."""
-    queries, codes = [pair["query"] for pair in records], [pair["code"] for pair in records]
-    found = [topk_search(encoder.encode(queries), encoder.encode(codes), len(records)) for encoder in (before, after)]
+    queries, bodies = [pair["query"] for pair in records], [pair["body"] for pair in records]
+    found = [topk_search(encoder.encode(queries), encoder.encode(bodies), len(records)) for encoder in (before, after)]
     own = np.arange(len(records))[:, None]
     ranks = [np.argmax(ids == own, axis=1) + 1 for _, ids in found]
     is_short = np.array([4 <= len(query.split()) <= 14 for query in queries])
@@ -316,7 +319,7 @@ def _report(out: Path, numbers: Mapping[str, Any], examples: Sequence[Example], 
         details={
             "data": f"standard library of Python {numbers['python']}: {sizes['train']:,} training, "
             f"{sizes['validation']:,} validation and {sizes['test']:,} test pairs; no package is in two of them",
-            "query, document": "a docstring's first paragraph; the function without its docstring",
+            "query, document": "a docstring's first paragraph; the function's body without it, and without its name",
             "loss": f"InfoNCE over {options['batch_size']} pairs, temperature {options['temperature']:g}",
             "optimiser": f"AdamW, learning rate {options['learning_rate']:g} with warm-up and linear decay",
             "longest text": f"{options['max_length']} tokens, {options['train_length']} in training",

@@ -8,7 +8,7 @@ from jaxemb import quickstart
 
 def _pairs(*modules: str) -> list[dict]:
     return [
-        {"module": module, "path": f"{module}.py", "line": line, "query": f"does {line}", "code": f"def f{line}(): ..."}
+        {"module": module, "path": f"{module}.py", "line": line, "query": f"does {line}", "body": f"return {line}"}
         for line, module in enumerate(modules)
     ]
 
