@@ -46,7 +46,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(learning_rates=(2e-5, 5e-5), epochs=(1,), seeds=1, limit=128),
-    "small": Preset(learning_rates=(2e-5, 5e-5), epochs=(1, 2), seeds=3),
+    "small": Preset(learning_rates=(2e-5, 5e-5, 1e-4), epochs=(1,), seeds=3),
     "paper": Preset(learning_rates=(1e-5, 2e-5, 3e-5, 5e-5, 1e-4), epochs=(1, 2, 4, 8), seeds=10),
 }
 
