@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import chex
@@ -28,7 +29,7 @@ def _gelu_backward(x, gradient):
 
 _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": _gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,

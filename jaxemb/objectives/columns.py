@@ -67,7 +67,7 @@ def _embed(columns: dict[str, Tokens], model, key: jax.Array | None) -> dict[str
     for name, tokens in columns.items():
         groups.setdefault((tokens.ids.shape[1:], tokens.texts_per_row, tokens.type_ids is None), []).append(name)
     keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
-    embeddings = {}
+    embeddings: dict[str, jax.Array] = {}
     for names, group_key in zip(groups.values(), keys, strict=True):
         together = model(concatenate([columns[name] for name in names]), key=group_key)
         ends = np.cumsum([columns[name].count for name in names])
