@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,16 +274,27 @@ def _count(text: str) -> int:
 def _quickstart(args: argparse.Namespace) -> None:
     from jaxemb.quickstart import quickstart
 
-    logging.getLogger("jaxemb.encode").setLevel(logging.ERROR)  # that long functions are cut is part of the recipe
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
     given = {name: value for name, value in options.items() if value is not None}
-    numbers = quickstart(args.out, progress=not args.quiet, **given)
+    with _without_warnings("jaxemb.encode"):  # that long functions are cut is part of the recipe
+        numbers = quickstart(args.out, progress=not args.quiet, **given)
     _print(
         args,
         numbers,
         f"\nThe report is {args.out}/report.html, the model {args.out}/model. To search the standard library:\n\n"
         f'    jaxemb search {args.out} "parse an iso date"\n',
     )
+
+
+@contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _train(args: argparse.Namespace) -> None:
