@@ -12,7 +12,7 @@ from benchmarks.workloads import minilm_directory, stsb_rows
 CASES = ("short", "long")
 BATCH = {"short": 64, "long": 16}
 STEPS = {"short": 10, "long": 6}
-MAX_LENGTH = 256
+MAX_LENGTH = {"short": 64, "long": 256}
 
 
 def pairs_of(case: str) -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def ours(case: str, model: str) -> None:
     state = train.init_state(jax.random.key(0), embedder.model, optimizer, identity())
     step = jax.jit(train.make_train_step(objective, optimizer), donate_argnums=0)
     source = data.from_list([{"first": a, "second": b} for a, b in pairs_of(case)])
-    lengths = [len(ids) for row in pairs_of(case) for ids in embedder.tokenizer(row, MAX_LENGTH)]
+    lengths = [len(ids) for row in pairs_of(case) for ids in embedder.tokenizer(row, MAX_LENGTH[case])]
 
     def run():
         nonlocal state
@@ -47,10 +47,10 @@ def ours(case: str, model: str) -> None:
             embedder.tokenizer,
             ("first", "second"),
             batch_size=BATCH[case],
-            max_length=MAX_LENGTH,
+            max_length=MAX_LENGTH[case],
             epochs=1,
             shuffle=False,
-            pack=64 if case == "short" else False,
+            pack=case == "short",
             buckets=(16, 32, 64, 96, 128, 160, 192, 224, 256),
         ):
             state, metrics = step(state, batch)
@@ -68,7 +68,7 @@ def peer(case: str, model: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     embedder = SentenceTransformer(model, device="cpu")
-    embedder.max_seq_length = MAX_LENGTH
+    embedder.max_seq_length = MAX_LENGTH[case]
     embedder.train()
     loss = MultipleNegativesRankingLoss(embedder)
     optimizer = torch.optim.AdamW(embedder.parameters(), lr=2e-5, weight_decay=0.01)
