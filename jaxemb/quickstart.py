@@ -45,7 +45,7 @@ def run(
     model: str | None = None,
     steps: int = 46,
     batch_size: int = 64,
-    learning_rate: float = 2e-4,
+    learning_rate: float = 1e-4,
     temperature: float = 0.05,
     max_length: int = 128,
     train_length: int = 64,
@@ -275,14 +275,15 @@ def _build_index(out: Path, code_base: Sequence[Pair], embedder: SentenceEmbedde
 
 
 def _examples(before: Encoder, after: Encoder, records: Sequence[Pair]) -> list[Example]:
-    """Questions drawn at random from those whose answer changed its rank, with their first hits before and after."""
+    """Questions whose answer moved, evenly from the large rises to the large falls, with their first hits."""
     queries, bodies = [pair["query"] for pair in records], [pair["body"] for pair in records]
     found = [topk_search(encoder.encode(queries), encoder.encode(bodies), len(records)) for encoder in (before, after)]
     own = np.arange(len(records))[:, None]
     ranks = [np.argmax(ids == own, axis=1) + 1 for _, ids in found]
     is_short = np.array([4 <= len(query.split()) <= 14 for query in queries])
     candidates = np.flatnonzero(is_short & (ranks[0] != ranks[1]))
-    chosen = np.sort(np.random.default_rng(0).permutation(candidates)[:_N_EXAMPLES])
+    by_rise = candidates[np.argsort(ranks[1][candidates] / ranks[0][candidates], kind="stable")]
+    chosen = by_rise[(np.linspace(0.1, 0.9, _N_EXAMPLES) * len(by_rise)).astype(int)] if len(by_rise) else by_rise
 
     def hits(i: int, scores: np.ndarray, ids: np.ndarray) -> list[Hit]:
         best = zip(scores[i, :_N_HITS].tolist(), ids[i, :_N_HITS].tolist(), strict=True)
@@ -306,7 +307,7 @@ def _points(code_base: Sequence[Pair], vectors: np.ndarray) -> list[Point]:
 def _report(out: Path, numbers: Mapping[str, Any], examples: Sequence[Example], points: Sequence[Point]) -> Path:
     log, sizes, options = read_metrics(out), numbers["pairs"], numbers["options"]
     return Report(
-        title="Code search in Python's standard library, before and after fine-tuning",
+        title="Code search in Python's standard library",
         summary=f"all-MiniLM-L6-v2 was trained for {options['steps']} steps on {sizes['train']:,} docstrings and the "
         f"code they describe. It was then asked {sizes['test']:,} questions about modules that it had never seen.",
         losses=[(line["step"], line["train/loss"]) for line in log if "train/loss" in line],

@@ -97,8 +97,8 @@ class Report:
             figures_note="On modules that were held out, ± one standard error over the questions. Question by "
             f"question, nDCG@10 changes by {self.change['ndcg@10']:+.4f} ± {self.change['ndcg@10_se']:.4f}.",
             figures=_figures(self.before, self.after),
-            examples_note="Docstrings of held-out modules as questions, drawn at random from those whose answer moved, "
-            "up or down. The function that the docstring belongs to is marked.",
+            examples_note="Docstrings of held-out modules as questions. Of those whose answer moved, five are shown, "
+            "evenly from the large rises to the large falls. The function that the docstring belongs to is marked.",
             examples="\n".join(map(_example, self.examples)),
             map_note="Each dot is a function, placed by its embedding after training, seen from the side where the "
             "packages lie farthest apart. Point at a dot to see what it is.",

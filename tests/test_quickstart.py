@@ -62,3 +62,29 @@ def test_an_encoder_that_remembers_encodes_every_text_once():
     np.testing.assert_array_equal(encoder.encode(["known", "ab", "c"]), [[5], [2], [1]])
     np.testing.assert_array_equal(encoder.encode(["c", "known"]), [[1], [5]])
     assert asked == ["ab", "c"]
+
+
+def test_examples_go_from_the_largest_rises_to_the_largest_falls():
+    rng = np.random.default_rng(0)
+    records = [
+        {"module": "m", "qualname": f"f{i}", "query": f"what does number {i} do", "body": f"return {i}"}
+        for i in range(40)
+    ]
+    places = {text: rng.normal(size=8).astype(np.float32) for pair in records for text in (pair["query"], pair["body"])}
+    moved = {text: place + rng.normal(size=8).astype(np.float32) for text, place in places.items()}
+
+    class Known:
+        def __init__(self, vectors):
+            self.vectors = vectors
+
+        def encode(self, texts, *, prompt_name=None):
+            return np.stack([self.vectors[text] for text in texts])
+
+    examples = quickstart._examples(Known(places), Known(moved), records)
+    changes = [example.rank_after / example.rank_before for example in examples]
+    assert len(examples) == 5 and changes == sorted(changes) and changes[0] < 1 < changes[-1]
+    for example in examples:
+        for hits, rank in ((example.before, example.rank_before), (example.after, example.rank_after)):
+            assert [hit.right for hit in hits] == [place + 1 == rank for place in range(5)]
+            assert sorted((hit.score for hit in hits), reverse=True) == [hit.score for hit in hits]
+    assert quickstart._examples(Known(places), Known(places), records) == []
