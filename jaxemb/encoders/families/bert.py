@@ -8,6 +8,7 @@ from jaxemb.encoders.transformer import TransformerConfig
 
 
 def bert_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a BERT `config.json` describes."""
     require(c, position_embedding_type="absolute", is_decoder=False)
     return TransformerConfig(
         vocab_size=c["vocab_size"],

@@ -5,6 +5,7 @@ from jaxemb.encoders.transformer import TransformerConfig
 
 
 def distilbert_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a DistilBERT `config.json` describes."""
     return TransformerConfig(
         vocab_size=c["vocab_size"],
         dim=c["dim"],

@@ -8,6 +8,7 @@ from jaxemb.encoders.transformer import TransformerConfig
 
 
 def modernbert_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a ModernBERT `config.json` describes."""
     require(c, rope_scaling=None)
     every = c.get("global_attn_every_n_layers", 3)
     kinds = c.get("layer_types") or [

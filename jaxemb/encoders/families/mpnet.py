@@ -10,6 +10,7 @@ _POSITION_OFFSET = 2  # the published implementation fixes the padding id at 1, 
 
 
 def mpnet_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a MPNet `config.json` describes."""
     rows = c.get("max_position_embeddings", 512)
     return TransformerConfig(
         vocab_size=c["vocab_size"],

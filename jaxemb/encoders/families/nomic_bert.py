@@ -9,6 +9,7 @@ from jaxemb.encoders.transformer import TransformerConfig
 
 
 def nomic_bert_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a NomicBERT `config.json` describes."""
     return _published(c) if "n_embd" in c else _transformers(c)
 
 

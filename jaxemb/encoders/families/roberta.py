@@ -12,6 +12,7 @@ from jaxemb.encoders.transformer import TransformerConfig
 
 
 def roberta_config(c: HfConfig) -> TransformerConfig:
+    """The transformer that a RoBERTa `config.json` describes."""
     config = bert_config(c)
     offset = c.get("pad_token_id", 1) + 1
     return dataclasses.replace(config, position_offset=offset, max_positions=config.position_table - offset)
