@@ -236,15 +236,13 @@ def test_quickstart_again_trains_nothing_anew(capsys, tiny, finished):
 def test_an_interrupt_exits_with_130(tiny, tmp_path):
     script = tmp_path / "config.py"
     script.write_text("import time\ndef run():\n    print('ready', flush=True)\n    time.sleep(60)\n")
-    command = [sys.executable, "-m", "jaxemb", "train", str(script), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A job that a shell runs in the background ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    # A job that a shell runs in the background ignores SIGINT, and so would its children.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('jaxemb', run_name='__main__')"
     )
+    command = [sys.executable, "-c", program, "train", str(script), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
