@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from jaxemb.embedder import SentenceEmbedder
     from jaxemb.retrieval import Hit
+    from jaxemb.train import Run
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -130,6 +131,17 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
     )
 
+    processes = argparse.ArgumentParser(add_help=False)
+    group = processes.add_argument_group("several processes that train as one")
+    group.add_argument(
+        "--distributed", action="store_true", help="join the others; TPU slices, GKE and Slurm say who they are"
+    )
+    group.add_argument(
+        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0 that all can reach"
+    )
+    group.add_argument("--num-processes", type=_count, metavar="N", help="how many they are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+
     def command(
         name: str,
         run: Command,
@@ -171,7 +183,11 @@ def _parser() -> argparse.ArgumentParser:
         """\
   jaxemb train experiments/code_search.py --out runs/code_search
   jaxemb train my_run.py --out runs/mine --set steps=1000 --set learning_rate=3e-5
-  jaxemb train my_run.py --out runs/mine              # again: goes on where it stopped""",
+  jaxemb train my_run.py --out runs/mine              # again: goes on where it stopped
+  jaxemb train my_run.py --out /shared/mine --distributed        # on every host of a TPU slice
+  jaxemb train my_run.py --out runs/mine --distributed --coordinator first-host:1234 \\
+      --num-processes 2 --process-id 0                # elsewhere: once per process, ids from 0""",
+        processes,
     )
     sub.add_argument("config", metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run")
     sub.add_argument("--out", required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs")
@@ -268,6 +284,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _address(text: str) -> str:
+    """The type of an option that is HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT; got {text!r}")
+    return text
+
+
 # The commands
 
 
@@ -298,11 +322,15 @@ def _without_warnings(name: str) -> Iterator[None]:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from jaxemb.train import fit, load_run
+    import jax
 
-    sys.path.insert(0, os.getcwd())  # what a config file imports may lie here, as with `python -m`
-    run = load_run(args.config, _options(args.set))
+    from jaxemb.train import fit
+
+    _join_processes(args)
+    run = _load_run(args)
     result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+    if jax.process_index():  # process 0 speaks for all
+        return
     metrics = dict(result.metrics)
     report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
     lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
@@ -396,6 +424,35 @@ def _info(args: argparse.Namespace) -> None:
 
 
 # What the commands share
+
+
+def _load_run(args: argparse.Namespace) -> "Run":
+    from jaxemb.train import load_run
+
+    sys.path.insert(0, os.getcwd())  # what a config file imports may lie here, as with `python -m`
+    return load_run(args.config, _options(args.set))
+
+
+def _join_processes(args: argparse.Namespace) -> None:
+    """Makes this process one of a distributed program, before anything else asks JAX for its devices."""
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if not args.distributed:
+        if any(option is not None for option in given):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        return
+    if any(option is None for option in given) and any(option is not None for option in given):
+        raise ValueError("--coordinator, --num-processes and --process-id are given all three or, to find out, none")
+    if args.process_id is not None and not 0 <= args.process_id < args.num_processes:
+        raise ValueError(f"--process-id must be in 0..{args.num_processes - 1}; got {args.process_id}")
+    import jax
+
+    try:
+        jax.distributed.initialize(*given)
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed found no TPU slice, GKE job or Slurm job to join ({error}); "
+            "give --coordinator, --num-processes and --process-id"
+        ) from None
 
 
 def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -357,6 +358,39 @@ def test_an_option_that_run_does_not_take(capsys, tmp_path):
     assert "unexpected keyword argument 'colour'" in fail(capsys, 2, *arguments, "--set", "colour=red")
     assert "--set must be NAME=VALUE; got 'colour'" in fail(capsys, 2, *arguments, "--set", "colour")
     assert "must return a jaxemb.train.Run; got NoneType" in fail(capsys, 2, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-processes", 2), "--coordinator, --num-processes and --process-id need --distributed"),
+        (("--distributed", "--process-id", 0), "are given all three or, to find out, none"),
+        (("--distributed", "--coordinator", "host"), "argument --coordinator: must be HOST:PORT; got 'host'"),
+        (
+            ("--distributed", "--coordinator", "host:1", "--num-processes", 2, "--process-id", 2),
+            "--process-id must be in 0..1; got 2",
+        ),
+    ],
+)
+def test_processes_that_cannot_be_joined(capsys, tmp_path, options, message):
+    (tmp_path / "config.py").write_text("def run():\n    raise AssertionError\n")
+    assert message in fail(capsys, 2, "train", tmp_path / "config.py", "--out", tmp_path / "run", *options)
+
+
+def test_processes_find_each_other_before_the_config_is_read(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import jax\ndef run():\n    raise ValueError(f'{jax.process_index()} of {jax.process_count()}')\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "jaxemb", "train", str(config), "--out", str(tmp_path / "run"), "--distributed"]
+    command += ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    processes = [subprocess.Popen([*command, i], stderr=subprocess.PIPE, text=True) for i in ("0", "1")]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    for i, process in enumerate(processes):
+        assert process.returncode == 2 and f"jaxemb: error: {i} of 2" in said[i]
 
 
 def test_work_that_fails_is_told_from_bad_input(capsys, tmp_path):
