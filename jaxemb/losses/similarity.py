@@ -23,7 +23,7 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
-    return dot(_unit(a), _unit(b))
+    return dot(unit(a), unit(b))
 
 
 def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
     """`x / |x|`; the zero vector stays as it is, and passes gradients on unscaled instead of multiplied by 1e12."""
     x = _at_least_f32(x)
     norm = _safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
