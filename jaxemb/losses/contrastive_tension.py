@@ -1,0 +1,66 @@
+"""Contrastive tension: two copies of a model learn, without labels, to agree on a sentence and on nothing else."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxemb.losses.info_nce import symmetric_info_nce
+from jaxemb.losses.similarity import Similarity, dot, paired
+
+
+def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether two sentences are the same one, told by the inner product of one model's and the other model's embedding:
+
+        L = sum_i BCE(sigmoid(<first_i, second_i>), labels_i)
+
+    The two models start as copies and drift apart; the second is kept. The paper draws 7 pairs of different sentences
+    for each pair of identical ones.
+
+    Args:
+      first: the first model's embedding of one sentence of each pair, `[N, D]`.
+      second: the second model's embedding of the other, `[N, D]`.
+      labels: 1 = the same sentence, 0 = different ones, `[N]`.
+
+    Returns:
+      f32 `[N]`, N times the term of each pair, whose mean is L, the value of sentence-transformers'
+      ContrastiveTensionLoss. L is a sum: it grows with the batch.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+
+    References:
+      Carlsson et al. 2021, https://openreview.net/forum?id=Ov_sMNau-PF, section 3.
+    """
+    if first.ndim != 2 or first.shape != second.shape or jnp.shape(labels) != first.shape[:1]:
+        raise ValueError(
+            f"first and second must both be [N, D], labels [N]; "
+            f"got {first.shape}, {second.shape} and {jnp.shape(labels)}"
+        )
+    labels = jnp.asarray(labels, jnp.float32)
+    return len(labels) * optax.losses.sigmoid_binary_cross_entropy(paired(dot, first, second), labels)
+
+
+def contrastive_tension_in_batch(
+    first: jax.Array,
+    second: jax.Array,
+    *,
+    temperature: float | jax.Array = 0.05,
+    similarity: str | Similarity = "cosine",
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Contrastive tension whose pairs of different sentences are all those of the batch: `symmetric_info_nce`.
+
+    Args:
+      first: the first model's embeddings of N sentences, `[N, D]`.
+      second: the second model's embeddings of the same sentences, `[N, D]`.
+      temperature: > 0; the reference trains `log(1 / temperature)`, from log 20.
+      similarity: as for `info_nce`.
+      mask: as for `info_nce`, `[N, N]`.
+
+    Returns:
+      f32 `[N]`, whose mean is the value of sentence-transformers' ContrastiveTensionLossInBatchNegatives.
+
+    Raises:
+      ValueError: as `info_nce`.
+    """
+    return symmetric_info_nce(first, second, temperature=temperature, similarity=similarity, mask=mask)
