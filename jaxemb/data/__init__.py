@@ -1,23 +1,29 @@
 """From files to batches: records, tokenising, packing, shuffling, mixing."""
 
-from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, mixture
+from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, merge_small, mixture
 from jaxemb.data.packing import bucket, pack, pad, padding_share, row_bucket
-from jaxemb.data.records import RecordError, Source, from_list, huggingface, read, tfds
+from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read, tfds
+from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 
 __all__ = [
     "Batch",
     "Encoded",
+    "GroupByLabel",
     "Mixture",
+    "NoDuplicates",
     "Number",
     "RecordError",
+    "Sampler",
     "Source",
     "Text",
     "Tokenizer",
     "batches",
     "bucket",
+    "concatenate",
     "from_list",
     "huggingface",
+    "merge_small",
     "mixture",
     "pack",
     "pad",

@@ -6,6 +6,7 @@ iterator is one number, and resuming is exact. Work is done ahead of its use by 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxemb.data import packing
-from jaxemb.data.records import RecordError, Source
+from jaxemb.data.records import RecordError, Source, concatenate
+from jaxemb.data.samplers import Epochs, Sampler
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.types import Tokens
 
@@ -64,26 +66,51 @@ class Mixture:
     weights: tuple[float, ...]
 
 
-def mixture(sources: Sequence[Source], weights: Sequence[float] | None = None) -> Mixture:
+def mixture(sources: Sequence[Source], weights: Sequence[float] | None = None, *, temperature: float = 1.0) -> Mixture:
     """A mixture of `sources` in which every batch comes from one of them: its in-batch negatives are of one task.
 
+    The share of a source of n records is proportional to `n ** (1 / temperature)`: 1 is proportional mixing, more lifts
+    the small sources, and `math.inf` gives equal shares, which is round robin.
+
     Args:
-      sources: whose records have the same columns.
-      weights: shares of batches, positive, in any unit; None takes the numbers of records.
+      sources: whose records have the same columns. See `merge_small` for those with few records.
+      weights: other shares of batches, positive, in any unit.
+      temperature: > 0.
 
     Raises:
-      ValueError: no sources, an empty one, or weights that do not fit them.
+      ValueError: no sources, an empty one, weights that do not fit them, a temperature that is not positive, or one
+        beside weights.
+
+    References:
+      Arivazhagan et al. 2019, section 4.2 (temperature).
     """
     if not sources:
         raise ValueError("sources: a mixture needs at least one source")
     for source in sources:
         _require_records(source)
-    weights = [len(source) for source in sources] if weights is None else list(weights)
+    if not temperature > 0 or (weights is not None and temperature != 1):
+        raise ValueError(f"temperature must be positive, and 1 beside weights; got {temperature}")
+    weights = [len(source) ** (1 / temperature) for source in sources] if weights is None else list(weights)
     if len(weights) != len(sources):
         raise ValueError(f"weights: expected one for each of {len(sources)} sources; got {len(weights)}")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights must be positive and finite; got {weights}")
     return Mixture(tuple(sources), tuple(weight / math.fsum(weights) for weight in weights))
+
+
+def merge_small(sources: Sequence[Source], *, small_threshold: int, drop_threshold: int = 0) -> list[Source]:
+    """The sources of at least `small_threshold` records, then all smaller ones as one source.
+
+    A small source alone gives the same few batches again and again, or none. The merged source is left out if it has
+    less than `drop_threshold` records, or none.
+
+    References:
+      FlagEmbedding's same-dataset batches (`small_threshold`, `drop_threshold`).
+    """
+    large = [source for source in sources if len(source) >= small_threshold]
+    small = [source for source in sources if len(source) < small_threshold]
+    records = sum(map(len, small))
+    return [*large, concatenate(small)] if records >= max(drop_threshold, 1) else large
 
 
 def batches(
@@ -97,6 +124,7 @@ def batches(
     epochs: int | None = None,
     shuffle: bool = True,
     drop_remainder: bool = True,
+    sampler: Sampler | None = None,
     pack: bool | int = False,
     buckets: Sequence[int] = BUCKETS,
     row_multiple: int = 1,
@@ -110,6 +138,8 @@ def batches(
     A batch is a dict of the columns, `Tokens` of N texts for a text column, of N*K texts (record-major) for a column
     of lists, an array `[N]` for a column of numbers; with "id" int32 `[N]`, the records' indices in their source, and
     for a mixture "source" int32 `[N]`, the source's index in the mixture. Every record comes once an epoch.
+
+    A `sampler` decides, within each source, which records share a batch: `NoDuplicates()`, `GroupByLabel()`.
 
     Batch i is the same whatever the number of processes: a process gets the i-th batch's rows that are its own.
     As shapes must agree, each process makes the whole batch, unless `buckets` is one length (and `pack` is off): then
@@ -127,7 +157,9 @@ def batches(
       seed: of the order.
       epochs: how often each record comes; None for endless batches.
       shuffle: whether the order is random, and another one in each epoch.
-      drop_remainder: leave out the last, smaller batch of an epoch.
+      drop_remainder: leave out the last, smaller batch of an epoch (of several, if a sampler makes several).
+      sampler: what records must have in common, or not, to share a batch; None puts any together. It reads every record
+        once in advance and holds ids of the records in memory.
       pack: put several texts into a row of `max_length` (or the given number of) tokens; for short texts.
       buckets: row lengths that padded columns may have, ascending; `(512,)` makes each as long as its `max_length`.
       row_multiple: the number of packed rows is a multiple of this, such as the number of devices.
@@ -138,7 +170,8 @@ def batches(
       prefetch: batches to have ready in advance (by each worker).
 
     Raises:
-      ValueError: unusable arguments, an empty source, or one smaller than a batch.
+      ValueError: unusable arguments, an empty source, one smaller than a batch, or one of which the sampler can make
+        no batch (this may show when the first batch is made).
       RecordError: the first record lacks a column, or another record (when its batch is made) has a value of the
         wrong kind there; names source, record and column.
     """
@@ -166,11 +199,19 @@ def batches(
             process_count=count,
         )
         make.check(part[0])
-        order = grain.MapDataset.range(len(part))
-        if shuffle:
-            # Hashed, as grain's order of epoch e depends on seed + e: neighbouring seeds and sources must not meet.
-            order = order.shuffle(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
-        parts.append(order.batch(batch_size, drop_remainder=drop_remainder).repeat(epochs).map(make))
+        if sampler is None:
+            order = grain.MapDataset.range(len(part))
+            if shuffle:
+                # Hashed, as grain's order of epoch e depends on seed + e: neighbouring seeds and sources must not meet.
+                order = order.shuffle(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+            rows = order.batch(batch_size, drop_remainder=drop_remainder).repeat(epochs)
+        else:
+            texts = [name for name, kind in make.columns.items() if isinstance(kind, Text)]
+            plan = sampler.plan(part, texts, batch_size, drop_remainder)
+            drawn = Epochs(plan, part.name, batch_size, drop_remainder, (seed, number) if shuffle else None)
+            # Where an epoch has fewer batches than it could, there is None, which grain passes over.
+            rows = grain.MapDataset.range(plan.most * epochs if epochs else sys.maxsize).map(drawn)
+        parts.append(rows.map(make))
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, mixed.weights)
     if workers:
         from absl import flags

@@ -99,6 +99,19 @@ def from_list(records: Sequence[Record], *, columns: Columns = None, name: str =
     return Source(records, name).with_columns(columns)
 
 
+def concatenate(sources: Sequence[Source], name: str | None = None) -> Source:
+    """The records of several sources, one source after the other.
+
+    Raises:
+      ValueError: no sources.
+    """
+    if not sources:
+        raise ValueError("sources: there is nothing to concatenate")
+    rows = _Concatenation(tuple(sources), tuple(np.cumsum([len(source) for source in sources]).tolist()))
+    skipped = sum(source.skipped for source in sources)
+    return Source(rows, name or " + ".join(source.name for source in sources), skipped)
+
+
 def read(
     path: str | Path,
     *,
@@ -269,6 +282,26 @@ class _Selection:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         return Source(self.rows, "selection").__getitems__([self.indices[i] for i in indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Concatenation:
+    sources: tuple[Source, ...]
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        numbers = np.searchsorted(self.ends, indices, side="right")
+        starts = (0, *self.ends)
+        records: list[Record] = [{}] * len(indices)
+        for number in np.unique(numbers).tolist():  # one request to each source
+            places = np.flatnonzero(numbers == number).tolist()
+            found = self.sources[number].__getitems__([indices[place] - starts[number] for place in places])
+            for place, record in zip(places, found, strict=True):
+                records[place] = record
+        return records
 
 
 @dataclasses.dataclass(frozen=True)
