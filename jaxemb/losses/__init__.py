@@ -4,6 +4,7 @@ None of them knows a model. The mean over the batch is what the field reports an
 Written for the global batch: under `jax.jit` with sharded embeddings every device count gives the same numbers.
 """
 
+from jaxemb.losses import ranking
 from jaxemb.losses.angle import angle, angle_similarity, angle_with_negatives
 from jaxemb.losses.contrastive_tension import contrastive_tension, contrastive_tension_in_batch
 from jaxemb.losses.cosent import cosent, pair_ranking
@@ -54,6 +55,7 @@ __all__ = [
     "online_contrastive",
     "orthogonal_regularization",
     "pair_ranking",
+    "ranking",
     "softmax_nli",
     "symmetric_info_nce",
     "triplet",
