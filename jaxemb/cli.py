@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,8 @@ _INPUT_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+
+MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
 
 _EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
 
@@ -201,6 +204,28 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
 
     sub = command(
+        "rehearse",
+        _rehearse,
+        "compile the training of a config file for a TPU slice and say what it will need; no TPU is used",
+        """\
+  jaxemb rehearse tpu/bert_base.py --topology v5e:8x8
+  jaxemb rehearse my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json
+  jaxemb rehearse my_run.py --topology v6e:16x16 --records 65536""",
+    )
+    sub.add_argument("config", metavar="CONFIG.py", help="as `jaxemb train` takes it")
+    sub.add_argument("--topology", required=True, metavar="NAME", help="v5e:AxB, v6e:AxB or v5p:AxBxC")
+    sub.add_argument(
+        "--mesh",
+        type=_axes,
+        metavar="AXIS=N,...",
+        help="sizes of data, fsdp, tensor (default: the config's, or all data)",
+    )
+    sub.add_argument("--records", type=_count, metavar="N", help="records per batch (default: as the data gives them)")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
+    )
+
+    sub = command(
         "encode",
         _encode,
         "turn texts into vectors, written as a .npy file",
@@ -265,6 +290,49 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
 
     sub = command(
+        "mine",
+        _mine,
+        "find hard negatives for pairs of query and positive, written as a .jsonl file",
+        """\
+  jaxemb mine pairs.csv --out negatives.jsonl
+  jaxemb mine pairs.jsonl --columns question,answer --corpus answers.txt --negatives 5 \\
+      --relative-margin 0.05 --out negatives.jsonl
+  jaxemb mine pairs.csv --output-format triplet --sampling random --range-max 50 --out triplets.jsonl""",
+        model,
+        encoding,
+    )
+    formats = ("txt", "csv", "tsv", "jsonl", "parquet")
+    sub.add_argument("file", metavar="FILE", help="records of a query and a positive each")
+    sub.add_argument("--out", required=True, metavar="FILE.jsonl", help="where the records with negatives are written")
+    sub.add_argument(
+        "--columns", metavar="QUERY,POSITIVE", default="query,positive", help="the columns of the two texts"
+    )
+    sub.add_argument("--format", choices=formats[1:], help="of the file (default: by its name)")
+    sub.add_argument("--corpus", metavar="FILE", help="more documents to search (default: the positives alone)")
+    sub.add_argument("--corpus-column", metavar="NAME", help="their column (default: 'text', or the only one)")
+    sub.add_argument("--corpus-format", choices=formats, help="of the corpus file (default: by its name)")
+    sub.add_argument("--output-format", choices=MINED_FORMATS, default="list", help="columns of the result")
+    sub.add_argument("--scores", action="store_true", help="write the scores as well")
+    sub.add_argument("--query-prompt", metavar="TEXT", help="text to put in front of queries")
+    sub.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
+    sub.add_argument("--corpus-prompt", metavar="TEXT", help="text to put in front of documents")
+    sub.add_argument("--corpus-prompt-name", metavar="NAME", help="or one of the model's (default: 'document')")
+    group = sub.add_argument_group("which negatives")
+    group.add_argument("--negatives", type=_count, default=3, metavar="N", help="how many for each query")
+    group.add_argument("--range-min", type=int, default=0, metavar="N", help="skip the N most similar")
+    group.add_argument("--range-max", type=_count, metavar="N", help="look no further than rank N")
+    group.add_argument("--max-score", type=float, metavar="S", help="none that is more similar")
+    group.add_argument("--min-score", type=float, metavar="S", help="none that is less similar")
+    group.add_argument("--absolute-margin", type=float, metavar="M", help="less similar than the positive by M")
+    group.add_argument(
+        "--relative-margin", type=float, metavar="M", help="or by the share M of its score, such as 0.05"
+    )
+    group.add_argument("--percentile", type=float, metavar="P", help="none above the P-th percentile of the positives")
+    group.add_argument("--sampling", choices=("top", "random"), default="top", help="the most similar, or any in range")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random sampling")
+    group.add_argument("--include-positives", action="store_true", help="rank the positives too, to test rerankers")
+
+    sub = command(
         "info",
         _info,
         "describe a model, or without one the software and devices here",
@@ -282,6 +350,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
     return int(text)
+
+
+def _axes(text: str) -> dict[str, int]:
+    """The type of an option that is AXIS=N,..."""
+    pairs = re.findall(r"(data|fsdp|tensor)=(-?\d+)(?:,|$)", text)
+    if ",".join(f"{axis}={size}" for axis, size in pairs) != text or len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"must be sizes of data, fsdp, tensor, such as data=16,fsdp=4; got {text!r}")
+    return {axis: int(size) for axis, size in pairs}
 
 
 def _address(text: str) -> str:
@@ -335,6 +411,21 @@ def _train(args: argparse.Namespace) -> None:
     report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
     lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
     _print(args, report, "\n".join([*lines, f"the model is {args.out}/model"]))
+
+
+def _rehearse(args: argparse.Namespace) -> None:
+    from jaxemb import parallel
+    from jaxemb.parallel.slices import tpu_slice
+    from jaxemb.train.rehearsal import rehearse
+
+    slice_ = tpu_slice(args.topology)
+    with parallel.default_devices(slice_.devices):  # the config's mesh, if it makes one, is of these
+        run = _load_run(args)
+        mesh = None if args.mesh is None else parallel.make_mesh(**args.mesh)
+    report = rehearse(run, slice_, mesh=mesh, records=args.records)
+    _print(args, report.as_json(), str(report))
+    if not report.fits:
+        raise MemoryError(f"{args.config} needs more than the memory of a chip of {args.topology}")
 
 
 def _encode(args: argparse.Namespace) -> None:
@@ -415,6 +506,76 @@ def _search(args: argparse.Namespace) -> None:
             hits = index.search([query], embedder, args.k)[0]
     report = {"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]}
     _print(args, report, "\n".join(_hit_lines(rank, hit, index.manifest.text) for rank, hit in enumerate(hits, 1)))
+
+
+def _mine(args: argparse.Namespace) -> None:
+    from jaxemb.data import read
+    from jaxemb.retrieval import mine_hard_negatives
+
+    out, columns = Path(args.out), args.columns.split(",")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out must be a .jsonl file; got {args.out!r}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no directory {out.parent}")
+    if len(columns) != 2:
+        raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
+    source = read(args.file, format=args.format).with_columns(columns)
+    corpus = None
+    if args.corpus:
+        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column)
+        records, column = _read_texts(args.corpus, documents)
+        corpus = [record[column] for record in records]
+    embedder, name = _load(args)
+    mesh = _mesh()
+    mined = mine_hard_negatives(
+        embedder,
+        source,
+        corpus,
+        query_column=columns[0],
+        positive_column=columns[1],
+        query_prompt=args.query_prompt,
+        query_prompt_name=args.query_prompt_name,
+        corpus_prompt=args.corpus_prompt,
+        corpus_prompt_name=args.corpus_prompt_name,
+        encode_options={
+            "dim": args.dim,
+            "batch_tokens": args.batch_tokens,
+            "mesh": mesh,
+            "show_progress": not args.quiet,
+        },
+        num_negatives=args.negatives,
+        range_min=args.range_min,
+        range_max=args.range_max,
+        max_score=args.max_score,
+        min_score=args.min_score,
+        absolute_margin=args.absolute_margin,
+        relative_margin=args.relative_margin,
+        percentile=args.percentile,
+        sampling_strategy=args.sampling,
+        seed=args.seed,
+        include_positives=args.include_positives,
+        mesh=mesh,
+    )
+    mined_records = mined.records(args.output_format, output_scores=args.scores)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in mined_records)
+    os.replace(unfinished, out)
+    found = (mined.negatives.ids >= 0).sum(axis=1)
+    report = {
+        "out": args.out,
+        "model": name,
+        "records": len(mined_records),
+        "queries": len(mined.queries),
+        "documents": len(mined.corpus),
+        "queries_with_too_few": int((found < args.negatives).sum()),
+        "discarded": dict(mined.negatives.discarded),
+    }
+    lines = [f"{args.out}: {len(mined_records)} records of {len(mined.queries)} queries"]
+    if too_few := report["queries_with_too_few"]:
+        lines.append(f"{too_few} queries have less than {args.negatives} negatives; a larger --range-max may find more")
+    lines += [f"{count} candidates discarded by {option}" for option, count in mined.negatives.discarded.items()]
+    _print(args, report, "\n".join(lines))
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -1,5 +1,14 @@
 """Placement: meshes, path rules and shardings."""
 
-from jaxemb.parallel.mesh import AXES, ENCODER_RULES, make_mesh, place, replicated, shard_batch, shardings
+from jaxemb.parallel.mesh import (
+    AXES,
+    ENCODER_RULES,
+    default_devices,
+    make_mesh,
+    place,
+    replicated,
+    shard_batch,
+    shardings,
+)
 
-__all__ = ["AXES", "ENCODER_RULES", "make_mesh", "place", "replicated", "shard_batch", "shardings"]
+__all__ = ["AXES", "ENCODER_RULES", "default_devices", "make_mesh", "place", "replicated", "shard_batch", "shardings"]

@@ -4,9 +4,11 @@ The axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `
 a layer. Programs are written for the global arrays; XLA inserts the collectives that the placement asks for.
 """
 
+import contextlib
+import contextvars
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,13 +31,26 @@ ENCODER_RULES: Rules = (
 )
 
 
+_devices: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar("devices", default=None)
+
+
+@contextlib.contextmanager
+def default_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Where `make_mesh` finds its devices meanwhile: a config that makes its own mesh makes it for these."""
+    token = _devices.set(devices)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all (or the given) devices; one size may be -1, meaning "the rest".
 
     Raises:
       ValueError: if the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = list(devices or _devices.get() or jax.devices())
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise ValueError(f"mesh sizes must be positive, at most one of them -1; got data, fsdp, tensor = {sizes}")
