@@ -5,6 +5,7 @@ without tokens gives zeros. Definitions follow sentence-transformers.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import chex
 import jax
@@ -69,3 +70,72 @@ def max(states: jax.Array, tokens: Tokens) -> jax.Array:
         return jnp.where(member.any(-1, keepdims=True), top, 0.0)
 
     return jax.lax.map(one_slot, members.swapaxes(0, 1)).swapaxes(0, 1).astype(jnp.float32)
+
+
+def splade(
+    states: jax.Array,
+    tokens: Tokens,
+    head: Callable[[jax.Array], jax.Array] = lambda logits: logits,
+    *,
+    reduce: Literal["max", "sum"] = "max",
+    saturations: int = 1,
+    chunk: int = 32,
+) -> jax.Array:
+    """SPLADE: the weight of each word of the vocabulary in the text, `max_t log(1 + relu(z_tv))`.
+
+    Logits exist for `chunk` tokens of each row at a time, in the gradient as well (which computes them once more):
+    memory is O(B V (chunk + T / chunk)) instead of B V T.
+
+    Args:
+      states: `[B, T, D]`.
+      tokens: the texts.
+      head: from states `[B, C, D]` to logits z `[B, C, V]`, for any C, such as that of a masked language model; by
+        default the states are logits.
+      reduce: "max" or "sum" over the text's tokens.
+      saturations: how often log(1 + x) is taken; 2 gives still sparser weights ("log1p_relu" in sentence-transformers).
+      chunk: tokens per step.
+
+    Returns:
+      f32 `[B, S, V]`, >= 0.
+
+    Raises:
+      ValueError: for an unknown `reduce`, or saturations or a chunk < 1.
+
+    References:
+      Formal et al. 2021 (sum), https://arxiv.org/abs/2107.05720; (max) https://arxiv.org/abs/2109.10086.
+    """
+    if reduce not in ("max", "sum"):
+        raise ValueError(f"reduce must be 'max' or 'sum'; got {reduce!r}")
+    if saturations < 1 or chunk < 1:
+        raise ValueError(f"saturations and chunk must be at least 1; got {saturations} and {chunk}")
+    chex.assert_rank(states, 3)
+    slots = jnp.arange(1, tokens.texts_per_row + 1)
+
+    def saturated(weights):
+        for _ in range(saturations):
+            weights = jnp.log1p(weights)
+        return weights
+
+    @jax.checkpoint
+    def add(pooled, inputs):
+        states, segment_ids = inputs
+        weights = jax.nn.relu(head(states).astype(jnp.float32))
+        weights = saturated(weights) if reduce == "sum" else weights
+
+        def one_slot(slot):
+            members = jnp.where((segment_ids == slot)[..., None], weights, 0.0)
+            return members.sum(axis=1) if reduce == "sum" else members.max(axis=1)
+
+        new = jax.lax.map(one_slot, slots).swapaxes(0, 1)
+        return (pooled + new if reduce == "sum" else jnp.maximum(pooled, new)), None
+
+    def chunks(x):  # [B, T, ...] to [T / chunk, B, chunk, ...]
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0) for _ in x.shape[2:])))
+        return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    size = min(chunk, states.shape[1])
+    vocabulary = jax.eval_shape(head, states[:, :1]).shape[-1]
+    start = jnp.zeros((states.shape[0], len(slots), vocabulary))
+    pooled, _ = jax.lax.scan(add, start, (chunks(states), chunks(tokens.segment_ids)))
+    # The maximum of saturated weights is the saturated maximum, in value and gradient.
+    return pooled if reduce == "sum" else saturated(pooled)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,3 +54,48 @@ def test_weighted_mean_by_hand():
     tokens = pad([np.arange(2)], length=3)
     states = jnp.asarray([[[3.0], [6.0], [100.0]]])
     np.testing.assert_allclose(pooling.weighted_mean(states, tokens), [[[5.0]]])  # (1 * 3 + 2 * 6) / 3
+
+
+HEAD = np.random.default_rng(5).standard_normal((5, 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_splade_by_definition_with_packed_rows(reduce, chunk):
+    texts = [np.arange(n) for n in (3, 7, 2, 5)]
+    tokens = pack(texts, row_length=9)
+    head = lambda states: states @ HEAD
+    got = jax.jit(lambda states: pooling.splade(states, tokens, head, reduce=reduce, chunk=chunk))(_states(tokens))
+    got = np.asarray(got).reshape(-1, 20)[tokens.slots]
+    for text, weights in zip(texts, got, strict=True):
+        alone = pad([text], length=len(text))
+        words = np.log1p(np.maximum(np.asarray(_states(alone))[0] @ HEAD, 0))
+        np.testing.assert_allclose(weights, words.max(0) if reduce == "max" else words.sum(0), rtol=1e-5, atol=1e-6)
+
+
+def test_splade_of_texts_whose_logits_are_negative_is_zero_with_zero_gradient():
+    tokens = pad([np.arange(3), np.arange(0)], length=4)
+    weights, gradient = jax.value_and_grad(lambda z: pooling.splade(z, tokens).sum())(-jnp.ones((2, 4, 6)))
+    assert weights == 0 and not np.any(gradient)
+
+
+def test_splade_does_not_keep_the_logits_of_all_tokens():
+    texts, length, vocabulary = 4, 64, 512
+    tokens = pad([np.arange(length)] * texts, length=length)
+    head = lambda states, kernel: states @ kernel
+    gradient = jax.grad(lambda s, k: pooling.splade(s, tokens, lambda x: head(x, k), chunk=8).sum(), argnums=(0, 1))
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(texts, length, 16), (16, vocabulary)]]
+    memory = jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    assert memory < 0.7 * (4 * texts * length * vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("reduce must be 'max' or 'sum'; got 'mean'", {"reduce": "mean"}),
+        ("at least 1; got 0 and 32", {"saturations": 0}),
+    ],
+)
+def test_bad_splade_options_are_named(message, options):
+    with pytest.raises(ValueError, match=message):
+        pooling.splade(jnp.ones((1, 2, 3)), pad([np.arange(2)]), **options)
