@@ -1,16 +1,29 @@
 """InfoNCE, also known as multiple-negatives ranking: the right document against all others of the batch."""
 
+import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.similarity import Similarity, similarity_function
+from jaxemb.losses.masks import Mask
+from jaxemb.losses.records import Side, Tile, make_records
+from jaxemb.losses.reductions import LOG_SUM_EXP, TILE
+from jaxemb.losses.similarity import Similarity
 
-Direction = Literal["q2d", "d2q", "q2q", "d2d"]
+Direction = Literal["q2d", "d2q", "q2q", "d2d", "p2p"]
 Partition = Literal["joint", "per_direction"]
 Hardness = Literal["in_batch_negatives", "hard_negatives", "all_negatives"]
+
+# Of each direction: the texts on the rows' side and on the columns', and whether a record's own texts are left out.
+_BLOCKS: dict[str, tuple[Side, Side, bool]] = {
+    "q2d": ("queries", "candidates", False),
+    "d2q": ("documents", "queries", False),
+    "q2q": ("queries", "queries", True),
+    "d2d": ("documents", "candidates", True),
+    "p2p": ("documents", "documents", True),
+}
 
 
 def info_nce(
@@ -22,9 +35,10 @@ def info_nce(
     similarity: str | Similarity = "cosine",
     directions: Sequence[Direction] = ("q2d",),
     partition: Partition = "joint",
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
     hardness: Hardness | None = None,
     hardness_strength: float = 0.0,
+    tile: int = TILE,
 ) -> jax.Array:
     """Cross-entropy of picking each query's own document among all candidates of the batch.
 
@@ -39,9 +53,13 @@ def info_nce(
         d2q  s(q_j, d_i)   every query against the own document (the positive pair is in this block as well)
         q2q  s(q_i, q_j)   every other query
         d2d  s(d_i, c)     every candidate except those of record i
+        p2p  s(d_i, d_j)   every other record's document (d2d without the hard negatives)
 
     `partition="joint"` is one softmax over all blocks (all four directions: the GTE loss); `"per_direction"` averages
-    one cross-entropy per block and allows q2d and d2q only, as the other two do not hold the positive.
+    one cross-entropy per block and allows q2d and d2q only, as the others do not hold the positive.
+
+    No `[N, M]` array is formed for more than `tile` queries: memory is O(M D + tile M), with a gradient of its own (see
+    `jaxemb.losses.reductions`). Under `jax.set_mesh`, each device takes its part of the records.
 
     Args:
       queries: `[N, D]`.
@@ -51,11 +69,12 @@ def info_nce(
       similarity: "cosine", "dot", "euclidean" (negative distance), or a function `[N, D], [M, D] -> [N, M]`.
       directions: which blocks; "q2d" must be among them.
       partition: "joint" or "per_direction".
-      mask: bool `[N, M]`; where False, candidate c is no negative of record i. It holds for q2d and d2d, and
-        transposed (query j against record i's document) for d2q and q2q. The own positive is never masked.
+      mask: false negatives, such as `masks.duplicates(...)`; or bool `[N, M]`, columns in the order of the candidates
+        above, False where candidate c is no negative of record i. The own positive is never masked.
       hardness: which of q2d's negatives get harder: those of other records, the own hard ones, or both. Their logits
         grow by `hardness_strength * stop_gradient(s)` (Lan et al. 2025, eq. 5), after the temperature.
       hardness_strength: >= 0.
+      tile: queries (or documents) whose logits exist at a time, on each device.
 
     Returns:
       f32 `[N]`, whose mean is the value of sentence-transformers' MultipleNegativesRankingLoss. A row whose negatives
@@ -67,47 +86,39 @@ def info_nce(
     References:
       van den Oord et al. 2018 (InfoNCE); Henderson et al. 2017 (in-batch negatives); Li et al. 2023 (GTE).
     """
-    if negatives is not None and negatives.ndim == 2:
-        negatives = negatives[:, None, :]
-    _check_shapes(queries, documents, negatives)
     _check_options(temperature, directions, partition, hardness, hardness_strength)
-    score = similarity_function(similarity)
-    n, dim = queries.shape
-    candidates = documents
-    if negatives is not None:
-        candidates = jnp.concatenate([documents, negatives.swapaxes(0, 1).reshape(-1, dim)])
-    m = candidates.shape[0]
-    if mask is not None and mask.shape != (n, m):
-        raise ValueError(f"mask must be [N, N (1 + K)] = {(n, m)}; got {mask.shape}")
-
-    rows, columns = jnp.arange(n)[:, None], jnp.arange(m)[None, :]
-    positive = columns == rows
-    own = columns % n == rows  # the own document and the own hard negatives
-    allowed = jnp.ones((n, m), bool) if mask is None else mask | positive
-
-    similarities = score(queries, candidates)
-    logits = similarities / temperature
-    if hardness is not None:
-        harder = {"in_batch_negatives": ~own, "hard_negatives": own & ~positive, "all_negatives": ~positive}[hardness]
-        logits += jnp.where(harder, hardness_strength * jax.lax.stop_gradient(similarities), 0.0)
-
-    # Logits relative to the positive's, so that small losses do not drown in the rounding of large logits.
-    positives = jnp.diagonal(similarities)[:, None] / temperature
+    records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     blocks = []
     for direction in directions:
-        if direction == "q2d":
-            block, keep = logits, allowed
-        elif direction == "d2q":
-            block, keep = similarities[:, :n].T / temperature, allowed[:, :n].T
-        elif direction == "q2q":
-            block, keep = score(queries, queries) / temperature, allowed[:, :n].T & ~own[:, :n]
-        else:
-            block, keep = score(documents, candidates) / temperature, allowed & ~own
-        blocks.append(jnp.where(keep, block - positives, -jnp.inf))
-
+        rows, columns, without_own = _BLOCKS[direction]
+        harder = hardness if direction == "q2d" else None
+        entries = _Logits(without_own, harder, hardness_strength)
+        blocks += records.reduce(
+            entries, (LOG_SUM_EXP,), 1 / jnp.float32(temperature), rows=rows, columns=columns, tile=tile
+        )
     if partition == "joint":
-        return jax.nn.logsumexp(jnp.concatenate(blocks, axis=1), axis=1)
-    return jnp.mean(jnp.stack([jax.nn.logsumexp(block, axis=1) for block in blocks]), axis=0)
+        return functools.reduce(jnp.logaddexp, blocks)
+    return jnp.mean(jnp.stack(blocks), axis=0)
+
+
+class _Logits(NamedTuple):
+    """Logits relative to the positive's, so that small losses do not drown in the rounding of large logits."""
+
+    without_own: bool
+    hardness: Hardness | None
+    strength: float
+
+    def __call__(self, inverse_temperature, tile: Tile):
+        logits = (tile.similarity - tile.positive[:, None]) * inverse_temperature
+        if self.hardness is not None:
+            harder = {
+                "in_batch_negatives": ~tile.own,
+                "hard_negatives": tile.own & ~tile.is_positive,
+                "all_negatives": ~tile.is_positive,
+            }[self.hardness]
+            logits += jnp.where(harder, self.strength * jax.lax.stop_gradient(tile.similarity), 0.0)
+        removed = tile.removed | tile.own if self.without_own else tile.removed
+        return (jnp.where(removed, -jnp.inf, logits),)
 
 
 def symmetric_info_nce(
@@ -116,7 +127,8 @@ def symmetric_info_nce(
     *,
     temperature: float | jax.Array = 0.05,
     similarity: str | Similarity = "cosine",
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
+    tile: int = TILE,
 ) -> jax.Array:
     """CLIP's loss: the mean of the cross-entropies query to document and document to query.
 
@@ -136,28 +148,21 @@ def symmetric_info_nce(
         directions=("q2d", "d2q"),
         partition="per_direction",
         mask=mask,
+        tile=tile,
     )
-
-
-def _check_shapes(queries, documents, negatives) -> None:
-    if queries.ndim != 2 or documents.shape != queries.shape:
-        raise ValueError(f"queries and documents must both be [N, D]; got {queries.shape} and {documents.shape}")
-    n, dim = queries.shape
-    if negatives is not None and (negatives.ndim != 3 or (negatives.shape[0], negatives.shape[2]) != (n, dim)):
-        raise ValueError(f"negatives must be [N, K, D] with N = {n} and D = {dim}; got {negatives.shape}")
 
 
 def _check_options(temperature, directions, partition, hardness, hardness_strength) -> None:
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
         raise ValueError(f"temperature must be > 0; got {temperature}")
-    known = {"q2d", "d2q", "q2q", "d2d"}
+    known = _BLOCKS.keys()
     if "q2d" not in directions or not set(directions) <= known or len(set(directions)) != len(directions):
         raise ValueError(f"directions must be distinct ones of {sorted(known)} with 'q2d'; got {tuple(directions)}")
     if partition not in ("joint", "per_direction"):
         raise ValueError(f"partition must be 'joint' or 'per_direction'; got {partition!r}")
-    if partition == "per_direction" and set(directions) & {"q2q", "d2d"}:
+    if partition == "per_direction" and not set(directions) <= {"q2d", "d2q"}:
         raise ValueError(
-            f"partition='per_direction' needs the positive in every direction, which q2q and d2d lack; "
+            f"partition='per_direction' needs the positive in every direction, which q2q, d2d and p2p lack; "
             f"got directions={tuple(directions)}"
         )
     if hardness not in (None, "in_batch_negatives", "hard_negatives", "all_negatives"):

@@ -1,31 +1,341 @@
-"""Masks of false negatives, for losses that count the other examples of a batch as negatives."""
+"""Masks of false negatives: which candidates are not to be counted as a record's negatives.
+
+A `Mask` is a rule and the facts that it looks at: of each record, of each query text and of each candidate text. It is
+evaluated some rows at a time, so that no `[N, M]` array exists, and combined with others by `|`, `&` and `~`:
+
+    mask = duplicates(query_ids, document_ids) | guided(guide_queries, guide_documents, margin=0.05)
+    losses.info_nce(queries, documents, mask=mask)
+
+Whatever the rule says, losses never mask a record's own positive.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxemb.losses.similarity import dot, paired, unit
+
+PyTree = Any
 
 
-def duplicates(query_ids: jax.Array, document_ids: jax.Array, negative_ids: jax.Array | None = None) -> jax.Array:
-    """Which candidates may count as a query's negatives, given what the batch itself knows to be relevant.
+class Pairs(NamedTuple):
+    """What a rule sees of r records' rows and c texts' columns of a block of similarities.
 
-    A candidate is a false negative of query i if the batch holds a record with the same query and that document:
+    Attributes:
+      record: facts of the r records.
+      row: facts of the text on the rows' side, which is the record's query or its document.
+      column: facts of the c texts, all queries or all candidates.
+      similarity: of the model's embeddings, `[r, c]`, without gradient.
+      positive: similarity of each record's own query and document, `[r]`, without gradient.
+    """
 
-        known[i, c] = any_l (query_ids[l] == query_ids[i] and document_ids[l] == id(c))
+    record: PyTree
+    row: PyTree
+    column: PyTree
+    similarity: jax.Array
+    positive: jax.Array
 
-    so that two records with one query, or with one document, are not set against each other.
+
+Rule = Callable[[Pairs], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A rule that says which pairs of a record and a text are no negatives, and the facts that it needs.
+
+    Attributes:
+      rule: `Pairs -> bool [r, c]`, True where a text is *not* a negative of the record; a hashable function.
+      record: facts of each record, arrays `[N, ...]`.
+      query: facts of each query text, arrays `[N, ...]`.
+      document: facts of each candidate text, arrays `[N, 1 + K, ...]`: a record's positive, then its hard negatives.
+    """
+
+    rule: Rule = dataclasses.field(metadata={"static": True})
+    record: PyTree = ()
+    query: PyTree = ()
+    document: PyTree = ()
+
+    def __or__(self, other: "Mask") -> "Mask":
+        """Masks what either masks."""
+        return _both(_Either(self.rule, other.rule), self, other)
+
+    def __and__(self, other: "Mask") -> "Mask":
+        """Masks what both mask."""
+        return _both(_Both(self.rule, other.rule), self, other)
+
+    def __invert__(self) -> "Mask":
+        """Masks what this does not."""
+        return dataclasses.replace(self, rule=_Not(self.rule))
+
+    def check(self, records: int, slots: int) -> None:
+        """Raises a ValueError unless the facts are those of N records with 1 + K candidates each."""
+        for name, facts, shape in (
+            ("record", self.record, (records,)),
+            ("query", self.query, (records,)),
+            ("document", self.document, (records, slots)),
+        ):
+            for leaf in jax.tree.leaves(facts):
+                if leaf.shape[: len(shape)] != shape:
+                    raise ValueError(
+                        f"mask: the facts of each {name} must begin with {shape}, for {records} records of {slots - 1} "
+                        f"hard negatives each; got shape {leaf.shape}"
+                    )
+
+
+def duplicates(
+    query_ids: jax.Array,
+    document_ids: jax.Array,
+    negative_ids: jax.Array | None = None,
+    *,
+    known: jax.Array | None = None,
+    per_query: int = 4,
+) -> Mask:
+    """Masks what the batch itself, or the user, knows to be relevant.
+
+    Ids stand for texts, such as hashes, and are compared across columns. A text is no negative of record i if
+
+    - it is the query or the document of i, or one of the `known` positives of i,
+    - it belongs to a record with the same query or the same document as i (its query or its positive), or
+    - it is a positive document of the query of i elsewhere in the batch, whichever record it appears in here; of these,
+      `per_query` documents are looked at for each query.
 
     Args:
-      query_ids: a number that stands for each query's text, such as a hash, `[N]`.
-      document_ids: the same for the positive documents, `[N]`.
-      negative_ids: the same for the hard negatives, `[N, K]` (or `[N]`).
+      query_ids, document_ids: `[N]`.
+      negative_ids: of the hard negatives, `[N, K]` (or `[N]`); needed if the loss has any.
+      known: ids of other texts that are relevant to each record, `[N, P]`, padded with -1.
+      per_query: how many documents of the same query are compared, at least 1.
 
-    Returns:
-      `~known`, bool `[N, N (1 + K)]`, columns as in `info_nce`: all documents, then the hard negatives slot by slot.
+    Raises:
+      ValueError: for shapes that do not fit, or per_query < 1.
     """
-    query_ids, document_ids = jnp.asarray(query_ids), jnp.asarray(document_ids)
-    candidate_ids = document_ids
-    if negative_ids is not None:
-        candidate_ids = jnp.concatenate([document_ids, jnp.ravel(jnp.asarray(negative_ids).T)])
-    same_query = query_ids[:, None] == query_ids[None, :]
-    same_document = document_ids[:, None] == candidate_ids[None, :]
-    known = jnp.matmul(same_query.astype(jnp.float32), same_document.astype(jnp.float32)) > 0
-    return ~known
+    queries, documents, negatives = _columns("ids", query_ids, document_ids, negative_ids)
+    if per_query < 1:
+        raise ValueError(f"per_query must be at least 1; got {per_query}")
+    n = queries.shape[0]
+    related = [queries[:, None], _documents_of_query(queries, documents, min(per_query, n))]
+    if known is not None:
+        known = jnp.asarray(known)
+        if known.ndim != 2 or known.shape[0] != n:
+            raise ValueError(f"known must be [N, P] with N = {n}; got {known.shape}")
+        related.append(known)
+    nobody = jnp.full_like(negatives, -1)
+    # The partner of a text is the other text of its record; a hard negative has none.
+    return Mask(
+        _is_related,
+        record={"related": jnp.concatenate(related, axis=1), "query": queries, "document": documents},
+        query={"id": queries, "query": queries, "document": documents},
+        document={
+            "id": _candidates(documents, negatives),
+            "query": _candidates(queries, nobody),
+            "document": _candidates(documents, nobody),
+        },
+    )
+
+
+def _is_related(pairs: Pairs) -> jax.Array:
+    record, column = pairs.record, pairs.column
+    equal = lambda a, b: (a[:, None] == b[None, :]) & (b != -1)[None, :]
+    same = equal(record["query"], column["query"]) | equal(record["document"], column["document"])
+    for i in range(record["related"].shape[1]):
+        same |= equal(record["related"][:, i], column["id"])
+    return same
+
+
+def _documents_of_query(queries: jax.Array, documents: jax.Array, count: int) -> jax.Array:
+    """Of each record, documents of records with the same query, its own first: `[N, count]`, padded with -1."""
+    n = queries.shape[0]
+    order = jnp.argsort(queries)
+    ranked = queries[order]
+    start, end = (jnp.searchsorted(ranked, queries, side=side) for side in ("left", "right"))
+    positions = start[:, None] + jnp.arange(count)
+    found = documents[order[jnp.minimum(positions, n - 1)]]
+    others = jnp.where(positions < end[:, None], found, -1)
+    return jnp.concatenate([documents[:, None], others], axis=1)
+
+
+def same_label(labels: jax.Array, negative_labels: jax.Array | None = None) -> Mask:
+    """Masks the texts of records with the same label; labels of -1 are unknown, and equal to none.
+
+    Args:
+      labels: `[N]`.
+      negative_labels: of the hard negatives, `[N, K]` (or `[N]`); needed if the loss has any.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    labels, _, negatives = _columns("labels", labels, labels, negative_labels)
+    return Mask(_has_label, record=labels, query=labels, document=_candidates(labels, negatives))
+
+
+def _has_label(pairs: Pairs) -> jax.Array:
+    return (pairs.record[:, None] == pairs.column[None, :]) & (pairs.column != -1)[None, :]
+
+
+def guided(
+    queries: jax.Array,
+    documents: jax.Array,
+    negatives: jax.Array | None = None,
+    *,
+    margin: float = 0.0,
+    strategy: str = "absolute",
+) -> Mask:
+    """Masks what a guide model finds closer than the record's own pair (GISTEmbed).
+
+    With cosines `G` of the guide's embeddings and `t_i = G(query_i, document_i)`, a pair of texts is masked in the row
+    of record i if `G > t_i - margin` ("absolute") or `G > t_i - |t_i| margin` ("relative").
+
+    Args:
+      queries, documents: the guide's embeddings, `[N, D]` of any D.
+      negatives: the guide's embeddings of the hard negatives, `[N, K, D]` (or `[N, D]`); needed if the loss has any.
+      margin: >= 0; 0 masks only what is closer than the positive.
+      strategy: "absolute" or "relative".
+
+    Raises:
+      ValueError: for shapes that do not fit, a margin < 0, or an unknown strategy.
+
+    References:
+      Solatorio 2024, arXiv 2402.16829.
+    """
+    _check_margin(margin, strategy)
+    queries, documents, negatives = _columns("guide embeddings", queries, documents, negatives)
+    queries, documents, negatives = unit(queries), unit(documents), unit(negatives)
+    own = paired(dot, queries, documents)
+    return Mask(
+        _is_closer,
+        record=own - (margin if strategy == "absolute" else jnp.abs(own) * margin),
+        query=queries,
+        document=_candidates(documents, negatives),
+    )
+
+
+def _is_closer(pairs: Pairs) -> jax.Array:
+    return dot(pairs.row, pairs.column) > pairs.record[:, None]
+
+
+def near_positive(margin: float = 0.0, strategy: str = "absolute") -> Mask:
+    """Masks what the model itself finds closer than the record's own pair, by more than a margin.
+
+    With the model's similarities s and `p_i = s(query_i, document_i)`, masked if `s > p_i + margin` ("absolute"; Qwen3
+    Embedding has 0.1) or `s > p_i + |p_i| margin` ("relative").
+
+    Raises:
+      ValueError: for an unknown strategy.
+    """
+    _check_margin(abs(margin), strategy)
+    return Mask(_IsNearPositive(margin, strategy == "relative"))
+
+
+def above(threshold: float) -> Mask:
+    """Masks what the model finds more similar than a threshold."""
+    return Mask(_IsAbove(threshold))
+
+
+def dense(allowed: jax.Array) -> Mask:
+    """The mask of a matrix, for small batches.
+
+    Args:
+      allowed: bool `[N, N (1 + K)]`: whether a candidate may be a negative of a record; columns are all positive
+        documents, then the hard negatives slot by slot. Query j counts as record i's negative if document i counts
+        as record j's.
+
+    Raises:
+      ValueError: for a shape that does not fit.
+    """
+    allowed = jnp.asarray(allowed, bool)
+    if allowed.ndim != 2 or allowed.shape[1] % allowed.shape[0]:
+        raise ValueError(f"mask must be [N, N (1 + K)]; got {allowed.shape}")
+    n, m = allowed.shape
+    index = jnp.arange(m).reshape(-1, n).T
+    return Mask(
+        _is_not_allowed,
+        record={"allowed": allowed, "index": index[:, 0]},
+        query={"allowed": allowed},
+        document={"index": index},
+    )
+
+
+def _is_not_allowed(pairs: Pairs) -> jax.Array:
+    if "index" in pairs.column:
+        return ~jnp.take(pairs.record["allowed"], pairs.column["index"], axis=1)
+    return ~jnp.take(pairs.column["allowed"], pairs.record["index"], axis=1).T
+
+
+class _IsNearPositive(NamedTuple):
+    margin: float
+    relative: bool
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        margin = jnp.abs(pairs.positive) * self.margin if self.relative else self.margin
+        return pairs.similarity > (pairs.positive + margin)[:, None]
+
+
+class _IsAbove(NamedTuple):
+    threshold: float
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        return pairs.similarity > self.threshold
+
+
+class _Either(NamedTuple):
+    first: Rule
+    second: Rule
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        return self.first(_view(pairs, 0)) | self.second(_view(pairs, 1))
+
+
+class _Both(NamedTuple):
+    first: Rule
+    second: Rule
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        return self.first(_view(pairs, 0)) & self.second(_view(pairs, 1))
+
+
+class _Not(NamedTuple):
+    rule: Rule
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        return ~self.rule(pairs)
+
+
+def _both(rule: Rule, a: Mask, b: Mask) -> Mask:
+    return Mask(rule, (a.record, b.record), (a.query, b.query), (a.document, b.document))
+
+
+def _view(pairs: Pairs, i: int) -> Pairs:
+    """What the i-th of two combined rules sees."""
+    return pairs._replace(record=pairs.record[i], row=pairs.row[i], column=pairs.column[i])
+
+
+def _candidates(documents: jax.Array, negatives: jax.Array) -> jax.Array:
+    """`[N, ...]` and `[N, K, ...]` to `[N, 1 + K, ...]`."""
+    return jnp.concatenate([documents[:, None], negatives], axis=1)
+
+
+def _columns(what: str, queries, documents, negatives) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The facts of queries and documents `[N, ...]` and of hard negatives `[N, K, ...]`, checked."""
+    queries, documents = jnp.asarray(queries), jnp.asarray(documents)
+    if queries.ndim < 1 or queries.shape != documents.shape:
+        raise ValueError(f"{what} of queries and documents must have one shape; got {queries.shape}, {documents.shape}")
+    if negatives is None:
+        return queries, documents, jnp.zeros_like(documents)[:, None][:, :0]
+    negatives = jnp.asarray(negatives)
+    if negatives.ndim == documents.ndim:
+        negatives = negatives[:, None]
+    if (negatives.shape[:1], negatives.shape[2:]) != (documents.shape[:1], documents.shape[1:]):
+        shape = ("N", "K", *documents.shape[1:])
+        raise ValueError(f"{what} of negatives must be {shape} with N = {len(documents)}; got {np.shape(negatives)}")
+    return queries, documents, negatives
+
+
+def _check_margin(margin: float, strategy: str) -> None:
+    if strategy not in ("absolute", "relative"):
+        raise ValueError(f"strategy must be 'absolute' or 'relative'; got {strategy!r}")
+    if not margin >= 0:
+        raise ValueError(f"margin must be >= 0; got {margin}")

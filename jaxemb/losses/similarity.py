@@ -65,7 +65,7 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """`x / |x|`; the zero vector stays as it is, and passes gradients on unscaled instead of multiplied by 1e12."""
+    """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12."""
     x = _at_least_f32(x)
     norm = _safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
     return x / jnp.where(norm == 0.0, 1.0, norm)

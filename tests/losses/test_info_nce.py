@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from jaxemb.losses import duplicates, info_nce, symmetric_info_nce
+from jaxemb.losses import info_nce, symmetric_info_nce
 
 ALL = ("q2d", "q2q", "d2q", "d2d")
 all_directions = jax.jit(functools.partial(info_nce, directions=ALL))
@@ -99,21 +99,6 @@ def test_one_example_without_negatives_is_zero():
     # d2q holds the positive a second time
     np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
     assert jnp.isfinite(gradient).all()
-
-
-def test_duplicates_leaves_out_what_the_batch_knows_to_be_relevant():
-    # records 0 and 2 ask the same; records 1 and 3 have the same document; hard negative 0 of record 3 is document 0
-    mask = duplicates(jnp.array([7, 8, 7, 9]), jnp.array([1, 2, 3, 2]), jnp.array([[4], [5], [6], [1]]))
-    expected = np.ones((4, 8), bool)
-    expected[[0, 2], [0, 2]] = expected[[0, 2], [2, 0]] = False
-    expected[[1, 3], [1, 3]] = expected[[1, 3], [3, 1]] = False
-    expected[[0, 2], 4 + 3] = False
-    np.testing.assert_array_equal(mask, expected)
-
-
-def test_duplicates_orders_hard_negatives_slot_by_slot():
-    mask = duplicates(jnp.array([1, 2]), jnp.array([10, 20]), jnp.array([[30, 20], [40, 50]]))
-    np.testing.assert_array_equal(mask, [[False, True, True, True, True, True], [True, False, True, True, False, True]])
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
