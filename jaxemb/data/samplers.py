@@ -153,10 +153,7 @@ def no_duplicates(order: np.ndarray, shared: SharedValues, batch_size: int) -> R
     """
     n = len(order)
     rows, filled, bounds = np.empty_like(order), 0, [0]
-    starts, values = (
-        shared.starts.data,
-        shared.values.data,
-    )  # indexed, these give Python ints: faster
+    starts, values = shared.starts.data, shared.values.data  # their elements are Python ints: faster
     contested = np.append(np.flatnonzero(np.diff(shared.starts)[order]), n).data
     next_contested, fresh = 0, 0  # rows from position `fresh` on have not been looked at
     waiting: dict[int, list[int]] = {}  # by value: positions of the rows that wait for it, a heap

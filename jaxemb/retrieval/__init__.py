@@ -1,6 +1,17 @@
-"""Search: exact top-k on device, and index directories."""
+"""Search: exact top-k on device, index directories, and the mining of hard negatives."""
 
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.retrieval.index import Hit, SearchIndex, build_index, open_index
+from jaxemb.retrieval.mining import Mined, Negatives, hard_negatives, mine_hard_negatives
 
-__all__ = ["Hit", "SearchIndex", "build_index", "open_index", "topk_search"]
+__all__ = [
+    "Hit",
+    "Mined",
+    "Negatives",
+    "SearchIndex",
+    "build_index",
+    "hard_negatives",
+    "mine_hard_negatives",
+    "open_index",
+    "topk_search",
+]

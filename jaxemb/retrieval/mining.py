@@ -1,0 +1,441 @@
+"""Hard-negative mining: the documents that a model takes for answers to a query, and that are none.
+
+`hard_negatives` works on embeddings, `mine_hard_negatives` on a model and texts; the first is what the second calls.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxemb.data.records import Source
+from jaxemb.evaluate.encoder import Encoder, stored_prompt
+from jaxemb.retrieval.exact import topk_search
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+Sampling = Literal["top", "random"]
+OutputFormat = Literal["triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list"]
+Record = dict[str, Any]
+
+_PAIRS = 65_536  # pairs of texts or of vectors that are scored at a time
+
+
+class Negatives(NamedTuple):
+    """Hard negatives of Q queries.
+
+    Attributes:
+      ids: corpus rows, most similar first, int32 `[Q, n]`; -1 where too few were left.
+      scores: their scores, f32 `[Q, n]`; -inf where there is none.
+      positive_scores: the score of every positive pair, f32 `[P]`.
+      discarded: how many candidates each condition removed, of those that the conditions before it had left.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    positive_scores: np.ndarray
+    discarded: Mapping[str, int]
+
+
+def hard_negatives(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    positives: np.ndarray,
+    *,
+    num_negatives: int = 3,
+    range_min: int = 0,
+    range_max: int | None = None,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    percentile: float | None = None,
+    sampling_strategy: Sampling = "top",
+    seed: int = 0,
+    include_positives: bool = False,
+    rescore: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    metric: str = "cosine",
+    mesh: "Mesh | None" = None,
+) -> Negatives:
+    """For each query, corpus rows that are similar to it but are none of its positives.
+
+    The candidates are the `range_max` + (most positives of a query) rows most similar to the query, found exactly, by
+    `topk_search`. The positives among them go. With s_pos the lowest score of the query's positives, a candidate of
+    score s is discarded if
+
+        absolute_margin   s + m > s_pos
+        relative_margin   s > s_pos - |s_pos| m       (0.05: NV-Retriever's TopK-PercPos at 95 %)
+        percentile        s > the p-th percentile of the scores of all positive pairs
+        max_score         s > max_score
+        min_score         s < min_score
+
+    Of the `range_max` best that remain the first `range_min` are skipped, and from the rest come the negatives.
+    Memory grows with `Q * range_max`, whatever the size of the corpus.
+
+    Args:
+      queries: `[Q, D]`.
+      corpus: `[N, D]`; may be memory-mapped.
+      positives: pairs of a query's row and the row of a document that answers it, int `[P, 2]`.
+      num_negatives: n, wanted for each query.
+      range_min: how many of the most similar to skip, as they may be positives that nobody has marked.
+      range_max: the rank up to which to look; None takes range_min + n + (most positives), with 10 n for n where a
+        margin, a percentile, `max_score` or `rescore` is given.
+      max_score: see above, as the next four.
+      min_score: see above.
+      absolute_margin: see above.
+      relative_margin: see above.
+      percentile: p, in [0, 100].
+      sampling_strategy: "top" takes the most similar, "random" any of those in the range.
+      seed: of "random".
+      include_positives: leave the positives among the candidates; for data to test rerankers with.
+      rescore: a better judge, such as a cross-encoder: query rows `[M]` and corpus rows `[M]` to scores `[M]`. Its
+        scores of candidates and positives replace the similarities, in conditions, order and result.
+      metric: "cosine", "dot" or "euclidean", as for `topk_search`.
+      mesh: split the corpus over these devices.
+
+    Returns:
+      The `Negatives`.
+
+    Raises:
+      ValueError: for options out of range, `range_max - range_min < num_negatives`, positives that do not fit, a margin
+        for a query without positives, scores that are not finite; and as `topk_search`.
+
+    References:
+      Moreira et al. 2024 (NV-Retriever, arXiv 2407.15831); sentence-transformers' `mine_hard_negatives`.
+    """
+    limits = {
+        "absolute_margin": absolute_margin,
+        "relative_margin": relative_margin,
+        "percentile": percentile,
+        "max_score": max_score,
+        "min_score": min_score,
+    }
+    _check(num_negatives, range_min, limits, sampling_strategy)
+    positives = _checked_positives(positives, len(queries), len(corpus))
+    of, document = positives.T
+    most_positives = int(np.bincount(of).max(initial=0))
+    if range_max is None:
+        widened = rescore is not None or any(limits[name] is not None for name in limits if name != "min_score")
+        range_max = range_min + num_negatives * (10 if widened else 1) + most_positives
+    if range_max - range_min < num_negatives:
+        raise ValueError(
+            f"range_max must leave num_negatives = {num_negatives} candidates after range_min = {range_min}; "
+            f"got {range_max}"
+        )
+
+    k = min(range_max + most_positives, len(corpus))
+    scores, ids = topk_search(queries, corpus, k, metric=metric, mesh=mesh)
+    kept = ids >= 0
+    if not include_positives:
+        kept &= ~_are_positives(ids, positives)
+    if rescore is None:
+        positive_scores = _pair_scores(queries, corpus, of, document, metric)
+    else:
+        scores[kept] = _rescored(rescore, np.nonzero(kept)[0], ids[kept])
+        positive_scores = _rescored(rescore, of, document)
+
+    lowest = np.full(len(queries), np.inf, np.float32)
+    np.minimum.at(lowest, of, positive_scores)
+    if (absolute_margin is not None or relative_margin is not None) and np.isinf(lowest).any():
+        raise ValueError(f"a margin needs positives; query {int(np.argmax(lowest))} has none")
+    lowest = lowest[:, None]
+    discarded = {}
+    for name, limit in limits.items():
+        if limit is None:
+            continue
+        limit = float(limit)  # a plain float leaves f32 comparisons in f32
+        match name:
+            case "absolute_margin":
+                fails = scores + limit > lowest
+            case "relative_margin":
+                fails = scores > lowest - np.abs(lowest) * limit
+            case "percentile":
+                if not len(positives):
+                    raise ValueError("percentile: there are no positives")
+                fails = scores > np.percentile(positive_scores, limit)
+            case "max_score":
+                fails = scores > limit
+            case "min_score":
+                fails = scores < limit
+        discarded[name] = int(np.count_nonzero(fails & kept))
+        kept &= ~fails
+
+    scores = np.where(kept, scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, range_min:range_max]
+    if sampling_strategy == "random":
+        lots = np.random.default_rng(seed).random(order.shape)
+        lots[~np.take_along_axis(kept, order, axis=1)] = np.inf
+        order = np.take_along_axis(order, np.sort(np.argsort(lots, axis=1)[:, :num_negatives], axis=1), axis=1)
+    order = order[:, :num_negatives]
+    scores = np.take_along_axis(scores, order, axis=1)
+    ids = np.where(scores == -np.inf, -1, np.take_along_axis(ids, order, axis=1))
+    missing = ((0, 0), (0, num_negatives - ids.shape[1]))
+    return Negatives(
+        np.pad(ids, missing, constant_values=-1).astype(np.int32),
+        np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
+        positive_scores,
+        discarded,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """Texts and the hard negatives found for them. Made by `mine_hard_negatives`.
+
+    Attributes:
+      queries: the Q different queries.
+      corpus: the N different documents, positives included.
+      positives: pairs of a query's and a document's number, int `[P, 2]`, ordered by query.
+      negatives: numbers and scores of the negatives of each query.
+      query_column: what the queries are called in records.
+      positive_column: what the positives are called.
+    """
+
+    queries: Sequence[str]
+    corpus: Sequence[str]
+    positives: np.ndarray
+    negatives: Negatives
+    query_column: str = "query"
+    positive_column: str = "positive"
+
+    def records(self, output_format: OutputFormat = "triplet", *, output_scores: bool = False) -> list[Record]:
+        """Records to train with. The columns after the query's, by format:
+
+            triplet         positive, "negative": a record for each pair of them
+            n-tuple         positive, "negative_1", ... "negative_n"; a positive without n negatives is left out
+            list            positive, "negatives": the same, as one list; a column of lists is what `batches` and
+                            `on_columns(info_nce, "query", "positive", negatives="negatives")` take
+            labeled-pair    a document, "label": 1 for positives and 0 for negatives
+            labeled-list    a list of a positive and its negatives, "labels"; what has no negative is left out
+
+        Args:
+          output_format: one of these, or "n-tuple-scores": "n-tuple" with scores.
+          output_scores: add "scores", those of the positive and the negatives; in labelled formats "score" or "scores"
+            takes the place of the labels.
+
+        Raises:
+          ValueError: for an unknown format, or positives among the negatives in another format than "n-tuple" or
+            "list", which keep the ranking.
+        """
+        if output_format == "n-tuple-scores":
+            output_format, output_scores = "n-tuple", True
+        if output_format not in _FORMATS:
+            raise ValueError(f"output_format must be one of {[*_FORMATS, 'n-tuple-scores']}; got {output_format!r}")
+        found = self.negatives
+        if output_format not in ("n-tuple", "list") and _are_positives(found.ids, self.positives).any():
+            raise ValueError(f"{output_format!r} cannot tell positives among the negatives; use 'n-tuple' or 'list'")
+        format, n = _FORMATS[output_format], found.ids.shape[1]
+        records: list[Record] = []
+        scored = zip(self.positives.tolist(), found.positive_scores.tolist(), strict=True)
+        for query, group in itertools.groupby(scored, key=lambda pair: pair[0][0]):
+            positives = [(self.corpus[document], score) for (_, document), score in group]
+            candidates = zip(found.ids[query].tolist(), found.scores[query].tolist(), strict=True)
+            negatives = [(self.corpus[document], score) for document, score in candidates if document >= 0]
+            for columns in format(positives, negatives, n, output_scores):
+                document = {self.positive_column: columns.pop("positive")}
+                records.append({self.query_column: self.queries[query], **document, **columns})
+        return records
+
+
+# What the formats make of a query's positives and negatives, texts with their scores, of which n are wanted
+
+Scored = list[tuple[str, float]]
+
+
+def _triplets(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
+    for positive, s in positives:
+        for negative, t in negatives:
+            yield {"positive": positive, "negative": negative} | ({"scores": [s, t]} if scores else {})
+
+
+def _lists(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
+    texts, values = [text for text, _ in negatives], [score for _, score in negatives]
+    for positive, s in positives:
+        if len(texts) == n:
+            yield {"positive": positive, "negatives": texts} | ({"scores": [s, *values]} if scores else {})
+
+
+def _tuples(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
+    for columns in _lists(positives, negatives, n, scores):
+        texts = columns.pop("negatives")
+        numbered = {f"negative_{i}": text for i, text in enumerate(texts, 1)}
+        yield {"positive": columns.pop("positive"), **numbered, **columns}
+
+
+def _labelled_pairs(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
+    for label, documents in ((1, positives), (0, negatives)):
+        for text, s in documents:
+            yield {"positive": text} | ({"score": s} if scores else {"label": label})
+
+
+def _labelled_lists(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
+    texts, values = [text for text, _ in negatives], [score for _, score in negatives]
+    for positive, s in positives if texts else ():
+        shown = {"scores": [s, *values]} if scores else {"labels": [1] + [0] * len(texts)}
+        yield {"positive": [positive, *texts]} | shown
+
+
+_FORMATS = {
+    "triplet": _triplets,
+    "n-tuple": _tuples,
+    "list": _lists,
+    "labeled-pair": _labelled_pairs,
+    "labeled-list": _labelled_lists,
+}
+
+
+def mine_hard_negatives(
+    embedder: Encoder,
+    records: Source | Sequence[Mapping[str, Any]],
+    corpus: Sequence[str] | None = None,
+    *,
+    query_column: str = "query",
+    positive_column: str = "positive",
+    query_prompt: str | None = None,
+    query_prompt_name: str | None = None,
+    corpus_prompt: str | None = None,
+    corpus_prompt_name: str | None = None,
+    cross_encoder: Callable[[list[tuple[str, str]]], Any] | None = None,
+    metric: str | None = None,
+    encode_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Mined:
+    """Encodes queries and documents, and finds hard negatives for each query among the documents.
+
+        mined = mine_hard_negatives(embedder, read("pairs.csv"), relative_margin=0.05, num_negatives=5)
+        source = from_list(mined.records("list"))
+
+    A text is encoded once. Records of one query (with the same text) hold its positives. Nothing is kept on disk.
+
+    Args:
+      embedder: the model: anything with an `encode` as `SentenceEmbedder` has.
+      records: a `jaxemb.data.Source` or sequence of records with a query and a positive each.
+      corpus: documents to search beside the positives; None searches these alone.
+      query_column: the records' column of queries.
+      positive_column: the records' column of positives.
+      query_prompt: text to put in front of queries.
+      query_prompt_name: or a prompt of the model; None takes the one called "query" where there is one.
+      corpus_prompt: text to put in front of documents.
+      corpus_prompt_name: None takes "document", "passage" or "corpus" where there is one.
+      cross_encoder: a better judge of (query, document) pairs: a list of M pairs to M scores, such as the `predict` of
+        sentence-transformers' CrossEncoder. See `rescore` of `hard_negatives`.
+      metric: None takes the model's own similarity, else cosine.
+      encode_options: other options of `encode`, such as `{"show_progress": True}`.
+      **options: those of `hard_negatives`.
+
+    Raises:
+      ValueError: no records, a record without a text in a column (named); and as `hard_negatives`.
+    """
+    if not len(records):
+        raise ValueError("records must not be empty")
+    rows = records.__getitems__(range(len(records))) if isinstance(records, Source) else records
+    pairs = [
+        (_text(record, query_column, number), _text(record, positive_column, number))
+        for number, record in enumerate(rows)
+    ]
+    for number, text in enumerate(corpus or ()):
+        if not isinstance(text, str):
+            raise ValueError(f"corpus: expected texts; got {type(text).__name__} at {number}")
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    documents = list(dict.fromkeys([*(corpus or ()), *(positive for _, positive in pairs)]))
+    query_number = {text: number for number, text in enumerate(queries)}
+    document_number = {text: number for number, text in enumerate(documents)}
+    numbered = dict.fromkeys((query_number[query], document_number[positive]) for query, positive in pairs)
+    positives = np.array(sorted(numbered, key=lambda pair: pair[0]))  # stable: positives of a query keep their order
+
+    encoding = encode_options or {}
+
+    def encode(texts: list[str], prompt: str | None, name: str | None, *stored: str) -> np.ndarray:
+        if prompt is not None:
+            return np.asarray(embedder.encode(texts, prompt=prompt, **encoding))  # type: ignore[call-arg]
+        return np.asarray(embedder.encode(texts, prompt_name=name or stored_prompt(embedder, *stored), **encoding))
+
+    def rescore(query_rows: np.ndarray, document_rows: np.ndarray) -> np.ndarray:
+        assert cross_encoder is not None
+        texts = zip(query_rows.tolist(), document_rows.tolist(), strict=True)
+        return np.asarray(cross_encoder([(queries[q], documents[d]) for q, d in texts]))
+
+    negatives = hard_negatives(
+        encode(queries, query_prompt, query_prompt_name, "query"),
+        encode(documents, corpus_prompt, corpus_prompt_name, "document", "passage", "corpus"),
+        positives,
+        rescore=None if cross_encoder is None else rescore,
+        metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
+        **options,
+    )
+    return Mined(queries, documents, positives, negatives, query_column, positive_column)
+
+
+def _text(record: Mapping[str, Any], column: str, number: int) -> str:
+    value = record.get(column)
+    if not isinstance(value, str):
+        got = f"the columns {sorted(record)}" if value is None else f"{type(value).__name__} {value!r:.60}"
+        raise ValueError(f"record {number}: expected a text in column {column!r}; got {got}")
+    return value
+
+
+def _are_positives(ids: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Which of the candidates `[Q, k]` are positives of their query."""
+    width = max(int(ids.max(initial=0)), int(positives[:, 1].max(initial=0))) + 1
+    keys = np.arange(len(ids), dtype=np.int64)[:, None] * width + ids
+    return np.isin(keys, positives[:, 0].astype(np.int64) * width + positives[:, 1]) & (ids >= 0)
+
+
+def _pair_scores(queries, corpus, of: np.ndarray, document: np.ndarray, metric: str) -> np.ndarray:
+    """The similarity of each pair, f32 `[P]`, as `topk_search` computes it."""
+    scores = np.zeros(len(of), np.float32)
+    for start in range(0, len(of), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        a, b = np.asarray(queries[of[part]], np.float32), np.asarray(corpus[document[part]], np.float32)
+        if metric == "euclidean":
+            scores[part] = -np.linalg.norm(a - b, axis=1)
+            continue
+        if metric == "cosine":
+            a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
+        scores[part] = np.einsum("pd,pd->p", a, b)
+    return scores
+
+
+def _rescored(rescore: Callable, query_rows: np.ndarray, corpus_rows: np.ndarray) -> np.ndarray:
+    scores = np.zeros(len(query_rows), np.float32)
+    for start in range(0, len(query_rows), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        found = np.asarray(rescore(query_rows[part], corpus_rows[part]), np.float32)
+        if found.shape != query_rows[part].shape:
+            raise ValueError(f"rescoring {len(query_rows[part])} pairs must give a score each; got {found.shape}")
+        if not np.isfinite(found).all():
+            raise ValueError(f"rescoring gave a score that is not finite: {found[~np.isfinite(found)][0]}")
+        scores[part] = found
+    return scores
+
+
+def _check(num_negatives: int, range_min: int, limits: Mapping[str, float | None], sampling_strategy: str) -> None:
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives must be at least 1; got {num_negatives}")
+    if range_min < 0:
+        raise ValueError(f"range_min must not be negative; got {range_min}")
+    if sampling_strategy not in ("top", "random"):
+        raise ValueError(f"sampling_strategy must be 'top' or 'random'; got {sampling_strategy!r}")
+    for name, limit in limits.items():
+        if limit is not None and not np.isfinite(limit):
+            raise ValueError(f"{name} must be finite; got {limit}")
+    percentile = limits["percentile"]
+    if percentile is not None and not 0 <= percentile <= 100:
+        raise ValueError(f"percentile must be in [0, 100]; got {percentile}")
+
+
+def _checked_positives(positives: np.ndarray, queries: int, documents: int) -> np.ndarray:
+    positives = np.asarray(positives)
+    if positives.ndim != 2 or positives.shape[1] != 2 or not np.issubdtype(positives.dtype, np.integer):
+        raise ValueError(f"positives must be integers [P, 2]; got {positives.dtype} {positives.shape}")
+    bad = (positives < 0) | (positives >= (queries, documents))
+    if bad.any():
+        number = int(np.argmax(bad.any(axis=1)))
+        raise ValueError(
+            f"positives[{number}] must name one of {queries} queries and one of {documents} documents; "
+            f"got {positives[number].tolist()}"
+        )
+    return positives
