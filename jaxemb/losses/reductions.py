@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxemb.parallel.mesh import batch_axes
+
 PyTree = Any
 Block = tuple[jax.Array, ...]
 Entries = Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], Block]
 
 TILE = 512  # rows whose entries exist at a time: enough for full matrix products
-_BATCH_AXES = ("data", "fsdp")  # the mesh axes that records are split over
 _LARGEST_GATHER = 2**28  # bytes of all columns; more than that go round the ring
 
 
@@ -151,10 +152,10 @@ def reduce_rows(
     as_float = lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32))
     shared, rows, columns = jax.tree.map(as_float, (shared, rows, columns))
     row_facts, column_facts = jax.tree.map(jax.lax.stop_gradient, (row_facts, column_facts))
-    axes = _axes_in_force()
-    shards = math.prod(size for _, size in axes)
+    axes = batch_axes()
+    shards = math.prod(axes.values())
     ring = bool(axes) and _bytes(columns) > _LARGEST_GATHER
-    plan = _Plan(entries, reductions, tile, tuple(name for name, _ in axes), shards, ring)
+    plan = _Plan(entries, reductions, tile, tuple(axes), shards, ring)
     present = (jnp.ones(m, bool), column_facts)
     rows, row_facts = _padded((rows, row_facts), shards)
     columns, present = _padded((columns, present), shards)
@@ -328,14 +329,6 @@ def _gathered(plan: _Plan, tree: PyTree) -> PyTree:
     if not plan.axes:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, plan.axes, tiled=True), tree)
-
-
-def _axes_in_force() -> tuple[tuple[str, int], ...]:
-    """Names and sizes of the axes of the mesh of `jax.set_mesh` that records are split over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    splits = lambda name: mesh.shape.get(name, 1) > 1 and types[name] != jax.sharding.AxisType.Manual
-    return tuple((name, mesh.shape[name]) for name in _BATCH_AXES if splits(name))
 
 
 def _length(tree: PyTree) -> int:

@@ -1,5 +1,6 @@
 """Objectives that encode the text columns of a batch and compare their embeddings."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.objectives.chunks import in_chunks
 from jaxemb.types import Tokens, concatenate
 
 Batch = dict[str, Any]
@@ -15,12 +17,16 @@ Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, dict[str, 
 
 
 def on_columns(
-    loss: Callable[..., jax.Array], *columns: str, others: Sequence[str] = (), **named_columns: str
+    loss: Callable[..., jax.Array],
+    *columns: str,
+    others: Sequence[str] = (),
+    chunk: int | None = None,
+    **named_columns: str,
 ) -> Objective:
     """The objective `loss(embeddings of each column, ..., name=batch[name] for the others)`.
 
         on_columns(cosent, "first", "second", others=["scores"])
-        on_columns(info_nce, "query", "document", negatives="negative")
+        on_columns(info_nce, "query", "document", negatives="negative", chunk=128)
 
     Every column has dropout of its own (two columns of the same texts differ, as SimCSE wants). Columns whose rows have
     the same length go through the model together, which compiles it once and fills larger matrices. With K texts per
@@ -31,6 +37,8 @@ def on_columns(
       loss: embeddings to one value per record, `[N]`.
       columns: names of the text columns, in the order of the loss's positional arguments.
       others: names of the batch's arrays (scores, labels) that the loss takes as keyword arguments of the same name.
+      chunk: rows of tokens that go through the model at a time, so that memory does not grow with the batch (see
+        `in_chunks`); None for all of them at once.
       named_columns: the loss's keyword argument = name of the text column that it takes.
 
     Returns:
@@ -43,6 +51,8 @@ def on_columns(
     wanted = tuple(dict.fromkeys((*columns, *named_columns.values())))
     if not wanted:
         raise ValueError("on_columns needs at least one text column")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 row; got {chunk}")
 
     def objective(model, batch: Batch, key: jax.Array | None):
         if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
@@ -50,7 +60,7 @@ def on_columns(
         records = batch["id"].shape[0]
         embeddings = {
             name: _by_record(e, records, name)
-            for name, e in _embed({name: batch[name] for name in wanted}, model, key).items()
+            for name, e in _embed({name: batch[name] for name in wanted}, model, key, chunk).items()
         }
         positional = [e[:, 0] if e.shape[1] == 1 else e for e in (embeddings[name] for name in columns)]
         keyword = {argument: embeddings[name] for argument, name in named_columns.items()}
@@ -61,7 +71,7 @@ def on_columns(
     return objective
 
 
-def _embed(columns: dict[str, Tokens], model, key: jax.Array | None) -> dict[str, jax.Array]:
+def _embed(columns: dict[str, Tokens], model, key: jax.Array | None, chunk: int | None) -> dict[str, jax.Array]:
     """The embeddings of every column, one call of the model for all that have the same layout of rows."""
     groups: dict[Any, list[str]] = {}
     for name, tokens in columns.items():
@@ -69,7 +79,13 @@ def _embed(columns: dict[str, Tokens], model, key: jax.Array | None) -> dict[str
     keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
     embeddings: dict[str, jax.Array] = {}
     for names, group_key in zip(groups.values(), keys, strict=True):
-        together = model(concatenate([columns[name] for name in names]), key=group_key)
+        tokens = concatenate([columns[name] for name in names])
+        if chunk is None:
+            together = model(tokens, key=group_key)
+        else:
+            slots = dataclasses.replace(tokens, slots=None)
+            together = in_chunks(lambda model, rows, key: model(rows, key=key), chunk)(model, slots, group_key)
+            together = together if tokens.slots is None else together[tokens.slots]
         ends = np.cumsum([columns[name].count for name in names])
         embeddings |= dict(zip(names, jnp.split(together, ends[:-1]), strict=True))
     return {name: embeddings[name] for name in columns}

@@ -2,8 +2,11 @@
 
 from jaxemb.parallel.mesh import (
     AXES,
+    BATCH_AXES,
     ENCODER_RULES,
+    batch_axes,
     default_devices,
+    in_force,
     make_mesh,
     place,
     replicated,
@@ -11,4 +14,16 @@ from jaxemb.parallel.mesh import (
     shardings,
 )
 
-__all__ = ["AXES", "ENCODER_RULES", "default_devices", "make_mesh", "place", "replicated", "shard_batch", "shardings"]
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "ENCODER_RULES",
+    "batch_axes",
+    "default_devices",
+    "in_force",
+    "make_mesh",
+    "place",
+    "replicated",
+    "shard_batch",
+    "shardings",
+]

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # those that records are split over
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -61,6 +62,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Inside it, what is traced can split its work over the mesh (see `batch_axes`); None changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def batch_axes() -> dict[str, int]:
+    """Names and sizes of the axes that records are split over, of the mesh in force (`jax.set_mesh`); often none.
+
+    Inside `jax.shard_map`, axes that the caller has taken over do not count.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    splits = lambda name: mesh.shape.get(name, 1) > 1 and types[name] != jax.sharding.AxisType.Manual
+    return {name: mesh.shape[name] for name in BATCH_AXES if splits(name)}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -99,7 +116,7 @@ def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
     Raises:
       ValueError: if that axis does not divide by the number of shards.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
 
     def one(path, array):

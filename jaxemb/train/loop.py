@@ -173,7 +173,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
             save(0)
         for step in range(start + 1, run.steps + 1):
             batch, ids = _next_batch(run, batches, step)
-            state, metrics = train_step(state, batch)
+            with parallel.in_force(run.mesh):
+                state, metrics = train_step(state, batch)
             pending.append((step, ids, metrics))
             if len(pending) > 1:
                 finish_step()  # the one before: the device is never left waiting for the host

@@ -1,10 +1,14 @@
 """The same run on 1, 2 and 8 devices."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from tiny_run import FakeEmbedder, tiny_model, tiny_run, toy_run
 
+from jaxemb.losses import info_nce
+from jaxemb.objectives import on_columns
 from jaxemb.parallel import ENCODER_RULES, make_mesh
 from jaxemb.train import fit, read_metrics
 
@@ -44,6 +48,14 @@ def test_sharded_parameters_give_the_same_losses_and_stay_sharded(tmp_path, one_
     np.testing.assert_allclose(found, one_device, atol=1e-5)
     kernel = result.state.model.encoder.layers.mlp.up.kernel
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (8, 1)])
+def test_tiles_and_chunks_give_the_same_losses(tmp_path, one_device, shape):
+    """A tile of 2 rows and chunks of 8 on every mesh; the loss is that of `one_device`, written with tiles."""
+    tiled = functools.partial(info_nce, temperature=0.1, tile=2)
+    run = encoder_run(mesh=mesh(*shape), rules=ENCODER_RULES, objective=on_columns(tiled, "query", "document", chunk=8))
+    np.testing.assert_allclose(losses(run, tmp_path), one_device, atol=1e-5)
 
 
 def test_noise_and_micro_batches_are_split_over_the_devices(tmp_path):
