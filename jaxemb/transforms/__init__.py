@@ -2,5 +2,18 @@
 
 from jaxemb.transforms.base import Carried, Context, Trained, Transform, chain, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
+from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
-__all__ = ["Carried", "Context", "EmaState", "Trained", "Transform", "chain", "ema", "ema_model", "identity"]
+__all__ = [
+    "Carried",
+    "Context",
+    "EmaState",
+    "Trained",
+    "Transform",
+    "WithTemperature",
+    "chain",
+    "ema",
+    "ema_model",
+    "identity",
+    "trained_temperature",
+]

@@ -1,0 +1,88 @@
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import CountVectorizer
+
+from jaxemb.encoders import Bags, HashedBag, hashed_ngrams
+
+TEXTS = ["A cat sat.", "", "a CAT, a hat!", "Größe", "?!"]
+
+
+def test_the_features_are_words_and_their_ngrams():
+    # In so many buckets no two of these features meet: counts must be sklearn's.
+    words = CountVectorizer(token_pattern=r"\w+").fit(TEXTS)
+    ngrams = CountVectorizer(analyzer="char", ngram_range=(3, 4), lowercase=False).build_analyzer()
+    pieces = CountVectorizer(
+        analyzer=lambda text: [gram for word in words.build_analyzer()(text) for gram in ngrams(f"<{word}>")]
+    ).fit(TEXTS)
+    counts = np.concatenate([words.transform(TEXTS).toarray(), pieces.transform(TEXTS).toarray()], axis=1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix = hashed_ngrams(TEXTS, buckets=2**31 - 1)
+    for i in range(len(TEXTS)):
+        np.testing.assert_allclose(
+            np.sort(matrix[[i]].data), np.sort(shares[i][shares[i] > 0]), rtol=1e-6, err_msg=TEXTS[i]
+        )
+    # The words a, cat and sat; <a>; <ca cat at> <cat cat>; <sa sat <sat sat>, at> being there already.
+    assert matrix[[0]].nnz == 3 + 1 + 5 + 4
+
+
+def test_the_hash_is_the_same_everywhere():
+    assert hashed_ngrams(["at"], buckets=1000).indices.tolist() == sorted(
+        zlib.crc32(gram) % 1000 for gram in (b"word at", b"<at", b"at>", b"<at>")
+    )
+
+
+def test_bags_are_torchs_embedding_bag():
+    matrix = hashed_ngrams(TEXTS, buckets=64)
+    table = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    zero = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+    tower = HashedBag.init(jax.random.key(0), buckets=64, dim=8)
+    tower = jax.tree.map(lambda _, new: new, tower, type(tower)(jnp.asarray(table), type(tower.residual)(**zero)))
+    expected = torch.nn.functional.embedding_bag(
+        torch.tensor(matrix.indices, dtype=torch.int64),
+        torch.tensor(table),
+        torch.tensor(matrix.indptr[:-1], dtype=torch.int64),
+        mode="sum",
+        per_sample_weights=torch.tensor(matrix.data),
+    )
+    np.testing.assert_allclose(tower(Bags.from_csr(matrix)), expected.numpy(), atol=1e-6)
+
+
+def test_the_residual_layer():
+    tower = HashedBag.init(jax.random.key(0), buckets=64, dim=8)
+    bags = Bags.from_csr(hashed_ngrams(TEXTS, buckets=64))
+    x = hashed_ngrams(TEXTS, buckets=64).toarray() @ tower.table
+    y = x + jnp.tanh(x @ tower.residual.kernel + tower.residual.bias)
+    np.testing.assert_allclose(tower(bags, key=jax.random.key(1)), y, atol=1e-6)
+
+
+def test_padding_changes_neither_value_nor_gradient():
+    matrix, tower = hashed_ngrams(TEXTS, buckets=64), HashedBag.init(jax.random.key(0), buckets=64, dim=8)
+    loss = lambda tower, bags: jnp.sum(jnp.sin(tower(bags)))
+    exact, padded = Bags.from_csr(matrix), Bags.from_csr(matrix, matrix.nnz + 7)
+    assert padded.ids.shape == (matrix.nnz + 7,) and (np.diff(padded.texts) >= 0).all()
+    for a, b in zip(*(jax.tree.leaves(jax.value_and_grad(loss)(tower, bags)) for bags in (exact, padded)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=5), st.integers(1, 100))
+def test_rows_sum_to_one(texts, buckets):
+    sums = hashed_ngrams(texts, buckets=buckets).toarray().sum(1)
+    assert all(total == pytest.approx(1, abs=1e-5) or total == 0 for total in sums)
+    alone = np.concatenate([hashed_ngrams([text], buckets=buckets).toarray() for text in texts])
+    np.testing.assert_array_equal(hashed_ngrams(texts, buckets=buckets).toarray(), alone)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"buckets and sizes must be at least 1; got 0 and \(3, 4\)"):
+        hashed_ngrams(["a"], buckets=0)
+    with pytest.raises(ValueError, match=r"buckets and sizes must be at least 1; got 5 and \(0,\)"):
+        hashed_ngrams(["a"], buckets=5, sizes=(0,))
+    with pytest.raises(ValueError, match="size must be at least 4, the number of features; got 3"):
+        Bags.from_csr(hashed_ngrams(["at"]), 3)

@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxemb.losses import symmetric_info_nce
+from jaxemb.train import express, init_state, make_train_step
+from jaxemb.transforms import WithTemperature, chain, ema, trained_temperature
+
+BATCH = {"id": np.arange(3), "x": np.eye(3, dtype=np.float32)}
+
+
+def objective(model, batch, key):
+    e = model(batch["x"])
+    return symmetric_info_nce(e, batch["x"], temperature=model.temperature), {"temperature": model.temperature}
+
+
+@jax.tree_util.register_pytree_node_class
+class Scaled:
+    def __init__(self, w):
+        self.w = w
+
+    def __call__(self, x):
+        return x @ self.w
+
+    def tree_flatten(self):
+        return (self.w,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def trained(transform, steps, rate):
+    optimizer = optax.sgd(rate)
+    state = init_state(jax.random.key(0), Scaled(jnp.eye(3)), optimizer, transform)
+    step = jax.jit(make_train_step(objective, optimizer, transform))
+    for _ in range(steps):
+        state, metrics = step(state, BATCH)
+        assert metrics["finite"]
+    return state
+
+
+def test_the_gradient_is_that_of_the_log_scale():
+    transform = trained_temperature(0.5)
+    state = trained(transform, 1, rate=0.1)
+    loss = lambda t: jnp.log(jnp.exp(t) + 2 * jnp.exp(0.0)) - t  # one pair of cosine 1, two of 0
+    gradient = jax.grad(lambda t: loss(jnp.exp(t)))(jnp.log(2.0))
+    assert float(express(transform, state).temperature) == pytest.approx(
+        float(jnp.exp(-(jnp.log(2.0) - 0.1 * gradient))), rel=1e-5
+    )
+
+
+def test_it_stops_at_the_lowest_and_can_rise_again():
+    transform = trained_temperature(0.07, lowest=0.05)
+    state = trained(transform, 3, rate=1e8)  # the matching pairs are identical: the colder, the better
+    assert float(express(transform, state).temperature) == pytest.approx(0.05, rel=1e-6)
+    grads = optax.tree.zeros_like(state.trained)._replace(params=jnp.float32(-0.1))
+    updates = transform.updates(grads, None, state.params, state.carried)
+    assert float(jnp.exp(-(state.params + updates.params))) == pytest.approx(0.05 * np.exp(0.1), rel=1e-5)
+
+
+def test_it_calls_the_model_and_chains():
+    transform = chain(trained_temperature(0.2), ema(0.5))
+    state = trained(transform, 1, rate=0.0)
+    model = express(transform, state)
+    assert isinstance(model, WithTemperature)
+    assert float(model.temperature) == pytest.approx(0.2)
+    np.testing.assert_array_equal(model(BATCH["x"]), np.eye(3))
+    assert state.carried[1].average.model.w.shape == (3, 3)
+
+
+@pytest.mark.parametrize(("initial", "lowest"), [(0.07, 0.0), (0.01, 0.02), (float("nan"), 0.01)])
+def test_bad_input(initial, lowest):
+    with pytest.raises(ValueError, match="lowest must be > 0 and at most initial"):
+        trained_temperature(initial, lowest=lowest)
