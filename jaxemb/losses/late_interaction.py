@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.masks import Mask, Pairs, dense
 from jaxemb.losses.similarity import dot
 
 _EMPTY = -1e9  # the score of a document without tokens: below every other
@@ -154,7 +155,7 @@ def maxsim_info_nce(
     *,
     temperature: float | jax.Array = 1.0,
     mean: bool = False,
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
     tile: int = 8,
 ) -> jax.Array:
     """`info_nce` with `maxsim` for the similarity: each query's own document against all others of the batch.
@@ -165,8 +166,9 @@ def maxsim_info_nce(
       negatives, negative_mask: hard negatives, `[N, K, T_n, D]` and `[N, K, T_n]`.
       temperature: > 0; the inverse of sentence-transformers' `scale`.
       mean, tile: see `maxsim`.
-      mask: bool `[N, N (1 + K)]`, columns as in `info_nce`: all documents, then the negatives slot by slot; where
-        False, candidate c is no negative of query i. The own document is never masked.
+      mask: false negatives, such as `masks.duplicates(...)`; or bool `[N, N (1 + K)]`, columns as in `info_nce` (all
+        documents, then the negatives slot by slot), False where candidate c is no negative of query i. The own document
+        is never masked.
 
     Returns:
       f32 `[N]`, whose mean is the value of sentence-transformers' MultiVectorMultipleNegativesRankingLoss.
@@ -179,17 +181,23 @@ def maxsim_info_nce(
     if documents.shape[0] != queries.shape[0]:
         raise ValueError(f"queries and documents must be as many; got {queries.shape} and {documents.shape}")
     score = functools.partial(maxsim, queries, query_mask, mean=mean, tile=tile)
-    scores = score(documents, document_mask)
-    n = m = queries.shape[0]
+    by_slot = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    scores, n, slots = score(documents, document_mask), queries.shape[0], 1
     if negatives is not None:
         if negatives.ndim != 4 or negatives.shape[0] != n or negative_mask is None:
             raise ValueError(f"negatives must be [N, K, T, D] with N = {n}, and have a mask; got {negatives.shape}")
-        by_slot = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
         scores = jnp.concatenate([scores, score(by_slot(negatives), by_slot(negative_mask))], axis=1)
-        m = scores.shape[1]
-    if mask is not None and mask.shape != (n, m):
-        raise ValueError(f"mask must be [N, N (1 + K)] = {(n, m)}; got {mask.shape}")
-    return _own_against_all(scores / temperature, mask)
+        slots += negatives.shape[1]
+    if mask is None:
+        return _own_against_all(scores / temperature)
+    if not isinstance(mask, Mask):
+        if mask.shape != scores.shape:
+            raise ValueError(f"mask must be [N, N (1 + K)] = {scores.shape}; got {mask.shape}")
+        mask = dense(mask)
+    mask.check(n, slots)
+    constant = jax.lax.stop_gradient(scores)
+    pairs = Pairs(mask.record, mask.query, jax.tree.map(by_slot, mask.document), constant, jnp.diagonal(constant))
+    return _own_against_all(scores / temperature, mask.rule(pairs))
 
 
 def m3_unified(
@@ -249,11 +257,12 @@ def _best_matches(queries, document, present) -> jax.Array:
     return jnp.where(present, dot(queries, document), -jnp.inf).max(axis=-1)
 
 
-def _own_against_all(logits, mask=None) -> jax.Array:
-    """`log sum_{j allowed} exp(z_ij) - z_ii`, relative to the positive so that it does not round away."""
+def _own_against_all(logits, removed=None) -> jax.Array:
+    """`log sum_{j not removed} exp(z_ij) - z_ii`, relative to the positive so that it does not round away."""
     relative = logits - jnp.diagonal(logits)[:, None]
-    if mask is not None:
-        relative = jnp.where(mask | jnp.eye(*logits.shape, dtype=bool), relative, -jnp.inf)
+    if removed is not None:
+        removed &= ~jnp.eye(logits.shape[0], logits.shape[1], dtype=bool)
+        relative = jnp.where(removed, -jnp.inf, relative)
     return jax.nn.logsumexp(relative, axis=1)
 
 

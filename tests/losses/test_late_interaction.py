@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxemb.losses import info_nce, m3_unified, maxsim, maxsim_candidates, maxsim_info_nce, xtr
+from jaxemb.losses import info_nce, m3_unified, masks, maxsim, maxsim_candidates, maxsim_info_nce, xtr
 
 
 def some_tokens(rng, n, length, dim=4):
@@ -50,15 +50,19 @@ def test_candidates_are_the_blocks_of_all_pairs():
 def test_one_token_per_text_is_the_inner_product():
     """Then `maxsim_info_nce` is `info_nce`, negatives and masks included."""
     rng = np.random.default_rng(0)
+    ids = rng.integers(0, 3, (4, 4))
     q, d = rng.standard_normal((2, 4, 8)).astype(np.float32)
     negatives = rng.standard_normal((4, 2, 8)).astype(np.float32)
-    mask = rng.random((4, 12)) < 0.5
     present = lambda x: np.ones(x.shape[:-1], bool)
     tokens = [q[:, None], d[:, None], negatives[:, :, None]]
-    losses = maxsim_info_nce(*(a for x in tokens for a in (x, present(x))), temperature=0.5, mask=mask)
-    np.testing.assert_allclose(
-        losses, info_nce(q, d, negatives, temperature=0.5, similarity="dot", mask=mask), rtol=1e-5
-    )
+    inputs = [a for x in tokens for a in (x, present(x))]
+    related = masks.duplicates(ids[:, 0], ids[:, 1], ids[:, 2:]) | masks.near_positive(1.0)
+    plain = maxsim_info_nce(*inputs, temperature=0.5)
+    for mask in (None, rng.random((4, 12)) < 0.5, related):
+        losses = maxsim_info_nce(*inputs, temperature=0.5, mask=mask)
+        assert mask is None or jnp.all(losses < plain)
+        expected = info_nce(q, d, negatives, temperature=0.5, similarity="dot", mask=mask)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("score", [maxsim, xtr])
