@@ -49,7 +49,7 @@ def maxsim(
       ValueError: for shapes that do not fit or a tile < 1.
 
     References:
-      Khattab & Zaharia 2020, https://arxiv.org/abs/2004.12832, equation 3.
+      Khattab & Zaharia 2020, https://arxiv.org/abs/2004.12832.
     """
     _check(queries, query_mask, documents, document_mask)
     if tile < 1:
@@ -119,7 +119,7 @@ def xtr(
       ValueError: for shapes that do not fit or a k < 1.
 
     References:
-      Lee et al. 2023, https://arxiv.org/abs/2304.01982, section 3.2.
+      Lee et al. 2023, https://arxiv.org/abs/2304.01982.
     """
     _check(queries, query_mask, documents, document_mask)
     if k < 1:
@@ -232,7 +232,7 @@ def m3_unified(
       ValueError: for shapes that do not fit, or not three weights.
 
     References:
-      Chen et al. 2024, https://arxiv.org/abs/2402.03216, equations 3 to 7; FlagEmbedding, EncoderOnlyEmbedderM3Model.
+      Chen et al. 2024, https://arxiv.org/abs/2402.03216; FlagEmbedding, EncoderOnlyEmbedderM3Model.
     """
     if len({dense.shape, sparse.shape, multi_vector.shape}) != 1 or dense.ndim != 2 or dense.shape[1] < len(dense):
         raise ValueError(

@@ -138,7 +138,7 @@ def list_net(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None
       ValueError: for shapes that do not fit.
 
     References:
-      Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach, section 4.
+      Cao et al. 2007, Learning to Rank: From Pairwise Approach to Listwise Approach (ICML).
     """
     scores, labels, mask = _lists(scores, labels, mask)
     target = jnp.where(mask, jnp.exp(_log_softmax(labels, mask)), 0.0)

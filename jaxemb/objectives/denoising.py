@@ -62,7 +62,7 @@ def delete_words(tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array,
       ValueError: for a ratio outside of [0, 1].
 
     References:
-      Wang et al. 2021, https://arxiv.org/abs/2104.06979, section 3 (deletion with 0.6 is best, table 6).
+      Wang et al. 2021, https://arxiv.org/abs/2104.06979.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must be in [0, 1]; got {ratio}")
