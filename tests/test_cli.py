@@ -14,7 +14,7 @@ import pytest
 import jaxemb
 from jaxemb.cli import main
 
-COMMANDS = ("quickstart", "train", "encode", "evaluate", "search", "info")
+COMMANDS = ("quickstart", "train", "encode", "evaluate", "search", "mine", "info")
 TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
 
 
@@ -173,6 +173,57 @@ def test_search_in_a_run_shows_names_and_places(capsys, finished):
     assert ".py:" in lines[0] and lines[0].startswith("  1  0.")
 
 
+# mine
+
+PAIRS = (
+    ("parse a date", "read a date from a text"),
+    ("dogs outside", "a dog runs in the park"),
+    ("open a file", "read a file line by line"),
+)
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,answer,other\n" + "".join(f"{q},{a},x\n" for q, a in PAIRS), encoding="utf-8")
+    return path
+
+
+def test_mine_writes_records_that_batches_reads(capsys, tiny, pairs, notes, tmp_path):
+    from jaxemb.data import batches, read
+    from jaxemb.retrieval import mine_hard_negatives
+
+    out = tmp_path / "negatives.jsonl"
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", out, "--model", tiny, "--negatives", 2)
+    report = json.loads(succeed(capsys, *arguments, "--corpus", notes, "--json", "--quiet"))
+    assert (report["records"], report["queries"], report["documents"]) == (3, 3, 5)  # the notes, one new answer
+    assert report["queries_with_too_few"] == 0 and report["discarded"] == {}
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["question"], r["answer"]) for r in written] == list(PAIRS)
+    columns = {"query_column": "question", "positive_column": "answer"}
+    expected = mine_hard_negatives(jaxemb.load(tiny), read(pairs), list(TEXTS), num_negatives=2, **columns)
+    assert written == expected.records("list")
+    assert not list(tmp_path.glob("*.unfinished"))
+
+    tokenizer = jaxemb.load(tiny).tokenizer
+    batch = next(iter(batches(read(out), tokenizer, ["question", "answer", "negatives"], batch_size=3, max_length=16)))
+    assert batch["negatives"].count == 6 and batch["answer"].count == 3
+
+
+def test_mine_options_reach_the_miner(capsys, tiny, pairs, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", out, "--model", tiny, "--quiet")
+    options = ("--output-format", "labeled-pair", "--scores", "--negatives", 2, "--max-score", -2, "--dim", 64)
+    text = succeed(capsys, *arguments, *options)
+    assert text == (
+        f"{out}: 3 records of 3 queries\n"
+        "3 queries have less than 2 negatives; a larger --range-max may find more\n"
+        "6 candidates discarded by max_score\n"
+    )
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [list(record) for record in written] == [["question", "answer", "score"]] * 3
+
+
 # info
 
 
@@ -273,6 +324,25 @@ def test_a_missing_file(capsys, tiny, tmp_path):
 def test_a_model_that_is_not_there(capsys, notes, tmp_path):
     message = fail(capsys, 2, "encode", notes, "--model", tmp_path / "none", "--out", tmp_path / "v.npy")
     assert message.startswith(f"jaxemb: error: '{tmp_path / 'none'}' is not a directory")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "v.csv"), "--out must be a .jsonl file; got 'v.csv'"),
+        (("--out", "none/v.jsonl"), "--out: there is no directory none"),
+        (("--columns", "a,b,c"), "--columns must name two columns, QUERY,POSITIVE; got 'a,b,c'"),
+        (("--columns", "a,answer"), "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']"),
+        (("--range-min", "-1"), "range_min must not be negative; got -1"),
+        (("--range-max", "2"), "range_max must leave num_negatives = 3 candidates after range_min = 0; got 2"),
+        (("--corpus", "none.txt"), "no such file: none.txt"),
+    ],
+)
+def test_what_cannot_be_mined(capsys, tiny, pairs, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", "v.jsonl", "--model", tiny, "--quiet")
+    assert fail(capsys, 2, *arguments, *options).endswith(message)
+    assert not (tmp_path / "v.jsonl").exists()
 
 
 def test_an_output_that_is_no_npy(capsys, notes, tiny, tmp_path):

@@ -82,7 +82,7 @@ def mixture(sources: Sequence[Source], weights: Sequence[float] | None = None, *
         beside weights.
 
     References:
-      Arivazhagan et al. 2019, section 4.2 (temperature).
+      Arivazhagan et al. 2019, "Massively Multilingual Neural Machine Translation in the Wild" (temperature).
     """
     if not sources:
         raise ValueError("sources: a mixture needs at least one source")
