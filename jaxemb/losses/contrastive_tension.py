@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxemb.losses.info_nce import symmetric_info_nce
+from jaxemb.losses.masks import Mask
+from jaxemb.losses.reductions import TILE
 from jaxemb.losses.similarity import Similarity, dot, paired
 
 
@@ -46,7 +48,8 @@ def contrastive_tension_in_batch(
     *,
     temperature: float | jax.Array = 0.05,
     similarity: str | Similarity = "cosine",
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
+    tile: int = TILE,
 ) -> jax.Array:
     """Contrastive tension whose pairs of different sentences are all those of the batch: `symmetric_info_nce`.
 
@@ -54,8 +57,7 @@ def contrastive_tension_in_batch(
       first: the first model's embeddings of N sentences, `[N, D]`.
       second: the second model's embeddings of the same sentences, `[N, D]`.
       temperature: > 0; the reference trains `log(1 / temperature)`, from log 20.
-      similarity: as for `info_nce`.
-      mask: as for `info_nce`, `[N, N]`.
+      similarity, mask, tile: as in `info_nce`.
 
     Returns:
       f32 `[N]`, whose mean is the value of sentence-transformers' ContrastiveTensionLossInBatchNegatives.
@@ -63,4 +65,4 @@ def contrastive_tension_in_batch(
     Raises:
       ValueError: as `info_nce`.
     """
-    return symmetric_info_nce(first, second, temperature=temperature, similarity=similarity, mask=mask)
+    return symmetric_info_nce(first, second, temperature=temperature, similarity=similarity, mask=mask, tile=tile)

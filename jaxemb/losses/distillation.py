@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.losses.similarity import Similarity, cosine, paired, similarity_function
+from jaxemb.losses.masks import Mask
+from jaxemb.losses.records import Tile, make_records
+from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
+from jaxemb.losses.similarity import Similarity, cosine, dot, paired, similarity_function, unit
+from jaxemb.losses.soft_targets import Targets, soft_target_contrastive
 
 
 def margin_mse(
@@ -151,7 +155,8 @@ def m3_kd(
     *,
     temperature: float | jax.Array = 0.02,
     similarity: str | Similarity = "cosine",
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
+    tile: int = TILE,
 ) -> jax.Array:
     """BGE-M3's distillation with in-batch negatives: each own candidate is a positive, as much as the teacher says.
 
@@ -168,9 +173,7 @@ def m3_kd(
       negatives: `[N, K, D]` (or `[N, D]` for K = 1), best first.
       teacher_scores: `[N, 1 + K]`, document first.
       temperature: > 0.
-      similarity: "cosine", "dot", "euclidean" (negative distance), or a function `[N, D], [M, D] -> [N, M]`.
-      mask: bool `[N, N (1 + K)]`, columns as in `info_nce`; where False, candidate c is no negative of record i. Own
-        candidates are never masked.
+      similarity, mask, tile: as in `info_nce`; own candidates are never masked.
 
     Returns:
       f32 `[N]`, whose mean is the value of FlagEmbedding's `m3_kd_loss`.
@@ -182,19 +185,20 @@ def m3_kd(
       FlagEmbedding, `AbsEmbedderModel.distill_loss`; Chen et al. 2024, https://arxiv.org/abs/2402.03216.
     """
     negatives = _check_triplets(queries, documents, negatives)
-    (n, k, dim), m = negatives.shape, queries.shape[0] * (1 + negatives.shape[1])
+    n, k, _ = negatives.shape
     _check_teacher(teacher_scores, (n, k + 1))
     _check_temperatures(temperature=temperature)
-    if mask is not None and mask.shape != (n, m):
-        raise ValueError(f"mask must be [N, N (1 + K)] = {(n, m)}; got {mask.shape}")
-    candidates = jnp.concatenate([documents, negatives.swapaxes(0, 1).reshape(-1, dim)])
-    logits = similarity_function(similarity)(queries, candidates) / temperature
-    others = jnp.arange(m)[None, :] % n != jnp.arange(n)[:, None]
-    others = others if mask is None else others & mask
-    own = jnp.take_along_axis(logits, jnp.arange(n)[:, None] + n * jnp.arange(1 + k)[None, :], axis=1)
-    other = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=1, keepdims=True)
-    entropies = jnp.logaddexp(other, jax.lax.cumlogsumexp(own, axis=1, reverse=True)) - own
+    records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
+    own = records.similarity(records.queries[:, None], records.candidates)[:, 0]
+    own = (own - records.positive[:, None]) / temperature
+    (other,) = records.reduce(_logits_of_others, (LOG_SUM_EXP,), 1 / jnp.float32(temperature), tile=tile)
+    entropies = jnp.logaddexp(other[:, None], jax.lax.cumlogsumexp(own, axis=1, reverse=True)) - own
     return jnp.sum(_teacher_distribution(teacher_scores, 1.0) * entropies, axis=1)
+
+
+def _logits_of_others(inverse_temperature, tile: Tile):
+    logits = (tile.similarity - tile.positive[:, None]) * inverse_temperature
+    return (jnp.where(tile.removed | tile.own, -jnp.inf, logits),)
 
 
 def embed_distill(
@@ -251,13 +255,13 @@ def clip_distill(
     *,
     temperature: float | jax.Array,
     teacher_temperature: float | jax.Array,
-    similarity: str | Similarity = "cosine",
+    tile: int = TILE,
 ) -> jax.Array:
     """The cross-entropy of the student's in-batch distributions against the teacher's, in both directions:
 
         loss_i = (CE(softmax_j(t_ij), softmax_j(z_ij)) + CE(softmax_j(t_ji), softmax_j(z_ji))) / 2
 
-    with `z_ij = s(q_i, d_j) / temperature`, and t of the teacher's embeddings and temperature. To be added to
+    with `z_ij = cos(q_i, d_j) / temperature`, and t of the teacher's embeddings and temperature. To be added to
     `symmetric_info_nce`.
 
     Args:
@@ -265,13 +269,13 @@ def clip_distill(
       teacher_queries, teacher_documents: the teacher's embeddings of the same, `[N, D_t]`.
       temperature: > 0; may be a trained scalar.
       teacher_temperature: > 0; the one that the teacher was trained with.
-      similarity: "cosine", "dot", "euclidean" (negative distance), or a function `[N, D], [M, D] -> [N, M]`.
+      tile: as in `info_nce`.
 
     Returns:
       f32 `[N]`, whose mean is the `distill_loss` of open_clip's DistillClipLoss.
 
     Raises:
-      ValueError: for shapes that do not fit, a temperature <= 0 or an unknown similarity.
+      ValueError: for shapes that do not fit or a temperature <= 0.
     """
     _check_temperatures(temperature=temperature, teacher_temperature=teacher_temperature)
     shapes = (queries.shape, documents.shape, teacher_queries.shape, teacher_documents.shape)
@@ -279,11 +283,27 @@ def clip_distill(
         raise ValueError(f"queries and documents must both be [N, D], the teacher's both [N, D_t]; got {shapes}")
     if shapes[0][0] != shapes[2][0]:
         raise ValueError(f"the teacher must have the same N as the student; got {shapes[2][0]} and {shapes[0][0]}")
-    score = similarity_function(similarity)
-    logits = score(queries, documents) / temperature
-    teacher = jax.lax.stop_gradient(score(teacher_queries, teacher_documents) / teacher_temperature)
-    one_way = lambda z, t: optax.losses.softmax_cross_entropy(z, jax.nn.softmax(t, axis=1))
-    return 0.5 * (one_way(logits, teacher) + one_way(logits.T, teacher.T))
+    one_way = lambda a, b, teacher_a, teacher_b: soft_target_contrastive(
+        a, b, _in_batch_targets(teacher_a, teacher_b, teacher_temperature, tile), temperature=temperature, tile=tile
+    )
+    forwards = one_way(queries, documents, teacher_queries, teacher_documents)
+    return 0.5 * (forwards + one_way(documents, queries, teacher_documents, teacher_queries))
+
+
+def _in_batch_targets(queries, documents, temperature, tile) -> Targets:
+    """`softmax_j(cos(q_i, d_j) / temperature)`, but for the divisor; the largest weight of each row is 1."""
+    (largest,) = make_records(queries, documents).reduce(_similarities, (top(1),), tile=tile)
+    inverse = jnp.full(len(queries), 1 / jnp.float32(temperature))  # a fact of each row, as a weight sees no others
+    return Targets(_exponential, (unit(queries), largest[:, 0], inverse), unit(documents))
+
+
+def _similarities(shared, tile: Tile):
+    return (tile.similarity,)
+
+
+def _exponential(row_facts, column_facts) -> jax.Array:
+    queries, largest, inverse_temperature = row_facts
+    return jnp.exp((dot(queries, column_facts) - largest[:, None]) * inverse_temperature[:, None])
 
 
 def _candidate_scores(queries, documents, negatives, similarity) -> jax.Array:

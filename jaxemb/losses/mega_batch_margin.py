@@ -3,7 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.similarity import Similarity, similarity_function
+from jaxemb.losses.masks import Mask
+from jaxemb.losses.records import Tile, make_records
+from jaxemb.losses.reductions import SUM, TILE, constant, top
+from jaxemb.losses.similarity import Similarity
+
+_ROUNDING = 1e-6  # similarities that differ by no more, relative to their size, are equally large
 
 
 def mega_batch_margin(
@@ -13,7 +18,8 @@ def mega_batch_margin(
     positive_margin: float = 0.8,
     negative_margin: float = 0.3,
     similarity: str | Similarity = "cosine",
-    mask: jax.Array | None = None,
+    mask: Mask | jax.Array | None = None,
+    tile: int = TILE,
 ) -> jax.Array:
     """The own document should be more alike than one margin, the most alike other document less than another:
 
@@ -23,8 +29,7 @@ def mega_batch_margin(
       queries: `[N, D]`.
       documents: the positive document of each query, `[N, D]`.
       positive_margin, negative_margin: in units of the similarity.
-      similarity: "cosine", "dot", "euclidean" (negative distance), or a function `[N, D], [M, D] -> [N, M]`.
-      mask: bool `[N, N]`; where False, document j is no negative of query i. The own document is never masked.
+      similarity, mask, tile: as in `info_nce`.
 
     Returns:
       f32 `[N]`, whose mean is the value of sentence-transformers' MegaBatchMarginLoss. A row without negatives keeps
@@ -36,12 +41,20 @@ def mega_batch_margin(
     References:
       Wieting & Gimpel 2018 (mega-batching), https://arxiv.org/abs/1711.05732; two margins as in the reference code.
     """
-    if queries.ndim != 2 or documents.shape != queries.shape:
-        raise ValueError(f"queries and documents must both be [N, D]; got {queries.shape} and {documents.shape}")
-    n = queries.shape[0]
-    if mask is not None and mask.shape != (n, n):
-        raise ValueError(f"mask must be [N, N] = {(n, n)}; got {mask.shape}")
-    similarities = similarity_function(similarity)(queries, documents)
-    negative = ~jnp.eye(n, dtype=bool) if mask is None else mask & ~jnp.eye(n, dtype=bool)
-    hardest = jnp.max(jnp.where(negative, similarities, -jnp.inf), axis=1)
-    return jax.nn.relu(positive_margin - jnp.diagonal(similarities)) + jax.nn.relu(hardest - negative_margin)
+    records = make_records(queries, documents, similarity=similarity, mask=mask)
+    (largest,) = records.reduce(_negatives, (top(1),), tile=tile)
+    # The largest by another pass, which has a gradient; several that are equally large share it.
+    total, count = records.reduce(_largest, (SUM, constant(SUM)), row_facts=largest[:, 0], tile=tile)
+    hardest = jnp.where(count > 0, total / jnp.maximum(count, 1.0), -jnp.inf)
+    return jax.nn.relu(positive_margin - records.positive) + jax.nn.relu(hardest - negative_margin)
+
+
+def _negatives(shared, tile: Tile):
+    return (jnp.where(tile.removed | tile.is_positive, -jnp.inf, tile.similarity),)
+
+
+def _largest(shared, tile: Tile):
+    largest = tile.facts[0][:, None]
+    limit = largest - _ROUNDING * jnp.maximum(jnp.abs(largest), 1.0)
+    chosen = ~(tile.removed | tile.is_positive) & (tile.similarity >= limit)
+    return jnp.where(chosen, tile.similarity, 0.0), 1.0 * chosen

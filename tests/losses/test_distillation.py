@@ -12,6 +12,7 @@ from jaxemb.losses import (
     m3_kd,
     margin_mse,
     margin_mse_scores,
+    masks,
     symmetric_info_nce,
 )
 
@@ -116,6 +117,20 @@ def test_clip_distill_of_a_certain_teacher_is_the_symmetric_loss():
     losses = jax.jit(lambda q, d: clip_distill(q, d, teacher, teacher, **options))(queries, documents)
     expected = jax.jit(lambda q, d: symmetric_info_nce(q, d, temperature=0.1))(queries, documents)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_tiles_do_not_matter():
+    queries, documents, hard, teacher, teacher_documents = jax.random.normal(jax.random.key(0), (5, 7, 6))
+    mask = masks.same_label(jnp.arange(7) // 2, jnp.arange(7))
+
+    def loss(queries, tile):
+        m3 = m3_kd(queries, documents, hard, teacher[:, :2], temperature=0.2, mask=mask, tile=tile)
+        teachers = {"temperature": 0.2, "teacher_temperature": 0.01}
+        return (m3 + clip_distill(queries, documents, teacher, teacher_documents, tile=tile, **teachers)).mean()
+
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(same, step(queries, 3), step(queries, 99))
 
 
 def test_bad_arguments_are_named():
