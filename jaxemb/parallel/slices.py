@@ -11,10 +11,11 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,20 @@ class Slice:
     shape: tuple[int, ...]
     devices: tuple[jax.Device, ...]
 
+    def bandwidth(self, devices: Sequence[jax.Device]) -> float:
+        """Bytes/s out of a chip for a collective among these devices.
+
+        It uses the links along the axes that the devices extend over, and half of them where an axis is no ring.
+        """
+        per_axis = self.chip.ici_bandwidth / len(self.shape)
+        places = np.asarray([device.coords for device in devices])
+        used = [size for axis, size in enumerate(self.shape) if np.ptp(places[:, axis])]
+        return per_axis * sum(1.0 if size >= self.chip.torus else 0.5 for size in used or [1])
+
     @property
-    def ring_bandwidth(self) -> float:
-        """Bytes/s out of a chip that a collective over the whole slice can use: half on axes that are no ring."""
-        axes = [size for size in self.shape if size > 1] or [1]
-        return self.chip.ici_bandwidth / len(self.shape) * sum(0.5 + 0.5 * (size >= self.chip.torus) for size in axes)
+    def link_bandwidth(self) -> float:
+        """Bytes/s from a chip to one neighbour."""
+        return self.chip.ici_bandwidth / len(self.shape) / 2
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from jaxemb.parallel.slices import Slice, compiler_log
 from jaxemb.train.run import Run
 from jaxemb.train.state import TrainState, begin_task, init_state
 from jaxemb.train.step import make_train_step
+from jaxemb.types import Tokens
 
 PyTree = Any
 GIB = 2**30
@@ -36,7 +37,7 @@ class Memory:
 
     Attributes:
       arguments: the train state and the batch; the new state takes the place of the old one.
-      temporaries: what the step needs beside them.
+      temporaries: what the step needs beside them, at the most.
       peak: the most at any time, the program included.
       capacity: what the chip has for programs.
     """
@@ -106,6 +107,7 @@ class Report:
       chips: how many.
       mesh: axis to size.
       records: records of the global batch, over all micro-batches.
+      texts: rows of tokens of that batch, over all columns.
       micro_batches: run one after another in a step.
       parameters: numbers in the trained model.
       fits: whether the compiler found room. If not, there is no program, and work and time are None.
@@ -124,6 +126,7 @@ class Report:
     chips: int
     mesh: Mapping[str, int]
     records: int
+    texts: int
     micro_batches: int
     parameters: int
     fits: bool
@@ -174,6 +177,7 @@ def rehearse(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int 
         chips=len(slice_.devices),
         mesh={name: int(size) for name, size in mesh.shape.items()},
         records=math.prod(batch["id"].shape),
+        texts=sum(math.prod(column.ids.shape[:-1]) for column in batch.values() if isinstance(column, Tokens)),
         micro_batches=run.accumulate,
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trained)),
     )
@@ -181,7 +185,7 @@ def rehearse(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int 
     step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     logged = len(compiler_log())
-    with jax.set_mesh(mesh):
+    with parallel.in_force(mesh):
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
     try:
         compiled = lowered.compile()
@@ -189,7 +193,7 @@ def rehearse(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _overflow(facts, slice_, (arguments, _bytes_per_chip(state)), str(error), compiler_log()[logged:])
-    return _report(facts, slice_, compiled, arguments)
+    return _report(facts, slice_, mesh, compiled, arguments)
 
 
 # What is compiled
@@ -269,6 +273,7 @@ class _Facts:
     chips: int
     mesh: Mapping[str, int]
     records: int
+    texts: int
     micro_batches: int
     parameters: int
 
@@ -283,14 +288,14 @@ class _Facts:
         return self.batch // (self.mesh["data"] * self.mesh["fsdp"])
 
 
-def _report(facts: _Facts, slice_: Slice, compiled: jax.stages.Compiled, arguments: float) -> Report:
+def _report(facts: _Facts, slice_: Slice, mesh: Mesh, compiled: jax.stages.Compiled, arguments: float) -> Report:
     text, sizes, chip = compiled.as_text(), compiled.memory_analysis(), slice_.chip
     assert text is not None and sizes is not None  # the TPU compiler gives both
     program = Program(text)
-    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    needed += sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
-    memory = Memory(sizes.argument_size_in_bytes, sizes.temp_size_in_bytes, needed, chip.hbm)
-    traffic = _traffic(program.collectives, slice_)
+    # `temp_size_in_bytes` counts arrays twice that take the same place one after the other; the peak does not.
+    peak = float(sizes.peak_memory_in_bytes)
+    memory = Memory(arguments, max(peak - arguments, 0.0), peak + sizes.generated_code_size_in_bytes, chip.hbm)
+    traffic = _traffic(program.collectives, slice_, mesh)
     seconds = Seconds(
         matrix_units=program.matrix_unit_flops / chip.flops,
         hbm=program.hbm_bytes / chip.hbm_bandwidth,
@@ -323,7 +328,14 @@ def _largest(buffers: Iterable[tuple[Buffer, Any]], count: int = 8) -> tuple[tup
     return tuple((size, what) for what, size in ordered)
 
 
-def _traffic(collectives: Iterable[Collective], slice_: Slice) -> tuple[Traffic, ...]:
+def _traffic(collectives: Iterable[Collective], slice_: Slice, mesh: Mesh) -> tuple[Traffic, ...]:
+    devices = mesh.devices.ravel()
+
+    def bandwidth(collective: Collective) -> float:
+        if collective.kind == "collective-permute":  # each chip sends to one other
+            return slice_.link_bandwidth
+        return slice_.bandwidth(devices[collective.groups[0]])
+
     groups: defaultdict[tuple[str, int], list[Collective]] = defaultdict(list)
     for collective in collectives:
         chips = 2 if collective.kind == "collective-permute" else collective.groups.shape[1]
@@ -337,31 +349,17 @@ def _traffic(collectives: Iterable[Collective], slice_: Slice) -> tuple[Traffic,
             runs=sum(c.runs for c in same),
             nbytes=sum(c.runs * c.nbytes for c in same),
             sent=sum(c.sent for c in same),
-            seconds=sum(c.sent / _bandwidth(c, slice_) for c in same),
+            seconds=sum(c.sent / bandwidth(c) for c in same),
         )
         for (kind, chips), same in groups.items()
     ]
     return tuple(sorted(found, key=lambda kind: -kind.seconds))
 
 
-def _bandwidth(collective: Collective, slice_: Slice) -> float:
-    """Bytes/s that leave a chip: over all links along the axes that the group extends over, half of them where an axis
-    is no ring; over one link for a permutation, which sends to one neighbour."""
-    per_axis = slice_.chip.ici_bandwidth / len(slice_.shape)
-    if collective.kind == "collective-permute":
-        return per_axis / 2
-    places = np.asarray([slice_.devices[i].coords for i in collective.groups[0]])
-    used = [size for axis, size in enumerate(slice_.shape) if len(set(places[:, axis])) > 1]
-    return per_axis * sum(1.0 if size >= slice_.chip.torus else 0.5 for size in used or [1])
-
-
 def _advice_on_speed(facts: _Facts, program: Program, traffic, seconds: Seconds, slice_: Slice) -> Iterable[str]:
     bits = sum(runs * i.cycles for runs, i, _ in program.executed() if {b.dtype for b in i.outputs} == {"u32"})
     if bits / slice_.chip.clock > 0.1 * seconds.step:
-        yield (
-            f"random bits for dropout take {_time(bits / slice_.chip.clock)} of {_time(seconds.step)}: "
-            'Run(prng="rbg") uses the chip\'s own generator; a dropout of 0 needs none'
-        )
+        yield f"random bits take {_time(bits / slice_.chip.clock)} of {_time(seconds.step)}: a dropout of 0 needs none"
     reduced = sum(kind.nbytes for kind in traffic if kind.kind == "all-reduce")
     once = 4.0 * facts.parameters
     if reduced > 3 * once and seconds.ici > 0.1 * seconds.step:
@@ -426,13 +424,20 @@ def _advice_on_memory(facts: _Facts, memory: Memory, state: float, buffers) -> I
             f"similarities of all pairs, {example} and the like, take {_size(pairs)}: "
             "info_nce(..., tile=1024) holds no more than a tile of them"
         )
-    free = room - memory.arguments
-    fitting = 2 ** math.floor(math.log2(max(rows * free / memory.temporaries, 1))) if memory.temporaries else rows
-    if free > 0 and fitting < rows:
+    bits = total(is_global := lambda b: b.dtype == "u32" and b.shape and b.shape[0] >= facts.batch > rows)
+    if bits > 0.02 * memory.peak:
+        example = next(array for _, array in arrays if is_global(array))
         yield (
-            f"the temporaries of {rows:,} records on a chip take {_size(memory.temporaries)}, {_size(free)} are left: "
-            f"on_columns(..., chunk={round(fitting * facts.batch / rows)}) encodes {fitting:,} at a time and gives the "
-            "same gradient"
+            f"random bits of the whole batch, {example} and the like, take {_size(bits)} on every chip: "
+            'Run(prng="threefry2x32") makes on each chip its own part, a dropout of 0 needs none'
+        )
+    free, others = room - memory.arguments, memory.temporaries - pairs - bits
+    fitting = 2 ** math.floor(math.log2(max(rows * free / others, 1))) if others > 0 else rows
+    if free > 0 and fitting < rows:
+        chunk = fitting * facts.texts // facts.micro_batches // rows
+        yield (
+            f"other temporaries of {rows:,} records on a chip take {_size(others)}, {_size(free)} are left: "
+            f"on_columns(..., chunk={chunk}) encodes those of {fitting:,} at a time and gives the same gradient"
         )
     stacks = {array.shape for _, array in arrays if len(array.shape) >= 3 and array.shape[1] >= rows > array.shape[0]}
     kept = total(lambda b: b.shape in stacks)
@@ -455,9 +460,10 @@ def _advice_on_memory(facts: _Facts, memory: Memory, state: float, buffers) -> I
 def _lines(report: Report) -> Iterable[str]:
     memory = report.memory
     mesh = " ".join(f"{name}={size}" for name, size in report.mesh.items())
+    parts = f" in {report.micro_batches} micro-batches" if report.micro_batches > 1 else ""
     yield (
-        f"{report.topology}: {report.chips} chips, mesh {mesh}; {report.records:,} records a step"
-        f"{f' in {report.micro_batches} micro-batches' if report.micro_batches > 1 else ''}; "
+        f"{report.topology}: {report.chips} chips, mesh {mesh}; {report.records:,} records of "
+        f"{report.texts:,} texts a step{parts}; "
         f"{report.parameters / 1e6:,.1f} M parameters"
     )
     yield ""
