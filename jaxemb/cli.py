@@ -355,7 +355,7 @@ def _count(text: str) -> int:
 def _axes(text: str) -> dict[str, int]:
     """The type of an option that is AXIS=N,..."""
     pairs = re.findall(r"(data|fsdp|tensor)=(-?\d+)(?:,|$)", text)
-    if ",".join(f"{axis}={size}" for axis, size in pairs) != text or len(dict(pairs)) < len(pairs):
+    if not pairs or ",".join(f"{axis}={size}" for axis, size in pairs) != text or len(dict(pairs)) < len(pairs):
         raise argparse.ArgumentTypeError(f"must be sizes of data, fsdp, tensor, such as data=16,fsdp=4; got {text!r}")
     return {axis: int(size) for axis, size in pairs}
 

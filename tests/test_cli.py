@@ -14,7 +14,7 @@ import pytest
 import jaxemb
 from jaxemb.cli import main
 
-COMMANDS = ("quickstart", "train", "encode", "evaluate", "search", "mine", "info")
+COMMANDS = ("quickstart", "train", "rehearse", "encode", "evaluate", "search", "mine", "info")
 TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
 
 
@@ -428,6 +428,57 @@ def test_an_option_that_run_does_not_take(capsys, tmp_path):
     assert "unexpected keyword argument 'colour'" in fail(capsys, 2, *arguments, "--set", "colour=red")
     assert "--set must be NAME=VALUE; got 'colour'" in fail(capsys, 2, *arguments, "--set", "colour")
     assert "must return a jaxemb.train.Run; got NoneType" in fail(capsys, 2, *arguments)
+
+
+# rehearse
+
+
+TOY = """
+from tiny_run import FakeEmbedder, toy_run
+import jax.numpy as jnp
+
+def run(size=5):
+    return toy_run(embedder=lambda: FakeEmbedder({"w": jnp.zeros(5), "more": jnp.zeros((2**18, size))}))
+"""
+
+
+def test_rehearse_says_what_a_run_needs(capsys, tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
+    (tmp_path / "config.py").write_text(TOY)
+    arguments = (
+        "rehearse",
+        tmp_path / "config.py",
+        "--topology",
+        "v5e:2x2",
+        "--mesh",
+        "data=2,fsdp=2",
+        "--records",
+        16,
+    )
+    arguments += ("--records", 16)
+    report = json.loads(succeed(capsys, *arguments, "--json"))
+    assert report["fits"] and report["records"] == 16 and report["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert succeed(capsys, *arguments).startswith("v5e:2x2: 4 chips, mesh data=2 fsdp=2 tensor=1; 16 records")
+
+
+def test_rehearse_fails_if_the_run_does_not_fit(capsys, tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
+    (tmp_path / "config.py").write_text(TOY)
+    arguments = ["rehearse", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--set", "size=1000000"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "DOES NOT FIT" in printed.out and "Traceback" not in printed.err
+    assert printed.err.endswith("config.py needs more than the memory of a chip of v5e:2x2\n")
+
+
+@pytest.mark.parametrize("mesh", ["data", "data=", "rows=4", "data=2,data=2", "data=2;fsdp=2", ""])
+def test_a_mesh_that_is_none(capsys, mesh):
+    message = fail(capsys, 2, "rehearse", "config.py", "--topology", "v5e:2x2", "--mesh", mesh)
+    assert "argument --mesh: must be sizes of data, fsdp, tensor, such as data=16,fsdp=4" in message
+
+
+def test_a_topology_that_is_none(capsys):
+    assert "a topology is v5e:AxB" in fail(capsys, 2, "rehearse", "config.py", "--topology", "v5e")
 
 
 @pytest.mark.parametrize(

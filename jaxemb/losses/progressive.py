@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Tile, make_records
@@ -90,7 +91,7 @@ def progressive_weights(difficulty: jax.Array, *, alpha: float | jax.Array, max_
         raise ValueError(f"difficulty must be [N]; got {difficulty.shape}")
     if not max_weight >= 1:
         raise ValueError(f"max_weight must be >= 1; got {max_weight}")
-    if not isinstance(alpha, jax.core.Tracer) and not jnp.isfinite(alpha):
+    if not isinstance(alpha, jax.core.Tracer) and not np.isfinite(alpha):
         raise ValueError(f"alpha must be finite; got {alpha}")
     weights = len(difficulty) * jax.nn.softmax(alpha * jax.lax.stop_gradient(difficulty).astype(jnp.float32))
     weights = jnp.clip(weights, 1 / max_weight, max_weight)

@@ -6,11 +6,12 @@
 No TPU is needed, nothing is trained, and no array of the run's size is made.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -181,22 +182,35 @@ def rehearse(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int 
         micro_batches=run.accumulate,
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trained)),
     )
-    arguments = _bytes_per_chip((state, batch))
     step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     logged = len(compiler_log())
     with parallel.in_force(mesh):
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
     try:
-        compiled = lowered.compile()
+        with _uncached():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _overflow(facts, slice_, (arguments, _bytes_per_chip(state)), str(error), compiler_log()[logged:])
-    return _report(facts, slice_, mesh, compiled, arguments)
+        said = str(error) + compiler_log()[logged:]
+        return _overflow(facts, slice_, _bytes_per_chip(state), _bytes_per_chip(batch), said)
+    return _report(facts, slice_, mesh, compiled)
 
 
 # What is compiled
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keeps a program out of JAX's persistent cache, which cannot read it back without a TPU."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _shapes(run: Run, mesh: Mesh, rules: Rules, records: int | None) -> tuple[TrainState, dict[str, Any]]:
@@ -288,12 +302,12 @@ class _Facts:
         return self.batch // (self.mesh["data"] * self.mesh["fsdp"])
 
 
-def _report(facts: _Facts, slice_: Slice, mesh: Mesh, compiled: jax.stages.Compiled, arguments: float) -> Report:
+def _report(facts: _Facts, slice_: Slice, mesh: Mesh, compiled: jax.stages.Compiled) -> Report:
     text, sizes, chip = compiled.as_text(), compiled.memory_analysis(), slice_.chip
     assert text is not None and sizes is not None  # the TPU compiler gives both
     program = Program(text)
     # `temp_size_in_bytes` counts arrays twice that take the same place one after the other; the peak does not.
-    peak = float(sizes.peak_memory_in_bytes)
+    peak, arguments = float(sizes.peak_memory_in_bytes), float(sizes.argument_size_in_bytes)
     memory = Memory(arguments, max(peak - arguments, 0.0), peak + sizes.generated_code_size_in_bytes, chip.hbm)
     traffic = _traffic(program.collectives, slice_, mesh)
     seconds = Seconds(
@@ -371,14 +385,13 @@ def _advice_on_speed(facts: _Facts, program: Program, traffic, seconds: Seconds,
         yield f"collectives take {_time(seconds.ici)} of {_time(seconds.step)}: more records per chip hide them better"
 
 
-def _overflow(facts: _Facts, slice_: Slice, given: tuple[float, float], error: str, log: str) -> Report:
-    """The report of a program that found no room; `given`: bytes of the arguments and, of these, of the state."""
-    arguments, state = given
-    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", error) or re.search(
-        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", error + log
-    )
+def _overflow(facts: _Facts, slice_: Slice, state: float, batch: float, said: str) -> Report:
+    """The report of a program that found no room, from the bytes of its arguments and what the compiler said."""
+    arguments = state + batch
+    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", said)
+    found = found or re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", said)
     needed = float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") if found else math.nan
-    buffers = list(_logged_buffers(log))
+    buffers = list(_logged_buffers(said))
     memory = Memory(arguments, max(needed - arguments, 0.0), needed, slice_.chip.hbm)
     return Report(
         **dataclasses.asdict(facts),
@@ -389,9 +402,9 @@ def _overflow(facts: _Facts, slice_: Slice, given: tuple[float, float], error: s
     )
 
 
-def _logged_buffers(log: str) -> Iterable[tuple[float, tuple[Buffer, ...]]]:
+def _logged_buffers(said: str) -> Iterable[tuple[float, tuple[Buffer, ...]]]:
     """The compiler's report of the main memory: bytes of an allocation, and the arrays that share it in turn."""
-    report = log.rpartition("Ran out of memory in memory space hbm")[2].partition("Memory Space: vmem")[0]
+    report = said.rpartition("Ran out of memory in memory space hbm")[2].partition("Memory Space: vmem")[0]
     for size, unit, arrays in re.findall(r"\);\s*([\d.]+)([KMGT]?)i?B;\s*\d+;\s*\d+;\s*(.*)", report):
         shapes = re.findall(r"(\w+?)\[([\d,]*)\]", arrays.replace("×", " "))
         buffers = tuple(Buffer(dtype, tuple(map(int, re.findall(r"\d+", sizes)))) for dtype, sizes in shapes)
