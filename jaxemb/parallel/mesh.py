@@ -106,8 +106,11 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
-    """Puts every leaf of `tree` where `rules` say."""
-    return jax.device_put(tree, shardings(tree, mesh, rules))
+    """Puts every leaf of `tree` where `rules` say; of several processes each brings the whole tree."""
+    where = shardings(tree, mesh, rules)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    return jax.jit(lambda tree: tree, out_shardings=where)(tree)  # what lies with other processes only a program makes
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:

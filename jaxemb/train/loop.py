@@ -9,12 +9,13 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from jaxemb import parallel
@@ -89,7 +90,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     """Trains, or goes on training, in the directory `out`.
 
     A run that was killed and is started again ends with the parameters, bit for bit, of one that was not. SIGTERM
-    saves a checkpoint and exits with code 0.
+    (to one process, of several) saves a checkpoint and exits with code 0.
 
         out/run.json, config.py    what the run is
         out/metrics.jsonl          losses and evaluation results; also in out/tensorboard
@@ -147,6 +148,10 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
             log.write(step, {f"train/{name}": value for name, value in values.items()})
             done.losses, done.records, done.seconds = [], 0, 0.0
 
+    def finish_all() -> None:
+        while pending:
+            finish_step()
+
     def evaluate(step: int) -> bool:
         """Whether the model of this step is the best so far."""
         current = embedder.replace(model=_evaluated_model(run, state))
@@ -181,12 +186,12 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
             is_last = step == run.steps
             must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
             must_save = is_last or step % run.checkpoint_every == 0
-            if must_evaluate or must_save or stop.is_set():
-                while pending:
-                    finish_step()
-                if must_evaluate:
-                    must_save |= evaluate(step)
-                stopping = stop.is_set() and not is_last
+            if must_evaluate:
+                finish_all()
+                must_save |= evaluate(step)
+            stopping = stop(step) and not is_last
+            if must_evaluate or must_save or stopping:
+                finish_all()
                 if must_save or stopping:
                     save(step)
                 if stopping:
@@ -247,14 +252,20 @@ def _claim(out: Path, run: Run, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, where this thread may say so."""
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """A function that says after each step whether to stop: SIGTERM has come, to this process or any of the others.
+
+    Several processes stop after the same step, which JAX lets them agree on; it has taken the signal for that.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
     try:
-        yield event
+        yield lambda step: event.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
