@@ -2,15 +2,24 @@
 
 import argparse
 import dataclasses
+import gzip
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import optax
+
+    from jaxemb.objectives import Objective
+    from jaxemb.train import TrainState
+    from jaxemb.transforms import Transform
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Preset = TypeVar("Preset")
@@ -77,6 +86,98 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.device_count(),
     }
+
+
+def minilm_vectors(texts: Sequence[str]) -> np.ndarray:
+    """MiniLM's embeddings of the texts, `[N, 384]`, of unit length; kept under `runs/experiments`."""
+    import jaxemb
+    from jaxemb.default_model import default_model
+
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    path = REPOSITORY / "runs" / "experiments" / f"minilm-{digest}.npy"
+    if not path.exists():
+        vectors = jaxemb.load(default_model().path).encode(list(texts), normalize=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(unfinished, vectors)
+        unfinished.rename(path)
+    return np.load(path)
+
+
+def trained(
+    model: Any,
+    objective: "Objective",
+    optimizer: "optax.GradientTransformation",
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    transform: "Transform | None" = None,
+    seed: int = 0,
+) -> "TrainState":
+    """The state after one step of `jaxemb.train.make_train_step` on each of the batches.
+
+    Raises:
+      ArithmeticError: if a loss or gradient was not finite.
+    """
+    import jax
+
+    from jaxemb.train import init_state, make_train_step
+    from jaxemb.transforms import identity
+
+    transform = identity() if transform is None else transform
+    state = init_state(jax.random.key(seed), model, optimizer, transform)
+    step = jax.jit(make_train_step(objective, optimizer, transform), donate_argnums=0)
+    for batch in batches:
+        state, _ = step(state, batch)
+    if not state.finite:
+        raise ArithmeticError(f"a loss or gradient was not finite after step {int(state.step)}")
+    return state
+
+
+def spreads(results: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """The spread of every measure over the seeds' results."""
+    return {name: Spread.of(result[name] for result in results) for name in results[0]}
+
+
+def paired(results: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The differences from `base`, seed by seed."""
+    return [{name: a[name] - b[name] for name in b} for a, b in zip(results, base, strict=True)]
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a gzipped text file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return file.read().splitlines()
+
+
+@dataclasses.dataclass(frozen=True)
+class WithColumns:
+    """Adds columns to a batch: of each of these arrays the rows of the batch's records."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {**batch, **{name: array[batch["id"]] for name, array in self.arrays.items()}}
+
+
+def dots(panels: Mapping[str, Mapping[str, Sequence[float]]]):
+    """A figure with a panel for each measure: the values of each method's seeds and their mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    height = 1.2 + 0.35 * max(map(len, panels.values()))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), height), sharey=True, squeeze=False)
+    for axis, (label, methods) in zip(axes[0], panels.items(), strict=True):
+        for place, values in enumerate(methods.values()):
+            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5)
+            axis.plot(np.mean(values), place, "|", color="black", markersize=14)
+        axis.set_yticks(range(len(methods)), list(methods))
+        axis.set(xlabel=label)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    return figure
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

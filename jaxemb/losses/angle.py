@@ -27,7 +27,7 @@ def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
       ValueError: for shapes that do not fit.
 
     References:
-      Li & Li 2024, https://arxiv.org/abs/2309.12871, equations 5-8.
+      Li & Li 2024, https://arxiv.org/abs/2309.12871.
     """
     if first.ndim != 2 or first.shape != second.shape:
         raise ValueError(f"first and second must both be [N, D]; got {first.shape} and {second.shape}")
@@ -54,7 +54,7 @@ def angle(first: jax.Array, second: jax.Array, scores: jax.Array, *, scale: floa
       ValueError: for shapes that do not fit or a scale <= 0.
 
     References:
-      Li & Li 2024, https://arxiv.org/abs/2309.12871, equation 9.
+      Li & Li 2024, https://arxiv.org/abs/2309.12871.
     """
     return pair_ranking(angle_similarity(first, second), scores, scale=scale)
 

@@ -31,7 +31,7 @@ def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) 
       ValueError: for shapes that do not fit.
 
     References:
-      Carlsson et al. 2021, https://openreview.net/forum?id=Ov_sMNau-PF, section 3.
+      Carlsson et al. 2021, https://openreview.net/forum?id=Ov_sMNau-PF.
     """
     if first.ndim != 2 or first.shape != second.shape or jnp.shape(labels) != first.shape[:1]:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Variants of InfoNCE that change what the softmax divides by: decoupled and hardness-weighted denominators."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,8 @@ def _negative_logits(inverse_temperature, tile: Tile):
     return (jnp.where(tile.removed | tile.is_positive, -jnp.inf, logits),)
 
 
-class _ByHardness(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _ByHardness:
     beta: float
 
     def __call__(self, inverse_temperature, tile: Tile):

@@ -61,7 +61,7 @@ def margin_mse_scores(student_scores: jax.Array, teacher_scores: jax.Array) -> j
       ValueError: for shapes that do not fit.
 
     References:
-      Hofstätter et al. 2020, https://arxiv.org/abs/2010.02666, equation 7.
+      Hofstätter et al. 2020, https://arxiv.org/abs/2010.02666.
     """
     n, k = _check_scores(student_scores, at_least=2)
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_scores, jnp.float32))

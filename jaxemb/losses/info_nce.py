@@ -1,8 +1,9 @@
 """InfoNCE, also known as multiple-negatives ranking: the right document against all others of the batch."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def info_nce(
     """
     _check_options(temperature, directions, partition, hardness, hardness_strength)
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
-    blocks = []
+    blocks: list[jax.Array] = []
     for direction in directions:
         rows, columns, without_own = _BLOCKS[direction]
         harder = hardness if direction == "q2d" else None
@@ -101,7 +102,8 @@ def info_nce(
     return jnp.mean(jnp.stack(blocks), axis=0)
 
 
-class _Logits(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Logits:
     """Logits relative to the positive's, so that small losses do not drown in the rounding of large logits."""
 
     without_own: bool

@@ -265,7 +265,8 @@ def _is_not_allowed(pairs: Pairs) -> jax.Array:
     return ~jnp.take(pairs.column["allowed"], pairs.record["index"], axis=1).T
 
 
-class _IsNearPositive(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _IsNearPositive:
     margin: float
     relative: bool
 
@@ -274,14 +275,16 @@ class _IsNearPositive(NamedTuple):
         return pairs.similarity > (pairs.positive + margin)[:, None]
 
 
-class _IsAbove(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _IsAbove:
     threshold: float
 
     def __call__(self, pairs: Pairs) -> jax.Array:
         return pairs.similarity > self.threshold
 
 
-class _Either(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Either:
     first: Rule
     second: Rule
 
@@ -289,7 +292,8 @@ class _Either(NamedTuple):
         return self.first(_view(pairs, 0)) | self.second(_view(pairs, 1))
 
 
-class _Both(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Both:
     first: Rule
     second: Rule
 
@@ -297,7 +301,8 @@ class _Both(NamedTuple):
         return self.first(_view(pairs, 0)) & self.second(_view(pairs, 1))
 
 
-class _Not(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Not:
     rule: Rule
 
     def __call__(self, pairs: Pairs) -> jax.Array:

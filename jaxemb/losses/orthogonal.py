@@ -29,7 +29,7 @@ def orthogonal_regularization(
       ValueError: for shapes that do not fit or a negative weight.
 
     References:
-      Zhang et al. 2017, https://arxiv.org/abs/1708.06320, equation 6.
+      Zhang et al. 2017, https://arxiv.org/abs/1708.06320.
     """
     if not columns or any(x.ndim != 2 or x.shape[0] != columns[0].shape[0] for x in columns):
         raise ValueError(f"columns must be one or more [N, D] of the same N; got {[x.shape for x in columns]}")

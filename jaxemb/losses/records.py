@@ -1,5 +1,6 @@
 """The texts of a batch of records against each other: what all losses with in-batch negatives are written on."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -135,7 +136,8 @@ def make_records(
     return Records(queries, candidates, paired(score, queries, candidates[:, 0]), score, mask)
 
 
-class _Entries(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Entries:
     """From embeddings and facts of some rows and columns to a `Tile`, and from that to the loss's entries."""
 
     entries: Callable[[Any, Tile], Block]

@@ -255,20 +255,19 @@ def _backward(plan: _Plan, shared, rows, columns, row_facts, facts, results, gra
         (d_shared, d_columns), d_rows = jax.lax.scan(row_tile, (d_shared, d_columns), (tiles, d_rows))
         return d_shared, d_rows, d_columns
 
-    start = _zeros((shared, tiles[0]))
+    d_shared, d_rows = _zeros((shared, tiles[0]))
     if plan.ring:
 
         def turn(_, carry):
-            *local, d_columns, columns, facts = carry
-            *local, d_columns = visit(*local, d_columns, columns, facts)
-            return *local, *_next_shard(plan, (d_columns, columns, facts))
+            d_shared, d_rows, d_columns, columns, facts = carry
+            d_shared, d_rows, d_columns = visit(d_shared, d_rows, d_columns, columns, facts)
+            return d_shared, d_rows, *_next_shard(plan, (d_columns, columns, facts))
 
-        d_shared, d_rows, d_columns, *_ = jax.lax.fori_loop(
-            0, plan.shards, turn, (*start, _zeros(columns), columns, facts)
-        )
+        carry = (d_shared, d_rows, _zeros(columns), columns, facts)
+        d_shared, d_rows, d_columns, *_ = jax.lax.fori_loop(0, plan.shards, turn, carry)
         return jax.lax.psum(d_shared, plan.axes), _untiled(d_rows, _length(rows)), d_columns
     columns, facts = _gathered(plan, (columns, facts))
-    d_shared, d_rows, d_columns = visit(*start, _zeros(columns), columns, facts)
+    d_shared, d_rows, d_columns = visit(d_shared, d_rows, _zeros(columns), columns, facts)
     return (*_summed(plan, d_shared, _untiled(d_rows, _length(rows)), d_columns),)
 
 

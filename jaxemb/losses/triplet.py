@@ -33,7 +33,7 @@ def triplet(
       ValueError: for shapes that do not fit, a negative margin, an unknown similarity.
 
     References:
-      Schroff et al. 2015, equation 2, with distances that are not squared.
+      Schroff et al. 2015 (FaceNet), with distances that are not squared.
     """
     if negatives.ndim == 2:
         negatives = negatives[:, None, :]
@@ -160,7 +160,7 @@ def batch_semi_hard_triplet(
       ValueError: for shapes that do not fit, a negative margin, an unknown similarity.
 
     References:
-      Schroff et al. 2015, section 3.2.
+      Schroff et al. 2015 (FaceNet), section 3.2.
     """
     distances, positive, negative = _batch(embeddings, labels, margin, similarity, mask)
     negatives = jnp.sort(jnp.where(negative, distances, jnp.inf), axis=1)

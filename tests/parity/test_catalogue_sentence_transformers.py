@@ -1,4 +1,7 @@
-"""The losses of pairs, triplets and teachers against sentence-transformers, open_clip and pytorch-metric-learning."""
+"""The catalogue of losses against sentence-transformers, open_clip and pytorch-metric-learning.
+
+What none of them has is written out in PyTorch. `test_losses_sentence_transformers.py` has InfoNCE and CoSENT.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -310,19 +313,28 @@ def test_flag_embeddings_kl_div_is_distill_kl_plus_the_teachers_entropy():
     )
 
 
-def test_clip_distill():
-    spec = importlib.util.find_spec("open_clip")  # its loss.py needs torch alone, the package torchvision and timm too
+@pytest.fixture(scope="module")
+def open_clip():
+    """open_clip's loss.py, which needs torch alone; the package needs torchvision and timm as well."""
+    spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         pytest.skip("open_clip is absent: pip install --no-deps open_clip_torch")
     spec = importlib.util.spec_from_file_location("open_clip_loss", Path(spec.origin).with_name("loss.py"))
-    open_clip_loss = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(open_clip_loss)
-    unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def unit(x):
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def test_clip_distill(open_clip):
     teacher = embeddings(2, N, 5, seed=1)
     teacher_unit = [unit(torch.as_tensor(x)) for x in teacher]
 
     def theirs(images, texts, temperature):
-        loss = open_clip_loss.DistillClipLoss()
+        loss = open_clip.DistillClipLoss()
         return loss(unit(images), unit(texts), 1 / temperature, *teacher_unit, 1 / 0.1)[1]
 
     assert_same(
@@ -355,4 +367,113 @@ def test_contrastive_tension_in_batch():
         lambda u, v, log_scale: losses.contrastive_tension_in_batch(u, v, temperature=jnp.exp(-log_scale)),
         from_embeddings,
         [*embeddings(2, N, DIM), np.log(np.float32(20.0))],
+    )
+
+
+def test_symmetric_info_nce_is_clips(open_clip):
+    assert_same(
+        lambda images, texts, temperature: losses.symmetric_info_nce(images, texts, temperature=temperature),
+        lambda images, texts, temperature: open_clip.ClipLoss()(unit(images), unit(texts), 1 / temperature),
+        [*embeddings(2, N, DIM), np.float32(0.2)],
+    )
+
+
+def test_siglip(open_clip):
+    assert_same(
+        lambda images, texts, log_scale, bias: losses.siglip(images, texts, temperature=jnp.exp(-log_scale), bias=bias),
+        lambda images, texts, log_scale, bias: open_clip.SigLipLoss()(unit(images), unit(texts), log_scale.exp(), bias),
+        [*embeddings(2, N, DIM), np.log(np.float32(10.0)), np.float32(-10.0)],
+    )
+
+
+def test_supcon_is_pytorch_metric_learnings():
+    metric_losses = pytest.importorskip("pytorch_metric_learning.losses")
+    labels = np.append(LABELS[:-1], 9)  # the last is alone, and left out of the mean by both
+    theirs = metric_losses.SupConLoss(temperature=0.1)
+    assert_same(
+        lambda x: losses.supcon(x, labels, temperature=0.1),
+        lambda x: theirs(x, torch.as_tensor(labels)),
+        [embeddings(N, DIM)],
+    )
+
+
+@pytest.mark.parametrize("n_hard", [0, 1])
+@pytest.mark.parametrize(("strategy", "margin"), [("absolute", 0.0), ("absolute", 0.1), ("relative", 0.2)])
+def test_gist(strategy, margin, n_hard):
+    arrays = list(embeddings(2 + n_hard, N, DIM))
+    guide = list(np.stack(arrays)[..., :5] + embeddings(2 + n_hard, N, 5, seed=1))
+    theirs = reference.GISTEmbedLoss.__new__(reference.GISTEmbedLoss)
+    torch.nn.Module.__init__(theirs)
+    theirs.model = Identity()
+    theirs.margin, theirs.margin_strategy, theirs.temperature = margin, strategy, 0.1
+    theirs.contrast_anchors = theirs.contrast_positives = True
+    theirs.must_retokenize = theirs.gather_across_devices = False
+    theirs.similarity_fct, theirs.cross_entropy_loss = torch.nn.CosineSimilarity(dim=-1), torch.nn.CrossEntropyLoss()
+
+    class Guide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embeddings = iter(guide)
+
+        def forward(self, features):
+            return {"sentence_embedding": torch.as_tensor(next(self.embeddings))}
+
+    theirs.guide = Guide()
+    assert_same(
+        lambda *x: losses.gist(
+            *x,
+            guide_queries=guide[0],
+            guide_documents=guide[1],
+            guide_negatives=guide[2] if n_hard else None,
+            temperature=0.1,
+            margin=margin,
+            strategy=strategy,
+        ),
+        lambda *x: theirs(columns(*x), None),
+        arrays,
+    )
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5])
+def test_decoupled_contrastive_by_definition(sigma):
+    def theirs(queries, documents):
+        similarities = unit(queries) @ unit(documents).T
+        positive, logits = similarities.diagonal(), similarities / 0.1
+        hidden = torch.eye(N, dtype=torch.bool)
+        weights = torch.ones(N) if sigma is None else 2 - torch.softmax(positive.detach() / sigma, dim=0) * N
+        return (torch.logsumexp(logits.masked_fill(hidden, -torch.inf), dim=1) - weights * positive / 0.1).mean()
+
+    assert_same(lambda q, d: losses.decoupled_contrastive(q, d, sigma=sigma), theirs, list(embeddings(2, N, DIM)))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.9, 0.3)])
+def test_hard_negative_nce_by_definition(alpha, beta):
+    def theirs(queries, documents):
+        logits = unit(queries) @ unit(documents).T / 0.2
+        negative = ~torch.eye(N, dtype=torch.bool)
+        hardness = torch.exp(beta * logits.detach()) * negative
+        weights = (N - 1) * hardness / hardness.sum(dim=1, keepdim=True)
+        positive = logits.diagonal()
+        return (torch.log(alpha * positive.exp() + (weights * logits.exp()).sum(dim=1)) - positive).mean()
+
+    assert_same(
+        lambda q, d: losses.hard_negative_nce(q, d, temperature=0.2, alpha=alpha, beta=beta),
+        theirs,
+        list(embeddings(2, N, DIM)),
+    )
+
+
+def test_cwcl_by_definition():
+    features = embeddings(N, 5, seed=1)
+
+    def theirs(locked, learned):
+        logits = unit(locked) @ unit(learned).T / 0.2
+        weights = (1 + unit(torch.as_tensor(features)) @ unit(torch.as_tensor(features)).T) / 2
+        aligned = (weights * torch.log_softmax(logits, dim=1)).sum(dim=1) / weights.sum(dim=1)
+        return torch.nn.functional.cross_entropy(logits.T, torch.arange(N)) - aligned.mean()
+
+    assert_same(
+        lambda locked, learned: losses.cwcl(locked, learned, features, temperature=0.2),
+        theirs,
+        list(embeddings(2, N, DIM)),
     )

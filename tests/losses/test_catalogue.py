@@ -1,0 +1,19 @@
+"""The table of losses leaves none out."""
+
+import re
+from pathlib import Path
+
+from jaxemb import losses
+from jaxemb.losses import ranking
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"
+
+
+def test_the_table_has_every_loss():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    named = {name for code in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\w+", code)}
+    assert {name for name in losses.__all__ if name.islower()} - named == set()
+    weightings = {"ndcg_loss1", "ndcg_loss2", "ndcg_loss2pp", "lambda_rank"}
+    functions = {name for name, f in vars(ranking).items() if getattr(f, "__module__", "") == ranking.__name__}
+    losses_of_rerankers = {name for name in functions if not name.startswith("_")} - weightings - {"random_negatives"}
+    assert losses_of_rerankers - named == set()
