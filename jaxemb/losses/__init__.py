@@ -23,6 +23,7 @@ from jaxemb.losses.info_nce import info_nce, symmetric_info_nce
 from jaxemb.losses.late_interaction import m3_unified, maxsim, maxsim_candidates, maxsim_info_nce, xtr
 from jaxemb.losses.masks import Mask, duplicates
 from jaxemb.losses.mega_batch_margin import mega_batch_margin
+from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.orthogonal import orthogonal_regularization
 from jaxemb.losses.pairs import contrastive, cosine_similarity_mse, online_contrastive, softmax_nli
 from jaxemb.losses.progressive import progressive_info_nce, progressive_weights
@@ -74,6 +75,7 @@ __all__ = [
     "maxsim_candidates",
     "maxsim_info_nce",
     "mega_batch_margin",
+    "memory_info_nce",
     "normalized_mse",
     "online_contrastive",
     "orthogonal_regularization",

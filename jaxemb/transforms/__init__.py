@@ -2,16 +2,19 @@
 
 from jaxemb.transforms.base import Carried, Context, Trained, Transform, chain, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
+from jaxemb.transforms.memory import Memory, cross_batch_memory
 from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
     "Carried",
     "Context",
     "EmaState",
+    "Memory",
     "Trained",
     "Transform",
     "WithTemperature",
     "chain",
+    "cross_batch_memory",
     "ema",
     "ema_model",
     "identity",

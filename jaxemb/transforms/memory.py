@@ -1,0 +1,93 @@
+"""Cross-batch memory: the embeddings of earlier batches as more negatives."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxemb.losses.memory_info_nce import memory_info_nce
+from jaxemb.losses.reductions import TILE
+from jaxemb.losses.similarity import Similarity
+from jaxemb.transforms.base import Carried, PyTree, Transform
+
+
+class Memory(NamedTuple):
+    """The newest embeddings first, `[M, D]` f32, and the ids of their records, `[M]`; -1 for places still empty."""
+
+    embeddings: jax.Array
+    ids: jax.Array
+
+
+def cross_batch_memory(
+    size: int,
+    dim: int,
+    *,
+    query: str = "query",
+    document: str = "document",
+    weight: float = 1.0,
+    start: int = 0,
+    temperature: float = 0.05,
+    similarity: str | Similarity = "cosine",
+    tile: int = TILE,
+) -> Transform:
+    """Adds `weight * mean_i memory_info_nce` against the documents of the last batches to the loss.
+
+    As long as the model moves slowly, embeddings of some steps ago are still about right, and come without another
+    forward pass: a batch of N sees `size` negatives more for N x size x dim multiplications and size x dim floats.
+    A document of the same record, from an earlier epoch, is no negative. Works with every objective that returns the
+    embeddings of its columns, as `on_columns` does, and with cached gradients and accumulation.
+
+    Args:
+      size: documents that are remembered, first in, first out; at least 1.
+      dim: D of the embeddings.
+      query, document: the objective's outputs that are compared, `[N, D]` each.
+      weight: > 0; 1 in the paper.
+      start: steps before the memory counts; while the model changes fast, what it remembers is wrong.
+      temperature, similarity, tile: as in `memory_info_nce`.
+
+    Raises:
+      ValueError: for a size, dim, weight or temperature that is not positive, or a negative start; in the first step,
+        if the objective's outputs lack one of the columns or have another D.
+
+    References:
+      Wang et al. 2020, arXiv 1912.06798.
+    """
+    for name, value in {"size": size, "dim": dim, "weight": weight, "temperature": temperature}.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0; got {value}")
+    if start < 0:
+        raise ValueError(f"start must be >= 0; got {start}")
+
+    def init(key: jax.Array, model: PyTree) -> Carried:
+        return Carried(state=Memory(jnp.zeros((size, dim), jnp.float32), jnp.full(size, -1, jnp.int32)))
+
+    def loss(context, params, memory: Memory) -> jax.Array:
+        _check(context.outputs, query, document, dim)
+        losses = memory_info_nce(
+            context.outputs[query],
+            context.outputs[document],
+            memory.embeddings,
+            context.batch["id"],
+            jnp.where(context.step >= start, memory.ids, -1),
+            temperature=temperature,
+            similarity=similarity,
+            tile=tile,
+        )
+        return weight * jnp.mean(losses)
+
+    def after_step(context, params, memory: Memory) -> Memory:
+        # Micro-batches of accumulated steps come stacked.
+        embeddings = context.outputs[document].reshape(-1, dim).astype(jnp.float32)
+        new = Memory(jax.lax.stop_gradient(embeddings), context.batch["id"].reshape(-1).astype(jnp.int32))
+        return jax.tree.map(lambda new, old: jnp.concatenate([new, old])[:size], new, memory)
+
+    return Transform(init=init, loss=loss, after_step=after_step)
+
+
+def _check(outputs, query: str, document: str, dim: int) -> None:
+    for name in (query, document):
+        if not isinstance(outputs, dict) or name not in outputs:
+            has = ", ".join(sorted(outputs)) if isinstance(outputs, dict) else type(outputs).__name__
+            raise ValueError(f"cross_batch_memory needs the objective's output {name!r}; it returns {has}")
+        if outputs[name].ndim != 2 or outputs[name].shape[1] != dim:
+            raise ValueError(f"cross_batch_memory: output {name!r} must be [N, {dim}]; got {outputs[name].shape}")

@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxemb.losses import info_nce, memory_info_nce
+from jaxemb.train import init_state, make_train_step
+from jaxemb.transforms import chain, cross_batch_memory, ema
+
+N, D = 4, 3
+WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(D, D)), jnp.float32)
+
+
+def batch(step):
+    x = np.random.default_rng(step).normal(size=(2, N, D)).astype(np.float32)
+    return {"id": np.arange(N) + N * step, "query": x[0], "document": x[1]}
+
+
+def objective(model, batch, key):
+    outputs = {name: batch[name] @ model for name in ("query", "document")}
+    return info_nce(outputs["query"], outputs["document"]), outputs
+
+
+def run(transform, batches, accumulate=1):
+    optimizer = optax.sgd(0.1)
+    state = init_state(jax.random.key(0), WEIGHTS, optimizer, transform)
+    step = jax.jit(make_train_step(objective, optimizer, transform, accumulate=accumulate))
+    history = []
+    for one in batches:
+        history.append((state, step(state, one)[1]["loss"]))
+        state, _ = step(state, one)
+    return state, history
+
+
+def test_it_remembers_the_newest_documents_first_in_first_out():
+    state, history = run(cross_batch_memory(6, D), [batch(i) for i in range(3)])
+    np.testing.assert_array_equal(state.carried.ids, [8, 9, 10, 11, 4, 5])
+    models = [state.model for state, _ in history]
+    expected = np.concatenate([batch(2)["document"] @ models[2], batch(1)["document"][:2] @ models[1]])
+    np.testing.assert_allclose(state.carried.embeddings, expected, rtol=1e-5)
+
+
+def test_its_term_is_the_loss_against_the_memory():
+    _, history = run(cross_batch_memory(6, D, weight=0.5, temperature=0.1), [batch(0), batch(1)])
+    for i, (state, loss) in enumerate(history):
+        losses, outputs = objective(state.model, batch(i), None)
+        term = memory_info_nce(
+            *outputs.values(), *state.carried[:1], batch(i)["id"], state.carried.ids, temperature=0.1
+        )
+        assert (float(term.sum()) > 0) == (i > 0)
+        np.testing.assert_allclose(loss, losses.mean() + 0.5 * term.mean(), rtol=1e-5)
+
+
+def test_before_its_start_it_remembers_but_does_not_count():
+    _, history = run(cross_batch_memory(6, D, start=2), [batch(i) for i in range(3)])
+    _, without = run(ema(), [batch(i) for i in range(3)])
+    late = [float(loss) - float(other) for (_, loss), (_, other) in zip(history, without, strict=True)]
+    assert late[:2] == [0, 0]
+    assert late[2] > 1e-3
+
+
+def test_a_document_of_the_same_record_is_no_negative():
+    _, history = run(cross_batch_memory(N, D), [batch(0), batch(0) | {"id": batch(0)["id"][::-1].copy()}])
+    state, loss = history[1]
+    losses, outputs = objective(state.model, batch(0), None)
+    cosines = np.array(optax.cosine_similarity(outputs["query"][:, None], state.carried.embeddings[None]))
+    cosines[np.arange(N), np.arange(N)[::-1]] = -np.inf  # the memory's records in reverse
+    positive = np.array(optax.cosine_similarity(outputs["query"], outputs["document"]))
+    term = np.log1p(np.exp((cosines - positive[:, None]) / 0.05).sum(axis=1))
+    np.testing.assert_allclose(loss, losses.mean() + term.mean(), rtol=1e-4)
+
+
+def test_accumulated_micro_batches_are_all_remembered_and_it_chains():
+    stacked = jax.tree.map(lambda *x: np.stack(x), batch(0), batch(1))
+    state, _ = run(chain(ema(), cross_batch_memory(2 * N, D)), [stacked], accumulate=2)
+    np.testing.assert_array_equal(state.carried[1].ids, np.arange(2 * N))
+
+
+@pytest.mark.parametrize("option", ["size", "dim", "weight", "temperature"])
+def test_bad_numbers(option):
+    with pytest.raises(ValueError, match=f"{option} must be > 0; got 0"):
+        cross_batch_memory(**{"size": 6, "dim": D} | {option: 0})
+    with pytest.raises(ValueError, match="start must be >= 0; got -1"):
+        cross_batch_memory(6, D, start=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query": "question"}, "needs the objective's output 'question'; it returns document, query"),
+        ({"dim": 5}, r"output 'query' must be \[N, 5\]; got \(4, 3\)"),
+    ],
+)
+def test_bad_outputs(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(cross_batch_memory(**{"size": 6, "dim": D} | options), [batch(0)])
