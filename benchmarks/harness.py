@@ -53,18 +53,22 @@ class Worker:
         return last
 
 
-def serve(run: Callable[[], Mapping[str, float]], about: Mapping) -> None:
-    """The worker's side: warms up twice, then times `run` once for every line on standard input."""
+def serve(
+    run: Callable[[], Mapping[str, float]], about: Mapping, *, warm_up: Callable[[], object] | None = None
+) -> None:
+    """The worker's side: warms up (by two runs), then times `run` once for every line on standard input."""
     import resource
 
-    run(), run()
-    print(json.dumps({"ready": True, **about}), flush=True)
+    peak_memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loaded = peak_memory()
+    for _ in range(2):
+        (warm_up or run)()
+    print(json.dumps({"ready": True, "memory_before_bytes": loaded, **about}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         extra = run()
         print(json.dumps({"seconds": time.perf_counter() - start, **(extra or {})}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"peak_memory_bytes": peak}), flush=True)
+    print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)
 
 
 def compare(module: str, case: str, threads: int, rounds: int, names: Sequence[str] = ("jaxemb", "peer")) -> dict:

@@ -51,7 +51,7 @@ def ours(case: str, model: str) -> None:
             epochs=1,
             shuffle=False,
             pack=case == "short",
-            buckets=(16, 32, 64, 96, 128, 160, 192, 224, 256),
+            buckets=(16, 32, 64, *range(80, 257, 16)),
         ):
             state, metrics = step(state, batch)
         return {"loss": float(metrics["loss"])}
