@@ -1,20 +1,35 @@
-"""Encoders with random weights and batches of made-up texts: what a step costs depends on shapes alone.
+"""What the configs of this directory have in common: pretrained encoders and files of records, or stand-ins for both.
 
-To train for real with a config of this directory, give its `Run` an embedder such as
-`lambda: jaxemb.load("google-bert/bert-base-uncased", dtype="bfloat16")` and your own `data`.
+What a step costs depends on shapes alone, so that random weights and made-up texts are enough to rehearse a run.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from jaxemb.embedder import Embedder
+import jaxemb
+from jaxemb.data import batches, read
+from jaxemb.embedder import Embedder, SentenceEmbedder
 from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.types import Tokens
+
+
+def pretrained(model: str, dropout: float) -> Callable[[], SentenceEmbedder]:
+    """Loads a model that computes in bf16 and recomputes its layers in the backward pass."""
+    options = {"dtype": "bfloat16", "remat": True, "dropout": dropout, "attention_dropout": dropout}
+    return lambda: jaxemb.load(model, **options)
+
+
+def tokenized(file: str, columns: Sequence[str], size: int, length: int):
+    """Batches of `size` records of a file, all texts padded to `length`: each process reads its own records alone."""
+    return lambda embedder: batches(
+        read(file), embedder.tokenizer, columns, batch_size=size, max_length=length, buckets=(length,)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +41,13 @@ class Untokenized:
     def replace(self, **changes) -> "Untokenized":
         return dataclasses.replace(self, **changes)
 
+    def save(self, path: Path) -> None:
+        """Makes an empty directory: random weights are not worth keeping."""
+        path.mkdir(exist_ok=True)
+
 
 def bert(dim: int, layers: int, *, vocab_size: int, dropout: float) -> Untokenized:
-    """A BERT with random weights that computes in bf16 and recomputes its layers in the backward pass."""
+    """A BERT of random weights, otherwise as `pretrained` would load it."""
     config = TransformerConfig(
         vocab_size=vocab_size,
         dim=dim,
@@ -46,14 +65,18 @@ def bert(dim: int, layers: int, *, vocab_size: int, dropout: float) -> Untokeniz
 
 
 def records(texts_per_record: Mapping[str, int], size: int, length: int):
-    """Batches without end of `size` records: for each column so many texts per record, all of full length."""
+    """Batches without end of `size` records: for each column so many texts per record, all of full length.
+
+    Of several processes each gets its part of them.
+    """
+    part = size // jax.process_count()
 
     def texts(rows: int) -> Tokens:
         ids = np.broadcast_to(np.arange(1000, 1000 + length, dtype=np.int32), (rows, length))
         return Tokens(ids, np.ones_like(ids), np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)))
 
     def batch(indices) -> dict[str, Any]:
-        columns = {name: texts(size * count) for name, count in texts_per_record.items()}
-        return columns | {"id": np.asarray(indices, np.int32)}
+        columns = {name: texts(part * count) for name, count in texts_per_record.items()}
+        return columns | {"id": np.asarray(indices[:part], np.int32)}
 
     return grain.MapDataset.range(size).repeat().batch(size, batch_fn=batch).to_iter_dataset()

@@ -65,7 +65,7 @@ class Checkpoints:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / "state", _to_arrays(state), force=True)
         (partial / f"loop-{jax.process_index()}.json").write_text(json.dumps(loop))
-        _wait_for_all(f"written {step}")
+        wait_for_all(f"written {step}")
         if _is_first_process():
             (partial / "manifest.json").write_text(json.dumps(_digests(partial), indent=1))
             if final.exists():  # the same step again, by a run that was resumed before it
@@ -74,7 +74,7 @@ class Checkpoints:
             steps = self.steps()
             for old in set(steps) - {*steps[-self._keep :], best}:
                 shutil.rmtree(self.path(old))
-        _wait_for_all(f"saved {step}")
+        wait_for_all(f"saved {step}")
         return final
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -88,12 +88,12 @@ class Checkpoints:
                 return self.restore(step, like)
             except DamagedCheckpointError as error:
                 _log.warning("%s; it is put aside and the checkpoint before it is used", error)
-            _wait_for_all(f"read {step}")
+            wait_for_all(f"read {step}")
             if _is_first_process():
                 aside = self.path(step).with_suffix(".corrupt")
                 shutil.rmtree(aside, ignore_errors=True)
                 self.path(step).rename(aside)
-            _wait_for_all(f"put aside {step}")
+            wait_for_all(f"put aside {step}")
         return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -172,7 +172,8 @@ def _is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def _wait_for_all(what: str) -> None:
+def wait_for_all(what: str) -> None:
+    """Returns once all processes are here; `what` names the place."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

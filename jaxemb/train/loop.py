@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from jaxemb import parallel
 from jaxemb.train.accumulation import stack_batches
-from jaxemb.train.checkpoints import Checkpoints
+from jaxemb.train.checkpoints import Checkpoints, wait_for_all
 from jaxemb.train.logging import RunLog
 from jaxemb.train.run import Run, differences
 from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
@@ -99,15 +100,20 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
 
     Args:
       run: what to train.
-      out: the run's directory, made if absent.
+      out: the run's directory, made if absent; of several processes the same one, which all can write to.
       resume: go on from the newest intact checkpoint in `out`; if False, `out` must hold no run.
       progress: show a bar on a terminal, lines elsewhere.
 
     Raises:
       FileExistsError: if `out` holds a run and `resume` is False.
-      ValueError: if `out` holds a different run, the data ends early, or `run.best` names no evaluation result.
+      ValueError: if `out` is a URL or holds a different run, several processes have no mesh in common, the data ends
+        early, or `run.best` names no evaluation result.
       NonFiniteError: if a loss or gradient is not finite.
     """
+    if "://" in str(out):
+        raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
+    if run.mesh is None and jax.process_count() > 1:
+        raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
     out = Path(out)
     _claim(out, run, resume)
     embedder = run.embedder()
@@ -154,7 +160,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
 
     def evaluate(step: int) -> bool:
         """Whether the model of this step is the best so far."""
-        current = embedder.replace(model=_evaluated_model(run, state))
+        current = embedder.replace(model=jax.tree.map(jnp.asarray, _evaluated_model(run, state)))
         for name, evaluator in run.evaluators.items():
             done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
         log.write(step, done.metrics)
@@ -201,10 +207,10 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
 
     if done.best:
         best, _ = checkpoints.restore(done.best["step"], state)
-        embedder.replace(model=_evaluated_model(run, best)).save(out / "best")
+        _save(embedder.replace(model=_evaluated_model(run, best)), out / "best")
     state = end_task(run.transform, run.objective, state, 0)
     final = embedder.replace(model=_evaluated_model(run, state))
-    final.save(out / "model")
+    _save(final, out / "model")
     return Result(final, done.metrics, done.best, state)
 
 
@@ -220,7 +226,19 @@ def _place(run: Run, state: TrainState) -> TrainState:
 
 
 def _evaluated_model(run: Run, state: TrainState) -> Any:
-    return express(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+    """The model to evaluate and save; each of several processes gets all of it, in the host's memory."""
+    model = express(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+    if run.mesh is None or jax.process_count() == 1:
+        return model
+    whole = jax.jit(lambda leaf: leaf, out_shardings=parallel.replicated(run.mesh))
+    return jax.tree.map(lambda leaf: np.asarray(whole(leaf)), model)  # one by one: it may not fit on a device
+
+
+def _save(embedder: "SentenceEmbedder", path: Path) -> None:
+    """Process 0 writes; the others wait for it."""
+    if jax.process_index() == 0:
+        embedder.save(path)
+    wait_for_all(f"saved {path.name}")
 
 
 def _next_batch(run: Run, batches: Iterator, step: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -239,7 +257,9 @@ def _next_batch(run: Run, batches: Iterator, step: int) -> tuple[dict[str, Any],
 def _claim(out: Path, run: Run, resume: bool) -> None:
     """Makes `out` the directory of this run, or sees that it is."""
     description, path = run.describe(), out / "run.json"
-    if path.exists():
+    claimed = path.exists()
+    wait_for_all("looked")  # before process 0 writes
+    if claimed:
         if not resume:
             raise FileExistsError(f"{out} already holds a run; resume it or choose another directory")
         if lines := differences(json.loads(path.read_text()), description):

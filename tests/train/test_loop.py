@@ -242,3 +242,8 @@ def test_the_embedder_it_was_given_stays_usable(tmp_path):
     embedder = FakeEmbedder({"w": jnp.full(5, 0.5)})
     fit(toy_run(embedder=lambda: embedder, steps=2), tmp_path, progress=False)
     np.testing.assert_array_equal(embedder.model["w"], np.full(5, 0.5))
+
+
+def test_a_url_is_no_directory():
+    with pytest.raises(ValueError, match="out must be a directory; got 'gs://bucket/run': mount the bucket"):
+        fit(toy_run(), "gs://bucket/run")
