@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -90,16 +91,27 @@ def environment() -> dict[str, Any]:
 
 def minilm_vectors(texts: Sequence[str]) -> np.ndarray:
     """MiniLM's embeddings of the texts, `[N, 384]`, of unit length; kept under `runs/experiments`."""
+    return vectors(texts)
+
+
+def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
+    """Embeddings of the texts, `[N, D]`, of unit length; kept under `runs/experiments`.
+
+    Args:
+      texts: N texts.
+      model: directory or hub id; None for MiniLM.
+    """
     import jaxemb
     from jaxemb.default_model import default_model
 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    path = REPOSITORY / "runs" / "experiments" / f"minilm-{digest}.npy"
+    name = "minilm" if model is None else re.sub(r"\W+", "-", model).strip("-")
+    path = REPOSITORY / "runs" / "experiments" / f"{name}-{digest}.npy"
     if not path.exists():
-        vectors = jaxemb.load(default_model().path).encode(list(texts), normalize=True)
+        embeddings = jaxemb.load(model or default_model().path).encode(list(texts), normalize=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, vectors)
+        np.save(unfinished, embeddings)
         unfinished.rename(path)
     return np.load(path)
 
