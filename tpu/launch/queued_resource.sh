@@ -43,7 +43,7 @@ queued() { gcloud compute tpus queued-resources "$@" "${where[@]}"; }
 finished() { gcloud storage ls "gs://$BUCKET/$name/model/" >/dev/null 2>&1; }
 
 until finished; do
-  state=$(queued list --filter "name~/$name\$" --format 'value(state.state)')
+  state=$(queued list --filter "name~'(^|/)$name\$'" --format 'value(state.state)')
   echo "$(date +%T) $name: ${state:-absent}"
   case $state in
     "")
