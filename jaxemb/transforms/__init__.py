@@ -3,6 +3,7 @@
 from jaxemb.transforms.base import Carried, Context, Trained, Transform, chain, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.memory import Memory, cross_batch_memory
+from jaxemb.transforms.progressive import WithAlpha, progressive_learning
 from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "Memory",
     "Trained",
     "Transform",
+    "WithAlpha",
     "WithTemperature",
     "chain",
     "cross_batch_memory",
     "ema",
     "ema_model",
     "identity",
+    "progressive_learning",
     "trained_temperature",
 ]
