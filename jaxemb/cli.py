@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +61,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except KeyboardInterrupt:
         print("jaxemb: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _exit_code(INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
         if args.debug:
-            raise
+            if not _has_joined():
+                raise
+            traceback.print_exc()
         print(f"jaxemb: error: {_one_line(error)}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED
+        return _exit_code(BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED)
+
+
+def _exit_code(code: int) -> int:
+    """The code, to return; one of several processes that fails ends here and now."""
+    if _has_joined():
+        from jaxemb.parallel import processes
+
+        processes.end(code)
+    return code
+
+
+def _has_joined() -> bool:
+    return (jax := sys.modules.get("jax")) is not None and jax.distributed.is_initialized()
 
 
 def _one_line(error: Exception) -> str:
@@ -400,11 +416,18 @@ def _without_warnings(name: str) -> Iterator[None]:
 def _train(args: argparse.Namespace) -> None:
     import jax
 
+    from jaxemb.parallel import processes
     from jaxemb.train import fit
 
-    _join_processes(args)
+    advice = f"start all processes again with the same command to go on from the newest checkpoint in {args.out}"
+    _join_processes(args, advice)
     run = _load_run(args)
-    result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+    try:
+        result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+    except jax.errors.JaxRuntimeError as error:
+        if processes.tells_of_loss(error):
+            raise ConnectionError(f"another process was lost; {advice}. JAX says: {error}") from error
+        raise
     if jax.process_index():  # process 0 speaks for all
         return
     metrics = dict(result.metrics)
@@ -594,7 +617,7 @@ def _load_run(args: argparse.Namespace) -> "Run":
     return load_run(args.config, _options(args.set))
 
 
-def _join_processes(args: argparse.Namespace) -> None:
+def _join_processes(args: argparse.Namespace, advice: str) -> None:
     """Makes this process one of a distributed program, before anything else asks JAX for its devices."""
     given = (args.coordinator, args.num_processes, args.process_id)
     if not args.distributed:
@@ -605,10 +628,10 @@ def _join_processes(args: argparse.Namespace) -> None:
         raise ValueError("--coordinator, --num-processes and --process-id are given all three or, to find out, none")
     if args.process_id is not None and not 0 <= args.process_id < args.num_processes:
         raise ValueError(f"--process-id must be in 0..{args.num_processes - 1}; got {args.process_id}")
-    import jax
+    from jaxemb.parallel import processes
 
     try:
-        jax.distributed.initialize(*given)
+        processes.join(*given, advice=advice)
     except ValueError as error:
         raise ValueError(
             f"--distributed found no TPU slice, GKE job or Slurm job to join ({error}); "

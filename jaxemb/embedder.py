@@ -203,7 +203,8 @@ class SentenceEmbedder:
           batch_tokens: tokens per compiled batch; by default what suits the platform.
           dtype: of the result, `float32` or `float16`.
           out: write to this memory-mapped `.npy` file and return it; for results larger than memory.
-          mesh: split every batch over the devices of this mesh.
+          mesh: split every batch over the devices of this mesh. Where it has devices of several processes, each calls
+            with the same arguments and gets the whole result; process 0 writes `out`, which all must be able to read.
           show_progress: show a bar with texts/s and the time left.
 
         Raises:

@@ -12,17 +12,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import embedder as _embedder
+from jaxemb import parallel
 from jaxemb.data.packing import bucket, pack, pad
 from jaxemb.types import Tokens
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 _PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attention, shorter ones leave gaps
 _LONGEST_PACKED = _PACKED_ROW // 2
@@ -86,10 +86,11 @@ def _fill(tokens: Tokens, batch_tokens: int, shards: int) -> Tokens:
     return jax.tree.map(lambda a: np.pad(a, ((0, wanted - rows), (0, 0))), tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "normalize", "dtype"))
-def _embed(model, tokens: Tokens, *, dim: int | None, normalize: bool, dtype: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("dim", "normalize", "dtype", "sharding"))
+def _embed(model, tokens: Tokens, *, dim: int | None, normalize: bool, dtype: str, sharding=None) -> jax.Array:
     x = model(tokens, dim=dim)
-    return (_embedder.normalize(x) if normalize else x).astype(dtype)
+    x = (_embedder.normalize(x) if normalize else x).astype(dtype)
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def encode(
@@ -102,7 +103,7 @@ def encode(
     batch_tokens: int | None = None,
     dtype: str = "float32",
     out: str | Path | None = None,
-    mesh: "Mesh | None" = None,
+    mesh: Mesh | None = None,
     show_progress: bool = False,
 ) -> np.ndarray:
     """Embeddings of `texts`, `[N, D]`; see `SentenceEmbedder.encode`."""
@@ -114,15 +115,15 @@ def encode(
         )[0]
     model, width = embedder.model, dim or embedder.model.dim
     _check(texts, batch_tokens, dtype, dim, embedder.model.dim)
-    shards = 1
+    shards, gathered = 1, None
     if mesh is not None:
-        from jaxemb.parallel import replicated
-
-        shards = mesh.size
-        model = jax.device_put(model, replicated(mesh))
+        shards, model = mesh.size, parallel.place(model, mesh, ((r".*", PartitionSpec()),))
+        # A process can read only what its own devices hold.
+        gathered = parallel.replicated(mesh) if mesh.is_multi_process else None
     if batch_tokens is None:
         batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
-    vectors = _allocate(out, (len(texts), width), dtype)
+    reads = out is not None and gathered is not None and jax.process_index() > 0  # the file that process 0 writes
+    vectors = None if reads else _allocate(out, (len(texts), width), dtype)
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     starts = range(0, len(texts), window)
@@ -134,7 +135,8 @@ def encode(
 
     def fetch(advance) -> None:
         indices, slots, result = in_flight.popleft()
-        vectors[indices] = np.asarray(result)[slots]
+        if vectors is not None:
+            vectors[indices] = np.asarray(result)[slots]
         advance(len(indices))
 
     with ThreadPoolExecutor(1) as thread, progress_bar(len(texts), "texts", enabled=show_progress) as advance:
@@ -146,7 +148,7 @@ def encode(
                 ahead = thread.submit(tokenise, start + window)
             for batch in plan(encoding.ids, batch_tokens * shards, embedder.max_length, shards):
                 tokens = batch.tokens if mesh is None else _over_all_devices(batch.tokens, mesh)
-                result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype)
+                result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
                 in_flight.append((start + batch.indices, batch.slots, result))
                 if len(in_flight) > _IN_FLIGHT:
                     fetch(advance)
@@ -156,13 +158,13 @@ def encode(
         logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), embedder.max_length)
     if isinstance(vectors, np.memmap):
         vectors.flush()
-    return vectors
+    if out is not None and gathered is not None:
+        multihost_utils.sync_global_devices("encoded")
+    return np.load(out, mmap_mode="r+") if vectors is None else vectors
 
 
-def _over_all_devices(tokens: Tokens, mesh: "Mesh") -> Tokens:
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    return jax.device_put(tokens, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+def _over_all_devices(tokens: Tokens, mesh: Mesh) -> Tokens:
+    return parallel.put(tokens, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def _allocate(out: str | Path | None, shape: tuple[int, int], dtype: str) -> np.ndarray:

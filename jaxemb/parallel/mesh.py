@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 PyTree = Any
 AXES = ("data", "fsdp", "tensor")
@@ -111,6 +111,17 @@ def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
     return jax.jit(lambda tree: tree, out_shardings=where)(tree)  # what lies with other processes only a program makes
+
+
+def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
+    """`jax.device_put` of arrays of the host; of several processes each brings the whole tree.
+
+    Unlike `device_put`, it does not send them round to see that all processes bring the same.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    one = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.tree.map(one, tree)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:

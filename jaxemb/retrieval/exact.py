@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxemb import parallel
+
 _BLOCK = 128  # corpus rows whose maximum is taken first; see `_top_k`
 
 
@@ -36,7 +38,8 @@ def topk_search(
       metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2.
       corpus_chunk: most corpus rows on the device at a time.
       query_chunk: most queries compared with a chunk at a time; `query_chunk * corpus_chunk` scores exist at once.
-      mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged.
+      mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged. Where it
+        has devices of several processes, each calls with the same arguments and gets the whole result.
       corpus_axis: the mesh axes to split over; None means all.
       exclude_ids: ids that are no result of query q, such as q itself, `[Q, E]`; -1 excludes nothing.
 
@@ -59,18 +62,18 @@ def topk_search(
     everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
     split = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     blocks = [
-        jax.device_put(
+        parallel.put(
             (_padded(queries[i : i + query_rows], query_rows), _padded(exclude[i : i + query_rows], query_rows)),
             everywhere,
         )
         for i in range(0, n_queries, query_rows)
     ]
     empty = np.full((query_rows, k), -np.inf, np.float32), np.full((query_rows, k), -1, np.int32)
-    best = [jax.device_put(empty, everywhere) for _ in blocks]
+    best = [parallel.put(empty, everywhere) for _ in blocks]
     first_bad = []
     for start in range(0, n, rows):
         previous = best
-        chunk = jax.device_put(_padded(np.asarray(corpus[start : start + rows]), rows), split)
+        chunk = parallel.put(_padded(np.asarray(corpus[start : start + rows]), rows), split)
         best = []
         for (query_block, exclude_block), running in zip(blocks, previous, strict=True):
             *merged, bad = _merge(

@@ -114,7 +114,10 @@ class Checkpoints:
             if wrong := _mismatches(wanted, saved):
                 raise ValueError(f"checkpoint {path} is of another model or method: {'; '.join(wrong[:5])}")
             arrays = checkpointer.restore(path / "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
-        return _from_arrays(arrays, like), json.loads((path / f"loop-{jax.process_index()}.json").read_text())
+        mine = path / f"loop-{jax.process_index()}.json"
+        if not mine.exists():  # fewer processes wrote it; what they say of the run is the same
+            mine = path / "loop-0.json"
+        return _from_arrays(arrays, like), json.loads(mine.read_text())
 
 
 def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
