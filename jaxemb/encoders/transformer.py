@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
+from jaxemb.parallel.mesh import batch_axes
 from jaxemb.types import Tokens
 
 
@@ -389,7 +391,7 @@ class Transformer(nnx.Module):
             layer, index, window, rope_index, layer_key = per_layer
             in_window = bias if window is None else bias + _hide(distance > window, c.dtype)
             rope = jax.tree.map(lambda *tables: jnp.stack(tables)[rope_index], *ropes) if ropes else None
-            y = layer(x, c, is_first=index == 0, bias=in_window, rope=rope, key=layer_key)
+            y = layer(_by_rows(x), c, is_first=index == 0, bias=in_window, rope=rope, key=layer_key)
             return y, y if all_states else None
 
         windows = np.asarray([w or length for w in c.windows], np.int32) if any(c.windows) else None
@@ -406,6 +408,14 @@ class Transformer(nnx.Module):
         if not all_states:
             return final
         return jnp.concatenate([x[None], states[:-1], final[None]])
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+    """`x` `[B, ...]`, its rows split over the mesh in force: where parameters are split, they travel and not `x`."""
+    axes = batch_axes()
+    if not axes or x.shape[0] % math.prod(axes.values()):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(axes)))
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
