@@ -3,7 +3,7 @@
     python -m tpu.meshes > tpu/results/meshes.jsonl
 
 The state takes 12 bytes a parameter and the gradient 4 more. Where that is less than a third of a chip's memory, `data`
-alone is best, as in `bert_base.py` and `peg.py`; a larger model is split by `fsdp`, no further than it must be.
+alone is best, as in `bert_base.py` and `peg.py`; a larger model is split by `fsdp`.
 """
 
 import dataclasses
