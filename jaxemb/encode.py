@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -123,7 +123,7 @@ def encode(
     if batch_tokens is None:
         batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
     reads = out is not None and gathered is not None and jax.process_index() > 0  # the file that process 0 writes
-    vectors = None if reads else _allocate(out, (len(texts), width), dtype)
+    vectors: Any = None if reads else _allocate(out, (len(texts), width), dtype)
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     starts = range(0, len(texts), window)
@@ -160,7 +160,8 @@ def encode(
         vectors.flush()
     if out is not None and gathered is not None:
         multihost_utils.sync_global_devices("encoded")
-    return np.load(out, mmap_mode="r+") if vectors is None else vectors
+        vectors = np.load(out, mmap_mode="r+") if vectors is None else vectors
+    return vectors
 
 
 def _over_all_devices(tokens: Tokens, mesh: Mesh) -> Tokens:
