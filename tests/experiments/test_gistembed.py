@@ -1,0 +1,108 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import jaxemb
+from experiments import common, gistembed
+from jaxemb.train import fit
+
+
+def test_smoke(smoke):
+    table, metrics = smoke(gistembed)
+    assert metrics["questions"] == {"train": 77 * 8, "test": 77 * 8}
+    assert set(metrics["results"]) == {"strong guide itself", *gistembed.ARMS}
+    assert set(metrics["change_against_MNRL"]) == set(gistembed.ARMS) - {"MNRL"}
+    assert all(f"| {arm} |" in table for arm in metrics["results"])
+    assert ("is not reached" in table) != ("is reached" in table)
+
+
+def test_pairs_are_of_one_label_and_never_a_row_with_itself():
+    labels = np.array([2, 0, 1, 0, 2, 2, 3])
+    found = set()
+    for seed in range(50):
+        first, second = gistembed.pairs(labels, np.arange(7), np.random.default_rng(seed))
+        assert first.tolist() == [0, 1, 3, 4, 5]  # rows 2 and 6 are alone
+        found |= set(zip(first.tolist(), second.tolist(), strict=True))
+    assert found == {(a, b) for a in range(7) for b in range(7) if a != b and labels[a] == labels[b]}
+
+
+def test_one_pair_per_intent():
+    questions = gistembed.Questions(np.zeros((9, 2)), np.array([0, 1, 2] * 3))
+    for first, second in questions.one_pair_per_intent(3, np.random.default_rng(0)):
+        assert questions.labels[first].tolist() == questions.labels[second].tolist() == [0, 1, 2]
+        assert (first != second).all()
+
+
+def test_measures_by_hand():
+    angles = np.deg2rad([0.0, 10.0, 15.0, 80.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    # nearest first: 0: 1 2 3; 1: 2 0 3; 2: 1 0 3; 3: 2 1 0
+    measured = gistembed.measure(vectors, np.array([0, 0, 1, 1]))
+    assert measured["1-NN"] == pytest.approx(100 * 2 / 4)
+    assert measured["mAP@39"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 1) / 4)
+
+
+def test_the_share_that_a_guide_masks():
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    rows = [np.array([[0, 2, 4], [1, 3, 5]])]
+    exact = np.eye(3)[labels]
+    assert gistembed.masked(exact, labels, rows) == {"false_negatives": 0, "true_negatives": 0}  # equal is not closer
+    worse = exact.copy()
+    worse[1, 1] = 0.1  # documents 3 and 5: the first is now closer to query 0 than its own, document 1
+    assert gistembed.masked(worse, labels, rows) == {"false_negatives": 50, "true_negatives": 0}
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A directory of two tasks, and their records in order."""
+    (tmp_path / "tasks").mkdir()
+    records = []
+    for task, size in (("a", 6), ("b", 9)):
+        part = [{c: f"{c} {i} of {task}" for c in ("query", "document", "negative")} for i in range(size)]
+        lines = "".join(json.dumps(record) + "\n" for record in part)
+        (tmp_path / "tasks" / f"{task}.jsonl").write_text(lines)
+        records += part
+    return str(tmp_path / "tasks"), records
+
+
+def test_batches_are_of_one_task_and_have_the_guides_vectors_of_their_texts(tasks, quick_vectors, tiny_minilm):
+    directory, records = tasks
+    embedder = jaxemb.load(str(tiny_minilm))
+    data = iter(gistembed.run(data=directory, batch_size=4, max_length=16).data(embedder))
+    seen = set()
+    for _ in range(6):
+        batch = next(data)
+        ids = batch["id"].tolist()
+        assert max(ids) < 6 or min(ids) >= 6
+        seen |= set(ids)
+        for column in ("query", "document", "negative"):
+            texts = [records[i][column] for i in ids]
+            np.testing.assert_allclose(batch[f"guide_{column}"], quick_vectors(texts), rtol=1e-5)
+            for row, expected in zip(batch[column].ids, embedder.tokenizer(texts), strict=True):
+                np.testing.assert_array_equal(row[: len(expected)], expected)
+    assert min(seen) < 6 <= max(seen)
+
+
+def test_the_full_recipe_trains(tasks, quick_vectors, tiny_minilm, tmp_path):
+    run = gistembed.run(data=tasks[0], model=str(tiny_minilm), batch_size=4, steps=2, max_length=16)
+    assert run.best == ("sts/cosine_spearman", "max")
+    fitted = fit(dataclasses.replace(run, evaluators={}, best=None), tmp_path / "run", progress=False)
+    assert np.isfinite(fitted.embedder.encode(["a question"])).all()
+
+
+def test_without_data_the_recipe_has_pairs_of_intents(quick_vectors):
+    (source,) = gistembed._sources(None)
+    intent = dict(zip(*gistembed.read_intents("train"), strict=True))
+    assert len(source) == 10_003
+    assert all(intent[r["query"]] == intent[r["document"]] for r in source.__getitems__(range(0, 10_003, 100)))
+
+
+def test_vectors_are_kept(tiny_minilm, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
+    first = common.vectors(["one text", "another"], str(tiny_minilm))
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
+    (kept,) = (tmp_path / "runs" / "experiments").iterdir()
+    np.save(kept, first + 1)
+    np.testing.assert_array_equal(common.vectors(["one text", "another"], str(tiny_minilm)), first + 1)
