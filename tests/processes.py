@@ -10,7 +10,7 @@ TESTS = Path(__file__).resolve().parent
 
 
 def start(*arguments: object) -> list[subprocess.Popen]:
-    """Two processes of one device of `python ARGUMENTS`, each told where process 0 is and which it is, as `jaxemb train` takes it."""
+    """Two processes of `python ARGUMENTS`, told where process 0 is and which they are, as `jaxemb train` takes it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
