@@ -4,7 +4,8 @@
     jaxemb train tpu/peg.py --out /mnt/run --distributed --set data=/mnt/mined.parquet
 
 Every query is compared with all documents and all hard negatives of the batch: 6 x 80,128 candidates. The batch is the
-next multiple of 256 chips. The weights' alpha would follow a schedule; its value does not change what a step costs.
+next multiple of 256 chips. The weights' alpha would follow a schedule
+(`jaxemb.transforms.progressive_learning`); its value does not change what a step costs.
 Without `data` the weights are random and the texts made up.
 """
 
