@@ -47,4 +47,6 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PYTHON) -m pip install --quiet --editable '.[test]' '$(TORCH)'
+	@$(PYTHON) -m pip install --quiet --editable '.[tpu]' || \
+	  echo "make: the TPU compiler cannot be had here; tests that compile for TPUs will be skipped" >&2
 	@touch $@

@@ -16,6 +16,8 @@ import pytest
 import jaxemb
 from jaxemb.train import fit
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"batch_size": 8, "length": 16, "chunk": 4, "tile": 4, "steps": 3}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -64,7 +66,6 @@ def test_two_processes_train_and_save_the_model_of_one(tiny_minilm, pairs, tmp_p
     assert learnt > 0.1 and difference(two, jax.tree.leaves(one.embedder.model)) < 0.05 * learnt
 
 
-@pytest.mark.slow
 def test_made_up_texts_time_a_slice(tmp_path):
     small = OPTIONS | {"steps": 1, "batch_size": 4, "chunk": 4}
     train("--out", str(tmp_path / "run"), *[text for n, v in small.items() for text in ("--set", f"{n}={v}")])
