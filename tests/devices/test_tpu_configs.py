@@ -1,16 +1,13 @@
 """Two processes that train a real encoder as one, its parameters split: the config of `tpu/`, but small."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 
 import jaxemb
@@ -32,16 +29,9 @@ def pairs(tmp_path) -> Path:
 
 def train(*arguments: str) -> None:
     """Runs `jaxemb train tpu/bert_base.py` with the arguments as two processes of one device."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "jaxemb", "train", "tpu/bert_base.py", *arguments, "--distributed"]
-    command += ["--coordinator", address, "--num-processes", "2", "--process-id"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, i], cwd=REPOSITORY, env=environment, **pipes) for i in ("0", "1")]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    processes.finish(
+        processes.start("-m", "jaxemb", "train", REPOSITORY / "tpu/bert_base.py", *arguments, "--distributed"), 300
+    )
 
 
 def test_two_processes_train_and_save_the_model_of_one(tiny_minilm, pairs, tmp_path, monkeypatch):
