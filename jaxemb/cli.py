@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _exit_code(INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return _exit_code(FAILED) if _has_joined() else OK  # others wait for what this process was about to do
     except Exception as error:
         if args.debug:
             if not _has_joined():
