@@ -30,8 +30,10 @@ def ours(case: str, model: str) -> None:
 
     import jaxemb
     from jaxemb import data, losses, objectives, train
+    from jaxemb.compilation import enable_persistent_cache
     from jaxemb.transforms import identity
 
+    enable_persistent_cache()  # as the command does
     embedder = jaxemb.load(model, unroll=6)
     objective = objectives.on_columns(losses.info_nce, "first", "second")
     optimizer = train.adamw(2e-5, 10_000)
