@@ -38,7 +38,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset((1e-4, 2e-4), seeds=1, options={"steps": 3, "batch_size": 16, "limit": 64}),
-    "small": Preset((1e-4, 2e-4), seeds=3, options={}),
+    "small": Preset((1e-4, 2e-4), seeds=3, options={}, shares=(0.5,)),
     "paper": Preset(
         (5e-5, 1e-4, 2e-4, 4e-4),
         seeds=10,
