@@ -89,11 +89,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def minilm_vectors(texts: Sequence[str]) -> np.ndarray:
-    """MiniLM's embeddings of the texts, `[N, 384]`, of unit length; kept under `runs/experiments`."""
-    return vectors(texts)
-
-
 def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
     """Embeddings of the texts, `[N, D]`, of unit length; kept under `runs/experiments`.
 
@@ -155,10 +150,11 @@ def paired(results: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, f
     return [{name: a[name] - b[name] for name in b} for a, b in zip(results, base, strict=True)]
 
 
-def lines(path: Path) -> list[str]:
-    """The lines of a gzipped text file."""
+def multi30k(language: str, limit: int | None = None) -> list[str]:
+    """The training captions of Multi30k in "de" or "en", the first `limit` of them; line i is the same in both."""
+    path = data_dir() / "multi30k" / "task1_raw" / f"train.{language}.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().splitlines()
+        return file.read().splitlines()[:limit]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,8 +101,7 @@ def run(
       seed: of the order of the pairs and of dropout.
       limit: use the first so many pairs only.
     """
-    directory = common.data_dir() / "multi30k" / "task1_raw"
-    german, english = (common.lines(directory / f"train.{language}.gz")[:limit] for language in ("de", "en"))
+    german, english = (common.multi30k(language, limit) for language in ("de", "en"))
 
     def data(embedder):
         texts = batches(
@@ -114,7 +113,7 @@ def run(
             buckets=(max_length,),
             seed=seed,
         )
-        return texts.map(common.WithColumns({"english": common.minilm_vectors(english)}))
+        return texts.map(common.WithColumns({"english": common.vectors(english)}))
 
     return Run(
         embedder=lambda: jaxemb.load(model or default_model().path),

@@ -156,8 +156,7 @@ def run(
       seed: of the order of the pairs and of dropout.
       limit: use the first so many pairs only.
     """
-    directory = common.data_dir() / "multi30k" / "task1_raw"
-    german, english = (common.lines(directory / f"train.{language}.gz")[:limit] for language in ("de", "en"))
+    german, english = (common.multi30k(language, limit) for language in ("de", "en"))
 
     def objective(model: WithAlpha, batch: dict[str, Any], key: jax.Array | None):
         mask = masks.duplicates(batch["query_number"], batch["document_number"], batch["negative_number"])
@@ -171,7 +170,7 @@ def run(
         return on_texts(model.model, batch, key)
 
     def data(embedder):
-        found = mined(common.minilm_vectors(english), hard, seed)
+        found = mined(common.vectors(english), hard, seed)
         number = {text: i for i, text in enumerate(dict.fromkeys([*german, *english]))}
         documents = np.array([number[text] for text in english], np.int32)
         numbers = {

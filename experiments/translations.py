@@ -82,7 +82,7 @@ def load(limit: int | None = None) -> tuple[Sentences, Test]:
             seen.update(sentence)
             train.append(sentence)
     german, english = zip(*train, *rows, strict=True)
-    every = Sentences(hashed_ngrams(german), common.minilm_vectors(english))
+    every = Sentences(hashed_ngrams(german), common.vectors(english))
     cut = np.arange(len(train)), np.arange(len(train), len(every))
     test = Test(
         every[cut[1]],
