@@ -96,15 +96,15 @@ def _reference_inputs(pair: Pair, ids, mask) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_hidden_state_equals_transformers(pair, side):
-    _compare_hidden_states(pair, side)
+    _assert_hidden_states_equal(pair, side)
 
 
 @pytest.mark.parametrize("name", ["xlm-roberta", "modernbert-with-biases"])
 def test_every_hidden_state_of_variants_equals_transformers(name, tmp_path):
-    _compare_hidden_states(_make_pair(CONFIGS[name], tmp_path), "right")
+    _assert_hidden_states_equal(_make_pair(CONFIGS[name], tmp_path), "right")
 
 
-def _compare_hidden_states(pair: Pair, side: str) -> None:
+def _assert_hidden_states_equal(pair: Pair, side: str) -> None:
     ids, mask = _pad(_texts(), pair.reference.config.pad_token_id, side)
     with torch.no_grad():
         expected = pair.reference(**_reference_inputs(pair, ids, mask), output_hidden_states=True)
