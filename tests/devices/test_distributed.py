@@ -6,8 +6,11 @@ Run as a program, this file is one of the two processes.
 import argparse
 import dataclasses
 import functools
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -261,3 +264,17 @@ if __name__ == "__main__":
     import test_distributed  # by its name, which the checkpoints' description of the run holds
 
     test_distributed.main()
+
+
+def test_a_process_whose_output_nobody_reads_ends_and_does_not_wait_for_the_others():
+    code = (
+        "import sys; from jaxemb import cli; from jaxemb.parallel import processes\n"
+        "cli._has_joined = lambda: True\n"
+        "processes.end = lambda code: sys.exit(f'ended with {code}')\n"
+        "cli.main(['info'])"
+    )
+    unread, output = os.pipe()
+    os.close(unread)
+    done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(output)
+    assert "ended with 1" in done.stderr
