@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         transforms,
     )
     from jaxemb.checkpoints import load
+    from jaxemb.classifier import Classifier
     from jaxemb.embedder import Embedder, SentenceEmbedder
     from jaxemb.types import Tokens
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "Embedder",
     "SentenceEmbedder",
     "Tokens",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Classifier": "jaxemb.classifier",
     "Embedder": "jaxemb.embedder",
     "SentenceEmbedder": "jaxemb.embedder",
     "Tokens": "jaxemb.types",

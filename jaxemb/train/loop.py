@@ -26,6 +26,7 @@ from jaxemb.train.logging import RunLog
 from jaxemb.train.run import Run, differences
 from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
 from jaxemb.train.step import make_train_step
+from jaxemb.transforms import Task
 
 if TYPE_CHECKING:
     from jaxemb.embedder import SentenceEmbedder
@@ -117,7 +118,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     out = Path(out)
     _claim(out, run, resume)
     embedder = run.embedder()
-    state = _initial_state(run, embedder.model)
+    state = _initial_state(run, embedder)
     batches: Any = iter(run.data(embedder))
     checkpoints = Checkpoints(out / "checkpoints", run.keep)
     done = _Progress()
@@ -208,15 +209,19 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     if done.best:
         best, _ = checkpoints.restore(done.best["step"], state)
         _save(embedder.replace(model=_evaluated_model(run, best)), out / "best")
-    state = end_task(run.transform, run.objective, state, 0)
+    state = end_task(run.transform, run.objective, state, _task(run, embedder))
     final = embedder.replace(model=_evaluated_model(run, state))
     _save(final, out / "model")
     return Result(final, done.metrics, done.best, state)
 
 
-def _initial_state(run: Run, model: Any) -> TrainState:
-    state = init_state(jax.random.key(run.seed, impl=run.prng), model, run.optimizer, run.transform)
-    return _place(run, begin_task(run.transform, run.objective, state, 0))
+def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:
+    state = init_state(jax.random.key(run.seed, impl=run.prng), embedder.model, run.optimizer, run.transform)
+    return _place(run, begin_task(run.transform, run.objective, state, _task(run, embedder)))
+
+
+def _task(run: Run, embedder: "SentenceEmbedder") -> Task:
+    return Task(0, batches=lambda: run.data(embedder), steps=run.steps)
 
 
 def _place(run: Run, state: TrainState) -> TrainState:

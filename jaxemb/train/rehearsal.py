@@ -25,6 +25,7 @@ from jaxemb.parallel.slices import Slice, compiler_log
 from jaxemb.train.run import Run
 from jaxemb.train.state import TrainState, begin_task, init_state
 from jaxemb.train.step import make_train_step
+from jaxemb.transforms import Task
 from jaxemb.types import Tokens
 
 PyTree = Any
@@ -220,7 +221,7 @@ def _shapes(run: Run, mesh: Mesh, rules: Rules, records: int | None) -> tuple[Tr
 
     def initial(model):
         state = init_state(jax.random.key(run.seed, impl=run.prng), model, run.optimizer, run.transform)
-        return begin_task(run.transform, run.objective, state, 0)
+        return begin_task(run.transform, run.objective, state, Task(0, steps=run.steps))
 
     state = jax.eval_shape(initial, embedder.model)
     return _placed(state, parallel.shardings(state, mesh, rules)), batch

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.transforms import Context, Trained, Transform
+from jaxemb.transforms import Context, Task, Trained, Transform
 
 PyTree = Any
 
@@ -69,17 +69,17 @@ def express(transform: Transform, state: TrainState) -> PyTree:
     return transform.model(state.model, state.params, state.carried)
 
 
-def begin_task(transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+def begin_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `begin_task`, on the host."""
     return _task_hook(transform.begin_task, transform, objective, state, task)
 
 
-def end_task(transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+def end_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `end_task`, on the host."""
     return _task_hook(transform.end_task, transform, objective, state, task)
 
 
-def _task_hook(hook, transform: Transform, objective, state: TrainState, task: Any) -> TrainState:
+def _task_hook(hook, transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     context = Context(
         step=state.step,
         key=jax.random.fold_in(state.key, state.step),

@@ -1,6 +1,6 @@
 """Training methods as composable values: see `jaxemb.transforms.base`."""
 
-from jaxemb.transforms.base import Carried, Context, Trained, Transform, chain, identity
+from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.memory import Memory, cross_batch_memory
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
@@ -11,6 +11,7 @@ __all__ = [
     "Context",
     "EmaState",
     "Memory",
+    "Task",
     "Trained",
     "Transform",
     "WithAlpha",

@@ -16,11 +16,12 @@ fixed order and knows no method by name:
 `begin_task` and `end_task` run on the host; the other hooks are traced into the one compiled train step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -81,7 +82,24 @@ class Context(NamedTuple):
     updates: Trained | None = None
 
 
-def _nothing_changes(task: Any, context: Context, params: PyTree, state: PyTree) -> tuple[Trained, PyTree]:
+class Task(NamedTuple):
+    """What the loop says about a task; ordinary training is one task, number 0.
+
+    Attributes:
+      number: that of the task, from 0.
+      batches: makes an iterator over the task's training data in batches for the objective: once through it where the
+        loop knows its end, in batches of one size. None if the loop has no data to give.
+      steps: optimiser steps that the task takes.
+      classes: the classes of its data, bool `[C]`; None where there are no classes.
+    """
+
+    number: int
+    batches: Callable[[], Iterable[PyTree]] | None = None
+    steps: int = 0
+    classes: np.ndarray | None = None
+
+
+def _nothing_changes(task: Task, context: Context, params: PyTree, state: PyTree) -> tuple[Trained, PyTree]:
     return context.trained, state
 
 
@@ -91,7 +109,7 @@ class Transform(NamedTuple):
     Attributes:
       init: `(key, model) -> Carried`.
       begin_task, end_task: `(task, context, params, state) -> (Trained, state)`, the next `context.trained` and the
-        next state. `task` is whatever the loop says about the task, such as its index and data.
+        next state.
       model: `(model, params, state) -> model`.
       loss: `(context, params, state) -> scalar`.
       gradients, updates: `(Trained, context, params, state) -> Trained`.
@@ -100,13 +118,13 @@ class Transform(NamedTuple):
     """
 
     init: Callable[[jax.Array, PyTree], Carried] = lambda key, model: Carried()
-    begin_task: Callable[[Any, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
+    begin_task: Callable[[Task, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
     model: Callable[[PyTree, PyTree, PyTree], PyTree] = lambda model, params, state: model
     loss: Callable[[Context, PyTree, PyTree], jax.Array] = lambda context, params, state: jnp.zeros(())
     gradients: Callable[[Trained, Context, PyTree, PyTree], Trained] = lambda grads, context, params, state: grads
     updates: Callable[[Trained, Context, PyTree, PyTree], Trained] = lambda updates, context, params, state: updates
     after_step: Callable[[Context, PyTree, PyTree], PyTree] = lambda context, params, state: state
-    end_task: Callable[[Any, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
+    end_task: Callable[[Task, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
     parts: Optional[tuple["Transform", ...]] = None  # noqa: UP045 (a forward reference)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_run import assert_bitwise_equal
 
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
-from jaxemb.transforms import Carried, Context, Trained, Transform, chain, identity
+from jaxemb.transforms import Carried, Context, Task, Trained, Transform, chain, identity
 
 MODEL = {"w": jnp.linspace(-1, 1, 6).reshape(3, 2), "b": jnp.array([0.5, -0.5])}
 BATCH = {"x": np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3), "id": np.arange(4)}
@@ -83,12 +83,12 @@ transforms = st.builds(
 def trained(transform: Transform, steps: int = 3):
     """The final state and the losses."""
     state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
-    state = begin_task(transform, objective, state, 0)
+    state = begin_task(transform, objective, state, Task(0))
     step, losses = jax.jit(make_train_step(objective, OPTIMIZER, transform)), []
     for _ in range(steps):
         state, metrics = step(state, BATCH)
         losses.append(metrics["loss"])
-    return end_task(transform, objective, state, 0), losses
+    return end_task(transform, objective, state, Task(0)), losses
 
 
 @settings(max_examples=4)

@@ -1,0 +1,47 @@
+"""The objective of classifiers: cross-entropy over the classes that compete."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxemb.objectives.columns import Objective
+
+
+def classification(input: str = "input", label: str = "label", classes: str = "classes") -> Objective:
+    """`-log softmax(logits)[label]` of a model with `features(inputs, key=key)` and a `head`, such as `Classifier`.
+
+    Args:
+      input: the batch's column of inputs.
+      label: its column of labels, int `[N]`.
+      classes: its column, if it has one, of the classes that compete, bool `[C]` or `[N, C]`: the softmax is over them
+        alone, as when the task is known (its classes) or when classes arrive over time (those seen so far).
+
+    Returns:
+      An `Objective`. Its outputs are the encoder's "features" `[N, D]` and the "logits" `[N, C]` of all classes.
+
+    Raises:
+      ValueError: when called, if the batch lacks inputs or labels, or the shapes do not fit.
+    """
+
+    def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
+        if missing := [name for name in (input, label) if name not in batch]:
+            raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
+        features = model.features(batch[input], key=key)
+        logits = model.head(features)
+        labels, compete = batch[label], batch.get(classes)
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(f"labels must be one for each of {logits.shape[0]} inputs; got shape {labels.shape}")
+        if compete is not None and compete.shape not in (logits.shape, logits.shape[1:]):
+            raise ValueError(f"classes must be [C] or [N, C] for logits {logits.shape}; got shape {compete.shape}")
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(competing(logits, compete), labels)
+        return losses, {"features": features, "logits": logits}
+
+    return objective
+
+
+def competing(logits: jax.Array, classes: jax.Array | np.ndarray | None) -> jax.Array:
+    """The logits `[N, C]`, with -inf for what is not in `classes` (bool `[C]` or `[N, C]`; None for all classes)."""
+    return logits if classes is None else jnp.where(classes, logits, -jnp.inf)
