@@ -1,6 +1,6 @@
 """Training methods as composable values: see `jaxemb.transforms.base`."""
 
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, identity
+from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, find_state, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.memory import Memory, cross_batch_memory
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
@@ -20,6 +20,7 @@ __all__ = [
     "cross_batch_memory",
     "ema",
     "ema_model",
+    "find_state",
     "identity",
     "progressive_learning",
     "trained_temperature",

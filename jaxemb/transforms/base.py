@@ -17,13 +17,14 @@ fixed order and knows no method by name:
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+State = TypeVar("State")
 
 
 class Trained(NamedTuple):
@@ -205,6 +206,19 @@ def chain(*transforms: Transform) -> Transform:
         end_task=task_hook("end_task"),
         parts=parts,
     )
+
+
+def find_state(tree: PyTree, kind: type[State]) -> State:
+    """The one node of type `kind`, a transform's state, in `tree`: a train state, or what a chain carries.
+
+    Raises:
+      ValueError: if there is none, or there are several.
+    """
+    is_kind = lambda node: isinstance(node, kind)
+    found = [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]
+    if len(found) != 1:
+        raise ValueError(f"the state must contain exactly one {kind.__name__}; found {len(found)}")
+    return found[0]
 
 
 def _focus(i: int, trained: Trained) -> Trained:

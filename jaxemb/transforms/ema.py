@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, PyTree, Transform
+from jaxemb.transforms.base import Carried, PyTree, Transform, find_state
 
 
 class EmaState(NamedTuple):
@@ -66,11 +66,7 @@ def ema_model(state: PyTree) -> PyTree:
     Raises:
       ValueError: if `state` has no `ema`, or several.
     """
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, EmaState))
-    found = [node.average for node in nodes if isinstance(node, EmaState)]
-    if len(found) != 1:
-        raise ValueError(f"state must contain the state of exactly one ema; found {len(found)}")
-    return found[0]
+    return find_state(state, EmaState).average
 
 
 def _towards(average: jax.Array, now: jax.Array, rate: jax.Array) -> jax.Array:

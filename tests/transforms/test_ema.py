@@ -91,5 +91,5 @@ def test_refuses_an_unknown_start():
 @pytest.mark.parametrize("number", [0, 2])
 def test_ema_model_wants_exactly_one(number):
     state = chain(*[ema(0.9)] * number, Transform()).init(jax.random.key(0), jnp.ones(2)).state
-    with pytest.raises(ValueError, match=f"exactly one ema; found {number}"):
+    with pytest.raises(ValueError, match=f"exactly one EmaState; found {number}"):
         ema_model(state)
