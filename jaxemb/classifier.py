@@ -35,6 +35,12 @@ class Classifier(nnx.Module):
         """What the encoder makes of the inputs, `[N, D]`; `key` is that of dropout, None for none."""
         return self.encoder(inputs, key=key)
 
+    def forward(self, inputs: Any, *, key: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        """The features, and the batch's statistics of an encoder that returns them by `forward`; () of another."""
+        if hasattr(self.encoder, "forward"):
+            return self.encoder.forward(inputs, key=key)
+        return self.features(inputs, key=key), ()
+
     def __call__(self, inputs: Any, *, key: jax.Array | None = None) -> jax.Array:
         """Logits of all classes, `[N, C]`."""
         return self.head(self.features(inputs, key=key))

@@ -1,7 +1,20 @@
 """Encoders: token ids, pixels or sounds to hidden states."""
 
+from jaxemb.encoders.convolutional import AlexNet, LeNet, ResNet18, Statistics
 from jaxemb.encoders.hashed_bag import Bags, HashedBag, hashed_ngrams
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.encoders.transformer import RopeConfig, Transformer, TransformerConfig
 
-__all__ = ["Bags", "HashedBag", "Mlp", "RopeConfig", "Transformer", "TransformerConfig", "hashed_ngrams"]
+__all__ = [
+    "AlexNet",
+    "Bags",
+    "HashedBag",
+    "LeNet",
+    "Mlp",
+    "ResNet18",
+    "RopeConfig",
+    "Statistics",
+    "Transformer",
+    "TransformerConfig",
+    "hashed_ngrams",
+]

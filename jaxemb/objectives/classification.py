@@ -20,7 +20,8 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
         alone, as when the task is known (its classes) or when classes arrive over time (those seen so far).
 
     Returns:
-      An `Objective`. Its outputs are the encoder's "features" `[N, D]` and the "logits" `[N, C]` of all classes.
+      An `Objective`. Its outputs are the encoder's "features" `[N, D]` and the "logits" `[N, C]` of all classes, and
+      with batch norm in training the batch's "statistics" (see `transforms.running_statistics`).
 
     Raises:
       ValueError: when called, if the batch lacks inputs or labels, or the shapes do not fit.
@@ -29,7 +30,10 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
     def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
         if missing := [name for name in (input, label) if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
-        features = model.features(batch[input], key=key)
+        if hasattr(model, "forward"):
+            features, statistics = model.forward(batch[input], key=key)
+        else:
+            features, statistics = model.features(batch[input], key=key), ()
         logits = model.head(features)
         labels, compete = batch[label], batch.get(classes)
         if labels.shape != logits.shape[:1]:
@@ -37,7 +41,8 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
         if compete is not None and compete.shape not in (logits.shape, logits.shape[1:]):
             raise ValueError(f"classes must be [C] or [N, C] for logits {logits.shape}; got shape {compete.shape}")
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(competing(logits, compete), labels)
-        return losses, {"features": features, "logits": logits}
+        outputs = {"features": features, "logits": logits}
+        return losses, outputs | ({"statistics": statistics} if statistics else {})
 
     return objective
 

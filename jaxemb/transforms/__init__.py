@@ -4,6 +4,7 @@ from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, c
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.memory import Memory, cross_batch_memory
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
+from jaxemb.transforms.running_statistics import running_statistics
 from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "find_state",
     "identity",
     "progressive_learning",
+    "running_statistics",
     "trained_temperature",
 ]
