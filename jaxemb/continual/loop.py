@@ -1,0 +1,299 @@
+"""The loop over a stream: train on task after task, score every task after each."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxemb.continual.streams import Columns, Experience, count
+from jaxemb.objectives import Objective
+from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step
+from jaxemb.transforms import Task, Transform, identity
+
+PyTree = Any
+Compete = Literal["task", "seen", "all"]
+Evaluate = Callable[[TrainState, Experience, int, np.ndarray | None], float]
+"""A score of a train state on the test data of an experience; see `run_stream`."""
+
+_AUGMENT = 0xA06  # keeps the key of augmentation apart from that of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamResult:
+    """What a run over T tasks gives.
+
+    Attributes:
+      names: those of the tasks.
+      R: by evaluator, scores `[T, T]`: `R[name][i, j]` that of task j after training task i.
+      b: by evaluator, scores `[T]` at initialisation, when all classes compete.
+      state: the train state after the last task.
+      losses: by task, the minimised function in every step, `[steps]`.
+      seconds: of training by task, `[T]`; the first one's include compilation.
+      parameters: numbers that are trained, the transform's included.
+      state_bytes: what the transform carries beside them, such as a replay memory, a teacher, importances.
+    """
+
+    names: tuple[str, ...]
+    R: Mapping[str, np.ndarray]
+    b: Mapping[str, np.ndarray]
+    state: TrainState
+    losses: tuple[np.ndarray, ...]
+    seconds: np.ndarray
+    parameters: int
+    state_bytes: int
+
+
+def run_stream(
+    experiences: Sequence[Experience],
+    model: PyTree,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    transform: Transform | None = None,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int,
+    evaluate: Mapping[str, Evaluate],
+    augment: Callable[[jax.Array, PyTree], PyTree] | None = None,
+    compete: Compete = "seen",
+    seed: int = 0,
+    reset_optimizer: bool = False,
+    boundaries: bool = True,
+    future: bool = True,
+    chunk: int = 500,
+    checkpoints: str | Path | None = None,
+) -> StreamResult:
+    """Trains on the experiences one after another, and scores all of them after each.
+
+    The data of one task lie on the device, and its steps run there in a loop: one program, compiled once, serves the
+    tasks of a stream, whatever their sizes. In an epoch every record comes once, in an order that depends on seed, task
+    and epoch; a last batch that would not be full is left out, and a task smaller than a batch repeats its records.
+
+    A batch has the columns of the training data, "id" (int32, the number of the record in the stream, unless a column
+    has that name) and, where tasks have classes, "classes": bool `[C]`, those that compete.
+
+    Args:
+      experiences: the T tasks.
+      model: what is trained.
+      objective, optimizer, transform: as for `jaxemb.train.make_train_step`; None is `identity()`.
+      epochs: number of passes over each task's data; or else
+      steps: number of optimiser steps on each task.
+      batch_size: records in a batch, also in those of `Task.batches`.
+      evaluate: by name, `(state, experience, number, seen) -> score`, more is better. `number` is that of the
+        experience to score; `seen` are the classes so far, bool `[C]` (all of them at initialisation; None where tasks
+        have no classes). One that has a method `remember(state, experience, number)` is called through it straight
+        after the training of task `number`.
+      augment: `(key, batch) -> batch`, traced; is not applied in `Task.batches`.
+      compete: which classes a batch's "classes" are: the task's, all seen so far with the task's, or all.
+      seed: of the transform, of the order of records, and of the keys of the steps; the model comes initialised.
+      reset_optimizer: begin every task with a new optimiser state.
+      boundaries: tell the transform where tasks begin and end; False is the task-free setting.
+      future: also score tasks that are still to come and the model at initialisation; False leaves NaN there, which
+        saves half of the work where scores are dear (probes) and forward transfer is of no interest.
+      chunk: largest number of steps in one call of the compiled program.
+      checkpoints: directory; a run that was stopped and starts again there goes on after its last finished task, and
+        ends with the same values, bit for bit.
+
+    Raises:
+      ValueError: for no experience, both or neither of epochs and steps, sizes below 1, experiences whose training data
+        have different columns, shapes or types, or checkpoints of another run.
+      ArithmeticError: if a loss or gradient is not finite; names the task and the step in it.
+    """
+    transform = identity() if transform is None else transform
+    lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
+    state = init_state(jax.random.key(seed), model, optimizer, transform)
+    totals = [steps or (epochs or 1) * max(1, size // batch_size) for size in lengths]
+    chunk = min(chunk, max(totals))
+    advance = _make_advance(objective, optimizer, transform, augment, chunk)
+    # Its own function, so that a new optimiser state does not share its buffers with the trained one.
+    fresh = jax.jit(lambda trained: jax.tree.map(jnp.copy, optimizer.init(trained)))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    done = _Progress.new(len(experiences), evaluate)
+    about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
+    about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
+    store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
+    if store is not None and (restored := store.restore_newest(state)):
+        state, saved = restored
+        if saved["about"] != about:
+            raise ValueError(f"{checkpoints} holds the checkpoints of another run: {saved['about']}; this one: {about}")
+        done = _Progress.from_json(saved["done"])
+
+    if future and not done.seconds:
+        every = _classes(experiences, len(experiences) - 1, "all")
+        for name, score in evaluate.items():
+            done.b[name] = [float(score(state, e, j, every)) for j, e in enumerate(experiences)]
+
+    for number in range(len(done.seconds), len(experiences)):
+        began = time.perf_counter()
+        data = _on_device(experiences[number], offsets[number], max(lengths))
+        classes = _classes(experiences, number, compete)
+        order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
+        task = Task(
+            number,
+            batches=functools.partial(_once, data, order, classes),
+            steps=totals[number],
+            classes=experiences[number].classes,
+        )
+        if boundaries:
+            state = begin_task(transform, objective, state, task)
+        if reset_optimizer and number > 0:
+            state = dataclasses.replace(state, opt_state=fresh(state.trained))
+
+        batches, losses, before = _forever(order), [], int(state.step)
+        for start in range(0, totals[number], chunk):
+            n = min(chunk, totals[number] - start)
+            rows = np.zeros((chunk, batch_size), np.int32)
+            rows[:n] = [next(batches) for _ in range(n)]
+            state, values = advance(state, data, rows, n, classes)
+            losses.append(np.asarray(values)[:n])
+            if not state.finite:  # a state that is not finite stands still
+                raise ArithmeticError(
+                    f"task {number} ({experiences[number].name!r}): the loss or gradient of step "
+                    f"{int(state.step) - before + 1} of {totals[number]} was not finite"
+                )
+        if boundaries:
+            state = end_task(transform, objective, state, task)
+        del data, task  # the device need not hold them beside the evaluators' arrays
+        done.seconds.append(time.perf_counter() - began)
+        done.losses.append(np.concatenate(losses).tolist())
+
+        seen = _classes(experiences, number, "seen")
+        for name, score in evaluate.items():
+            if hasattr(score, "remember"):
+                score.remember(state, experiences[number], number)
+            scored = experiences if future else experiences[: number + 1]
+            row = [float(score(state, e, j, seen)) for j, e in enumerate(scored)]
+            done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
+        if store is not None:
+            store.save(number + 1, state, {"about": about, "done": dataclasses.asdict(done)})
+
+    return StreamResult(
+        names=tuple(e.name for e in experiences),
+        R={name: np.array(matrix) for name, matrix in done.R.items()},
+        b={name: np.array(values) for name, values in done.b.items()},
+        state=state,
+        losses=tuple(np.array(values, np.float32) for values in done.losses),
+        seconds=np.array(done.seconds),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.trained)),
+        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.carried)),
+    )
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What is known after some tasks; a checkpoint holds it as JSON."""
+
+    R: dict[str, list[list[float]]]
+    b: dict[str, list[float]]
+    losses: list[list[float]] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def new(cls, tasks: int, evaluate: Mapping[str, Evaluate]) -> "_Progress":
+        nothing = [float("nan")] * tasks
+        return cls({name: [nothing] * tasks for name in evaluate}, {name: nothing for name in evaluate})
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "_Progress":
+        return cls(**values)
+
+
+def _make_advance(objective, optimizer, transform: Transform, augment, chunk: int):
+    """The compiled program: `n` steps on the batches of `rows[:n]`, rows `[chunk, B]`."""
+    step = make_train_step(objective, optimizer, transform)
+
+    def advance(state: TrainState, data: Columns, rows: jax.Array, n: int, classes: jax.Array | None):
+        def one(i, carry):
+            state, losses = carry
+            batch = _batch(data, rows[i], classes)
+            if augment is not None:
+                key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
+                batch = augment(key, batch)
+            state, metrics = step(state, batch)
+            return state, losses.at[i].set(metrics["loss"])
+
+        # The number of steps is data, so that a shorter chunk is the same program.
+        return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(chunk, jnp.float32)))
+
+    return jax.jit(advance, donate_argnums=0)
+
+
+@jax.jit
+def _batch(data: Columns, rows: jax.Array, classes: jax.Array | np.ndarray | None) -> dict[str, Any]:
+    batch = dict(jax.tree.map(lambda leaf: leaf[rows], data))
+    return batch if classes is None else {**batch, "classes": classes}
+
+
+def _on_device(experience: Experience, offset: int, size: int) -> dict[str, Any]:
+    """The training columns with "id", every leaf padded to `size` rows."""
+
+    def place(leaf) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jnp.asarray(np.pad(leaf, [(0, size - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)))
+
+    ids = np.arange(count(experience.train), dtype=np.int32) + np.int32(offset)
+    columns = {"id": ids, **experience.train}
+    return {name: jax.tree.map(place, column) for name, column in columns.items()}
+
+
+def _epoch(seed: int, number: int, size: int, batch_size: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch's batches, `[steps, B]`."""
+    order = np.random.default_rng([seed, number, epoch]).permutation(size).astype(np.int32)
+    steps = max(1, size // batch_size)
+    return (
+        np.resize(order, (steps, batch_size)) if size < batch_size else order[: steps * batch_size].reshape(steps, -1)
+    )
+
+
+def _once(data: Columns, order: Callable[[int], np.ndarray], classes: np.ndarray | None) -> Iterator[dict[str, Any]]:
+    for rows in order(0):
+        yield _batch(data, jnp.asarray(rows), classes)
+
+
+def _forever(order: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+    epoch = 0
+    while True:
+        yield from order(epoch)
+        epoch += 1
+
+
+def _classes(experiences: Sequence[Experience], number: int, which: Compete) -> np.ndarray | None:
+    if experiences[0].classes is None:
+        return None
+    masks = np.stack([np.asarray(e.classes) for e in experiences])
+    return {"task": masks[number], "seen": masks[: number + 1].any(axis=0), "all": np.ones(masks.shape[1], bool)}[which]
+
+
+def _check(experiences, epochs, steps, batch_size, chunk, compete) -> list[int]:
+    """The numbers of training records."""
+    if not experiences:
+        raise ValueError("experiences must not be empty")
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"give one of epochs and steps; got epochs={epochs}, steps={steps}")
+    for name, value in {"epochs": epochs, "steps": steps, "batch_size": batch_size, "chunk": chunk}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if compete not in ("task", "seen", "all"):
+        raise ValueError(f"compete must be 'task', 'seen' or 'all'; got {compete!r}")
+    describe = lambda e: {
+        "classes": None if e.classes is None else len(e.classes),
+        **{
+            name: [f"{np.asarray(leaf).dtype}{list(np.shape(leaf)[1:])}" for leaf in jax.tree.leaves(column)]
+            for name, column in e.train.items()
+        },
+    }
+    first = describe(experiences[0])
+    for e in experiences[1:]:
+        if (other := describe(e)) != first:
+            raise ValueError(
+                f"tasks must have columns of the same shapes; {e.name!r} has {other}, the first has {first}"
+            )
+    return [count(e.train) for e in experiences]

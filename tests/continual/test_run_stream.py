@@ -1,0 +1,246 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxemb import Classifier
+from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_stream, split_by_class
+from jaxemb.encoders.mlp import Mlp
+from jaxemb.objectives import classification
+from jaxemb.train import init_state, make_train_step
+from jaxemb.transforms import Carried, Transform, identity
+from jaxemb.types import Tokens
+
+D, C = 4, 4
+
+
+def blobs(sizes=(7, 9, 6, 5), seed=0):
+    """Columns of records around one centre per class."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+    centres = np.random.default_rng(9).normal(size=(len(sizes), D)) * 3
+    return {"input": (centres[labels] + rng.normal(size=(len(labels), D))).astype(np.float32), "label": labels}
+
+
+def model(classes=C):
+    return Classifier.init(jax.random.key(1), Mlp.init(jax.random.key(2), (D, 8)), 8, classes)
+
+
+def run(stream=None, **options):
+    stream = split_by_class(blobs(), blobs(seed=1), 2) if stream is None else stream
+    arguments = {"epochs": 2, "batch_size": 3, "evaluate": {"acc": accuracy()}} | options
+    objective = arguments.pop("objective", classification())
+    return run_stream(stream, model(), objective, arguments.pop("optimizer", optax.sgd(0.1)), **arguments)
+
+
+def equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = (jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y))
+        np.testing.assert_array_equal(x, y)
+
+
+def spy(log):
+    """A transform that notes on the host what its hooks are given, and carries the sum of the ids it has seen."""
+
+    def begin(task, context, params, state):
+        log.append(("begin", task, int(context.step)))
+        return context.trained, state
+
+    def end(task, context, params, state):
+        log.append(("end", task, [jax.device_get(batch) for batch in task.batches()]))
+        return context.trained, state
+
+    return Transform(
+        init=lambda key, model: Carried(state=jnp.zeros((), jnp.int32)),
+        begin_task=begin,
+        end_task=end,
+        after_step=lambda context, params, state: state + context.batch["id"].sum(),
+    )
+
+
+def test_it_is_the_train_step_on_the_batches_of_the_tasks():
+    stream = split_by_class(blobs(), blobs(seed=1), 2)
+    result = run(stream)
+    optimizer = optax.sgd(0.1)
+    state = init_state(jax.random.key(0), model(), optimizer, identity())
+    step = jax.jit(make_train_step(classification(), optimizer))
+    losses = []
+    for number, (task, seen) in enumerate(zip(stream, ([1, 1, 0, 0], [1, 1, 1, 1]), strict=True)):
+        for epoch in range(2):
+            order = np.random.default_rng([0, number, epoch]).permutation(len(task.train["label"]))
+            for rows in order[: len(order) // 3 * 3].reshape(-1, 3):
+                batch = {name: column[rows] for name, column in task.train.items()}
+                state, values = step(state, batch | {"classes": np.array(seen, bool)})
+                losses.append(values["loss"])
+    np.testing.assert_allclose(np.concatenate(result.losses), losses, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(result.state.model), jax.tree.leaves(state.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert [len(values) for values in result.losses] == [10, 6]
+
+
+def test_one_program_serves_all_tasks(monkeypatch):
+    programs = []
+    make = loop._make_advance
+    monkeypatch.setattr(loop, "_make_advance", lambda *a: programs.append(make(*a)) or programs[-1])
+    run(chunk=4, optimizer=optax.adam(1e-2), transform=spy([]), reset_optimizer=True)
+    assert [program._cache_size() for program in programs] == [1]
+
+
+def test_hooks_batches_and_the_classes_that_compete():
+    for compete, second in {"task": [0, 0, 1, 1], "seen": [1] * 4, "all": [1] * 4}.items():
+        log = []
+        result = run(transform=spy(log), compete=compete)
+        assert [(name, task.number, task.steps) for name, task, _ in log] == [
+            ("begin", 0, 10),
+            ("end", 0, 10),
+            ("begin", 1, 6),
+            ("end", 1, 6),
+        ]
+        assert [log[0][2], log[2][2]] == [0, 10]
+        np.testing.assert_array_equal(log[2][1].classes, [False, False, True, True])
+        first, last = log[1][2], log[3][2]
+        ids = np.concatenate([batch["id"] for batch in last])
+        assert len(set(ids)) == 9  # of 11 records, in batches of 3
+        assert 16 <= ids.min() < ids.max() < 27  # after the 16 of the first task
+        np.testing.assert_array_equal(last[0]["label"], np.repeat(range(4), (7, 9, 6, 5))[last[0]["id"]])
+        np.testing.assert_array_equal(last[0]["classes"], np.array(second, bool))
+        np.testing.assert_array_equal(first[0]["classes"], [True, True, compete == "all", compete == "all"])
+        assert result.state_bytes == 4
+        assert result.parameters == 4 * 8 + 8 + 8 * 4 + 4
+    log = []
+    run(transform=spy(log), boundaries=False)
+    assert log == []
+
+
+def test_every_record_comes_once_in_an_epoch():
+    # 16 and 11 records, all in full batches.
+    stream = split_by_class(blobs((7, 9, 6, 6)), blobs(seed=1), 2)
+    result = run(stream, transform=spy([]), batch_size=4, epochs=3)
+    assert int(result.state.carried) == 3 * sum(range(28))
+
+
+def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
+    options = {"transform": spy([]), "optimizer": optax.adam(1e-2), "seed": 3}
+    whole = run(**options)
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after_the_first_task(state, experience, number, seen):
+        if int(state.step) > 10:
+            raise Stopped
+        return accuracy()(state, experience, number, seen)
+
+    with pytest.raises(Stopped):
+        run(**options, checkpoints=tmp_path, evaluate={"acc": stop_after_the_first_task})
+    calls = []
+    resumed = run(**options | {"transform": spy(calls)}, checkpoints=tmp_path)
+    assert [task.number for _, task, _ in calls] == [1, 1]
+    equal(resumed.state, whole.state)
+    for name in ("R", "b"):
+        np.testing.assert_array_equal(getattr(resumed, name)["acc"], getattr(whole, name)["acc"])
+    equal(resumed.losses, whole.losses)
+
+    finished = run(**options, checkpoints=tmp_path)
+    equal(finished.state, whole.state)
+    with pytest.raises(ValueError, match="another run"):
+        run(**options | {"seed": 4}, checkpoints=tmp_path)
+
+
+def test_the_optimizer_may_start_anew():
+    kept, anew = (run(optimizer=optax.adam(1e-2), reset_optimizer=reset).state for reset in (False, True))
+    assert int(optax.tree.get(kept.opt_state, "count")) == 16
+    assert int(optax.tree.get(anew.opt_state, "count")) == 6
+
+
+def test_steps_augmentation_and_small_tasks():
+    keys = lambda key, batch: {**batch, "input": batch["input"] * 0 + jax.random.uniform(key)}
+    seen = Transform(
+        init=lambda key, model: Carried(state=jnp.zeros((9, 12, D))),
+        after_step=lambda context, params, state: state.at[context.step].set(context.batch["input"]),
+    )
+    result = run(steps=4, epochs=None, batch_size=12, augment=keys, transform=seen)
+    values = np.array(result.state.carried)
+    assert (values == values[:, :1, :1]).all()
+    assert len(np.unique(values[:8])) == 8  # a key of its own for every step; 11 records fill a batch of 12
+    assert not values[8].any()
+
+
+def test_tokens_and_tasks_without_classes():
+    ids = np.arange(30, dtype=np.int32).reshape(10, 3)
+    part = lambda rows: {"query": Tokens(ids[rows], np.ones_like(ids[rows]), ids[rows] * 0)}
+    stream = [Experience("a", part(slice(0, 6)), {}), Experience("b", part(slice(6, 10)), {})]
+    score = lambda state, experience, number, seen: 0.0 if seen is None else 1.0
+    objective = lambda model, batch, key: (jnp.sum(batch["query"].ids * model, axis=-1), {})
+    result = run_stream(stream, jnp.zeros(3), objective, optax.sgd(1.0), epochs=1, batch_size=2, evaluate={"s": score})
+    np.testing.assert_allclose(-result.state.model, ids.sum(axis=0) / 2)
+    assert result.R["s"].shape == (2, 2)
+
+
+def test_scores_of_tasks_to_come_may_be_left_out():
+    lower = run(future=False)
+    np.testing.assert_array_equal(np.isnan(lower.R["acc"]), [[False, True], [False, False]])
+    assert np.isnan(lower.b["acc"]).all()
+
+
+def test_a_loss_that_is_not_finite_is_found():
+    def objective(model, batch, key):
+        losses, outputs = classification()(model, batch, key)
+        return jnp.where(batch["id"] == 20, jnp.nan, losses), outputs
+
+    rows = np.random.default_rng([0, 1, 0]).permutation(11)[:9]
+    with pytest.raises(ArithmeticError, match=r"task 1 \('2-3'\): the loss or gradient of step \d of 6"):
+        run(objective=objective)
+    with pytest.raises(ArithmeticError, match=f"step {np.flatnonzero(rows == 4)[0] // 3 + 1} of 6"):
+        run(objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stream": []}, "experiences must not be empty"),
+        ({"epochs": None}, "one of epochs and steps; got epochs=None, steps=None"),
+        ({"steps": 2}, "one of epochs and steps; got epochs=2, steps=2"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"compete": "some"}, "compete must be 'task', 'seen' or 'all'; got 'some'"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+def test_tasks_must_have_the_same_columns():
+    a, b = split_by_class(blobs(), blobs(seed=1), 2)
+    b.train["input"] = b.train["input"][:, :2]
+    with pytest.raises(ValueError, match=r"'2-3' has .*float32\[2\].*, the first has .*float32\[4\]"):
+        run([a, b])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "expected", "spread"), [("split", 0.193, 0.005), ("permuted", 0.465, 0.02)])
+def test_finetuning_on_digits_forgets_as_much_as_reported(kind, expected, spread):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    matrices, task_matrices = [], []
+    for seed in range(3):
+        parts = train_test_split(
+            (data.data / 16).astype(np.float32), data.target.astype(np.int32), stratify=data.target, random_state=seed
+        )
+        train, test = ({"input": x, "label": y} for x, y in (parts[::2], parts[1::2]))
+        stream = split_by_class(train, test, 5) if kind == "split" else permuted(train, test, 5, seed=seed)
+        keys = jax.random.split(jax.random.key(seed))
+        digits = Classifier.init(keys[0], Mlp.init(keys[1], (64, 100, 100)), 100, 10)
+        scores = {"class": accuracy(), "task": accuracy(scenario="task")}
+        result = run_stream(
+            stream, digits, classification(), optax.sgd(0.03), epochs=8, batch_size=10, evaluate=scores, seed=seed
+        )
+        matrices.append(result.R["class"])
+        task_matrices.append(result.R["task"])
+    assert metrics.summarise(matrices)["acc"].mean == pytest.approx(expected, abs=3 * spread)
+    assert (np.array(task_matrices) >= np.array(matrices)).all()  # fewer classes compete
+    if kind == "split":
+        assert metrics.summarise(task_matrices)["acc"].mean > 0.85
