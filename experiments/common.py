@@ -157,6 +157,23 @@ def multi30k(language: str, limit: int | None = None) -> list[str]:
         return file.read().splitlines()[:limit]
 
 
+def intents(name: str, split: str, per_intent: int | None = None) -> tuple[list[str], np.ndarray]:
+    """Sentences and the numbers of their intents, int32, in alphabetical order of the intents.
+
+    Args:
+      name: "banking77" (train, test), "clinc150" (train, val, test), "hwu64", "snips" or "atis" (train, valid, test).
+      split: see above.
+      per_intent: the first so many of each intent; None for all.
+    """
+    from jaxemb.data import read
+
+    source = read(data_dir() / "intents" / f"{name}.{split}.tsv.gz", names=("text", "label"))
+    records = source.__getitems__(range(len(source)))
+    _, labels = np.unique([record["label"] for record in records], return_inverse=True)
+    kept = [i for label in range(labels.max() + 1) for i in np.flatnonzero(labels == label)[:per_intent]]
+    return [records[i]["text"] for i in kept], labels[kept].astype(np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class WithColumns:
     """Adds columns to a batch: of each of these arrays the rows of the batch's records."""

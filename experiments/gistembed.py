@@ -187,20 +187,11 @@ def run(
 
 def _sources(data: str | None) -> list[Source]:
     if data is None:
-        texts, labels = read_intents("train")
+        texts, labels = common.intents("banking77", "train")
         first, second = pairs(labels, np.arange(len(labels)), np.random.default_rng(0))
         return [from_list([{"query": texts[a], "document": texts[b]} for a, b in zip(first, second, strict=True)])]
     path = Path(data)
     return [read(file) for file in sorted(path.iterdir())] if path.is_dir() else [read(path)]
-
-
-def read_intents(split: str, per_intent: int | None = None) -> tuple[list[str], np.ndarray]:
-    """Questions of BANKING77 and the numbers of their intents, the first `per_intent` of each."""
-    source = read(common.data_dir() / "intents" / f"banking77.{split}.tsv.gz", names=("text", "label"))
-    records = source.__getitems__(range(len(source)))
-    _, labels = np.unique([record["label"] for record in records], return_inverse=True)
-    kept = [i for label in range(labels.max() + 1) for i in np.flatnonzero(labels == label)[:per_intent]]
-    return [records[i]["text"] for i in kept], labels[kept].astype(np.int32)
 
 
 def pairs(labels: np.ndarray, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -290,8 +281,8 @@ def masked(guide: np.ndarray, labels: np.ndarray, rows: list[np.ndarray]) -> dic
 def main() -> None:
     name, preset, seeds, out = common.arguments("gistembed", __doc__.split("\n")[0], PRESETS)
     enable_persistent_cache()
-    train_texts, train_labels = read_intents("train", preset.per_intent)
-    test_texts, test_labels = read_intents("test", preset.per_intent)
+    train_texts, train_labels = common.intents("banking77", "train", preset.per_intent)
+    test_texts, test_labels = common.intents("banking77", "test", preset.per_intent)
     training = Questions(common.vectors(train_texts), train_labels)
     test = Questions(common.vectors(test_texts), test_labels)
 
