@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 	$(PYTHON) -m jaxemb quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-test
-	$(PYTHON) -m pytest --durations=10 --numprocesses=auto --maxprocesses=4
+	$(PYTHON) -m pytest --durations=10 --numprocesses=auto --maxprocesses=2
 
 test-slow: $(VENV)/.installed-test
 	$(PYTHON) -m pytest --durations=10 -m slow
