@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxemb.encoders.mlp import Mlp
@@ -306,7 +305,7 @@ def check_number(config: HypernetworkConfig, number: int) -> None:
         raise ValueError(f"the task's number must be in [0, {config.tasks}), the hypernetwork's tasks; got {number}")
 
 
-def check_begun(begun: jax.Array | np.ndarray, number: int) -> None:
+def check_begun(begun: jax.Array | int, number: int) -> None:
     """Raises ValueError unless the task has begun."""
     if not 0 <= number < int(begun):
         raise ValueError(f"task {number} was never trained; {int(begun)} tasks have begun")

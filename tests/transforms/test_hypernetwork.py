@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from pathlib import Path
 
 import chex
@@ -117,7 +118,7 @@ def test_it_expresses_the_weights_of_the_task():
 def test_only_the_tasks_embedding_moves_and_nothing_of_the_model():
     _, history = train(CONFIG)
     states = [history[0], history[2][0], history[4][0]]  # at the beginning, after either task
-    for number, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+    for number, (before, after) in enumerate(itertools.pairwise(states)):
         moved = np.abs(after.params.embeddings - before.params.embeddings).max(axis=1) > 0
         assert moved.tolist() == [row == number for row in range(3)]
         chex.assert_trees_all_equal(after.model, before.model)
