@@ -3,6 +3,12 @@
 from jaxemb.transforms.agem import agem
 from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, find_state, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
+from jaxemb.transforms.ewc import ewc
+from jaxemb.transforms.frozen import frozen
+from jaxemb.transforms.icarl import IcarlState, herding, icarl
+from jaxemb.transforms.lora import Adapter, lora, merge_lora
+from jaxemb.transforms.lwf import LwfState, lwf
+from jaxemb.transforms.mas import mas
 from jaxemb.transforms.memory import Memory, cross_batch_memory
 from jaxemb.transforms.merging import MergeState, TaskModels, merge_after_task
 from jaxemb.transforms.nmc import (
@@ -19,20 +25,29 @@ from jaxemb.transforms.nmc import (
     nmc_update,
 )
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
+from jaxemb.transforms.prompts import PromptedTransformer, prompts
+from jaxemb.transforms.quadratic import Anchored, l2
 from jaxemb.transforms.replay import AceState, Reservoir, der, der_plus_plus, er_ace, experience_replay
 from jaxemb.transforms.running_statistics import running_statistics
+from jaxemb.transforms.si import SynapticState, si
 from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
     "AceState",
+    "Adapter",
+    "Anchored",
     "Carried",
     "Context",
     "EmaState",
+    "IcarlState",
+    "LwfState",
     "Memory",
     "MergeState",
     "NMCHeadState",
     "NMCState",
+    "PromptedTransformer",
     "Reservoir",
+    "SynapticState",
     "Task",
     "TaskModels",
     "Trained",
@@ -47,10 +62,19 @@ __all__ = [
     "ema",
     "ema_model",
     "er_ace",
+    "ewc",
     "experience_replay",
     "find_state",
+    "frozen",
+    "herding",
+    "icarl",
     "identity",
+    "l2",
+    "lora",
+    "lwf",
+    "mas",
     "merge_after_task",
+    "merge_lora",
     "nmc",
     "nmc_head",
     "nmc_init",
@@ -61,6 +85,8 @@ __all__ = [
     "nmc_prequential",
     "nmc_update",
     "progressive_learning",
+    "prompts",
     "running_statistics",
+    "si",
     "trained_temperature",
 ]

@@ -236,7 +236,7 @@ def nmc_head(
       ValueError: for another metric or policy, a sigma that is not positive; at the end of a task, if the loop has no
         data to give.
 
-    Source: Yu et al. 2020, arXiv 2004.00440, equations 9 to 11 (semantic drift compensation).
+    Source: Yu et al. 2020, arXiv 2004.00440 (semantic drift compensation).
     """
     _check_metric(metric)
     if policy not in ("stale", "drift"):

@@ -160,7 +160,7 @@ def der(
       ValueError: as `experience_replay`; for a dim below 1, an alpha that is not positive or a negative beta; in the
         first step, if the objective has no such output or its shape is another.
 
-    Source: Buzzega et al. 2020, arXiv 2004.07211, equations 6 (DER) and 7 (DER++).
+    Source: Buzzega et al. 2020, arXiv 2004.07211, section 3.
     """
     shapes = _prepare(capacity, minibatch, example, columns)
     at_least_one(dim=dim)
@@ -231,7 +231,7 @@ def er_ace(
     Raises:
       ValueError: as `experience_replay`; in the first step, if the objective has no logits `[N, C]`.
 
-    Source: Caccia et al. 2022, arXiv 2104.05025, equation 4; that unseen classes compete is of the authors' code.
+    Source: Caccia et al. 2022, arXiv 2104.05025, section 4.
     """
     shapes = _prepare(capacity, minibatch, example, columns)
     at_least_one(classes=classes)
@@ -270,7 +270,7 @@ def replayed(
 
     Columns that the reservoir does not keep are those of the current batch. Draws of other numbers are independent.
     """
-    key_rows, key_model = jax.random.split(jax.random.fold_in(jax.random.fold_in(context.key, _REPLAY), draw))
+    key_rows, key_model = replay_keys(context.key, draw)
     capacity = jax.tree.leaves(state.records)[0].shape[0]
     rows, weights = draw_records(key_rows, state.records, jnp.arange(capacity) < state.seen, minibatch)
 
@@ -279,6 +279,11 @@ def replayed(
         return jnp.sum(values.astype(jnp.float32) * weights) / jnp.sum(weights)
 
     return jax.lax.cond(state.seen > 0, mean, lambda: jnp.zeros(()))
+
+
+def replay_keys(key: jax.Array, draw: int = 0) -> jax.Array:
+    """Keys of a step's draw of records and of the model on them; different for every number of a draw."""
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _REPLAY), draw))
 
 
 def plain_loss(context: Context, batch: Mapping[str, PyTree], key: jax.Array) -> jax.Array:
