@@ -116,6 +116,10 @@ class HyperIntervalState(NamedTuple):
     candidate: PyTree
     given: tuple[Box, jax.Array]
 
+    def for_task(self, number: jax.Array) -> "HyperIntervalState":
+        """The state with the weights of this task, and with the full gamma."""
+        return self._replace(task=number, step=self.steps, given=(self.given[0], jnp.zeros((), bool)))
+
 
 def hyper_interval(config: HyperIntervalConfig) -> Transform:
     """Trains boxes of weights, all of which solve their task in the worst case, and holds those of old tasks in place.
@@ -132,7 +136,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
     inputs of any sign.
 
     Give a task's steps in `Task.steps`; with 0, gamma and kappa are constant. `at_task` and
-    `hypernetwork.task_predictor(transform, at_task)` evaluate older tasks, `at_universal` one model for all.
+    `task_predictor` of hypernetworks evaluate older tasks, with the full gamma; `at_universal` makes one model for all.
 
     Args:
       config: see there.
@@ -345,21 +349,6 @@ def order_relaxed(a: jax.Array, b: jax.Array, c: jax.Array, ordering: str) -> tu
 # Evaluation.
 
 
-def at_task(state: PyTree, number: int) -> PyTree:
-    """The train state whose expressed model has the middle weights of a task that has begun, with the full gamma.
-
-    Raises:
-      ValueError: if the task has not begun, or the state has no HyperInterval, or several.
-    """
-    hyper.check_begun(find_state(state, HyperIntervalState).begun, number)
-
-    def change(found: HyperIntervalState) -> HyperIntervalState:
-        no_box = (found.given[0], jnp.zeros((), bool))
-        return found._replace(task=jnp.asarray(number, jnp.int32), step=found.steps, given=no_box)
-
-    return hyper.replace_state(state, HyperIntervalState, change)
-
-
 def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> Box:
     """The boxes of embeddings, `[tasks, d]`, of tasks that have begun, by default all of those.
 
@@ -414,8 +403,10 @@ def universal_box(
 
 def at_box(state: PyTree, box: Box) -> PyTree:
     """The train state whose expressed model has the middle weights of this box of embeddings, `[d]`."""
-    given = (box, jnp.ones((), bool))
-    return hyper.replace_state(state, HyperIntervalState, lambda found: found._replace(given=given))
+    find_state(state, HyperIntervalState)
+    is_state = lambda node: isinstance(node, HyperIntervalState)
+    change = lambda node: node._replace(given=(box, jnp.ones((), bool))) if is_state(node) else node
+    return jax.tree.map(change, state, is_leaf=is_state)
 
 
 def at_universal(

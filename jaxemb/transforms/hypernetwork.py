@@ -1,7 +1,6 @@
 """Task-conditioned hypernetworks: a network that makes the model's weights from the embedding of a task."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
-from jaxemb.transforms.base import Carried, Context, PyTree, Task, Trained, Transform, find_state
+from jaxemb.transforms.base import Carried, Context, PyTree, Task, Trained, Transform
+from jaxemb.transforms.paths import Where, chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,9 @@ class HypernetworkConfig:
       embed_dim: d, size of a task's embedding.
       hidden: sizes of the hypernetwork's hidden layers.
       beta: weight of the output regulariser; >= 0.
-      weights: regular expression searched in the model's paths ("encoder.layers.0.kernel"): the arrays that are
-        generated, by default all. The others stay as they are.
+      where: which arrays of the model are generated: a regular expression that is searched for in the path
+        ("encoder.layers.0.kernel"), or a function of it; by default all. The others stay as they are, and the running
+        statistics of batch norm are never generated.
       residual: whether the generated weights are added to the stored ones, as for a model that is trained already.
       scale: factor of what the hypernetwork returns; a small one lets a trained model start near itself.
       chunk: weights that the hypernetwork makes at a time, each time with another chunk embedding; None for all.
@@ -42,7 +44,7 @@ class HypernetworkConfig:
     embed_dim: int = 24
     hidden: tuple[int, ...] = (100, 100)
     beta: float = 0.01
-    weights: str = ""
+    where: Where = ""
     residual: bool = False
     scale: float = 1.0
     chunk: int | None = None
@@ -92,6 +94,10 @@ class HypernetworkState(NamedTuple):
     begun: jax.Array
     old: Any
     candidate: PyTree
+
+    def for_task(self, number: jax.Array) -> "HypernetworkState":
+        """The state with the weights of this task."""
+        return self._replace(task=number)
 
 
 def hypernetwork(config: HypernetworkConfig) -> Transform:
@@ -159,33 +165,43 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
 
 
 def at_task(state: PyTree, number: int) -> PyTree:
-    """The train state whose expressed model has the weights of a task that has begun.
+    """The train state whose expressed model has the weights of a task that has begun, as they are when it is trained.
 
     Raises:
       ValueError: if the task has not begun, or the state has no hypernetwork, or several.
     """
-    check_begun(find_state(state, HypernetworkState).begun, number)
-    return replace_state(state, HypernetworkState, lambda found: found._replace(task=jnp.asarray(number, jnp.int32)))
+    check_begun(_find(state).begun, number)
+    return _for_task(state, jnp.asarray(number, jnp.int32))
 
 
-def task_predictor(transform: Transform, at: Callable[[PyTree, int], PyTree] = at_task) -> Callable:
-    """Makes `(train_state, inputs, number) -> outputs` of the model for a task; of the newest for one not yet begun.
+def task_predictor(transform: Transform) -> Callable[[Any, PyTree, jax.Array | int], jax.Array]:
+    """Makes the `predict` of `continual.accuracy` for known tasks: `(train_state, inputs, number) -> outputs`.
 
     Args:
-      transform: a hypernetwork, or a chain with one.
-      at: `at_task`, or that of another method.
+      transform: a hypernetwork, or a chain with one. A task that has not begun is predicted as the newest one is.
     """
-    predict = jax.jit(lambda state, inputs: transform.model(state.model, state.params, state.carried)(inputs))
 
-    def predict_task(state, inputs, number: int):
-        begun = [int(node.begun) for node in jax.tree.leaves(state.carried, is_leaf=_has_begun) if _has_begun(node)]
-        return predict(at(state, min(number, begun[0] - 1)) if begun[0] else state, inputs)
+    def predict(state, inputs, number):
+        number = jnp.clip(number, 0, jnp.maximum(_find(state).begun - 1, 0)).astype(jnp.int32)
+        state = _for_task(state, number)
+        return transform.model(state.model, state.params, state.carried)(inputs)
 
-    return predict_task
+    return predict
 
 
-def _has_begun(node: Any) -> bool:
-    return hasattr(node, "begun")
+def _for_task(state: PyTree, number: jax.Array) -> PyTree:
+    return jax.tree.map(lambda node: node.for_task(number) if _has_tasks(node) else node, state, is_leaf=_has_tasks)
+
+
+def _find(state: PyTree) -> Any:
+    found = [node for node in jax.tree.leaves(state, is_leaf=_has_tasks) if _has_tasks(node)]
+    if len(found) != 1:
+        raise ValueError(f"the state must contain exactly one hypernetwork; found {len(found)}")
+    return found[0]
+
+
+def _has_tasks(node: Any) -> bool:
+    return hasattr(node, "for_task")
 
 
 # What hypernetworks of all kinds share.
@@ -220,7 +236,7 @@ def with_chunks(embeddings: jax.Array, chunks: jax.Array | None) -> jax.Array:
 
 def count(config: HypernetworkConfig, model: PyTree) -> int:
     """P, the number of weights that are generated."""
-    return sum(leaf.size for leaf, chosen in _leaves(config, model) if chosen)
+    return sum(leaf.size for leaf, generated in _leaves(config, model) if generated)
 
 
 def put(config: HypernetworkConfig, model: PyTree, weights: jax.Array, stored: PyTree | None = None) -> PyTree:
@@ -234,8 +250,8 @@ def put(config: HypernetworkConfig, model: PyTree, weights: jax.Array, stored: P
     """
     leaves, at = [], 0
     base = _leaves(config, model if stored is None else stored)
-    for (leaf, chosen), (old, _) in zip(_leaves(config, model), base, strict=True):
-        if not chosen:
+    for (leaf, generated), (old, _) in zip(_leaves(config, model), base, strict=True):
+        if not generated:
             leaves.append(jax.lax.stop_gradient(leaf))
             continue
         new = weights[at : at + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
@@ -246,13 +262,16 @@ def put(config: HypernetworkConfig, model: PyTree, weights: jax.Array, stored: P
 
 def _leaves(config: HypernetworkConfig, model: PyTree) -> list[tuple[jax.Array, bool]]:
     """The model's arrays, and which of them are generated."""
-    named = jax.tree_util.tree_leaves_with_path(model)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for _, leaf in named]
-    chosen = [bool(is_float and re.search(config.weights, n)) for n, is_float in zip(names, floating, strict=True)]
-    if not any(chosen):
-        raise ValueError(f"weights {config.weights!r} matches no array of the model, which has {', '.join(names)}")
-    return [(leaf, is_chosen) for (_, leaf), is_chosen in zip(named, chosen, strict=True)]
+    picked = chosen(model, config.where)
+    is_statistics = lambda node: isinstance(node, Statistics)
+
+    def flags(path, node):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        generated = name in picked and not is_statistics(node)
+        return jax.tree.map(lambda leaf: generated and jnp.issubdtype(leaf.dtype, jnp.floating), node)
+
+    generated = jax.tree_util.tree_map_with_path(flags, model, is_leaf=is_statistics)
+    return list(zip(jax.tree.leaves(model), jax.tree.leaves(generated), strict=True))
 
 
 def output_regulariser(config: HypernetworkConfig, now: jax.Array, before: jax.Array, task: jax.Array) -> jax.Array:
@@ -309,9 +328,3 @@ def check_begun(begun: jax.Array | int, number: int) -> None:
     """Raises ValueError unless the task has begun."""
     if not 0 <= number < int(begun):
         raise ValueError(f"task {number} was never trained; {int(begun)} tasks have begun")
-
-
-def replace_state(tree: PyTree, kind: type, change: Callable) -> PyTree:
-    """The tree with every node of type `kind` changed."""
-    is_kind = lambda node: isinstance(node, kind)
-    return jax.tree.map(lambda node: change(node) if is_kind(node) else node, tree, is_leaf=is_kind)

@@ -21,7 +21,6 @@ from jaxemb.transforms.hyper_interval import (
     HyperIntervalParams,
     HyperIntervalState,
     at_box,
-    at_task,
     at_universal,
     boxes_of,
     generated_weights,
@@ -37,7 +36,7 @@ from jaxemb.transforms.hyper_interval import (
     universal_box,
     weight_boxes,
 )
-from jaxemb.transforms.hypernetwork import HypernetworkConfig, hypernetwork, put, task_predictor
+from jaxemb.transforms.hypernetwork import HypernetworkConfig, at_task, hypernetwork, put, task_predictor
 
 REFERENCES = Path(__file__).parent / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
 CONFIG = HyperIntervalConfig(tasks=3, embed_dim=4, hidden=(5,), gamma=0.5, beta=0.3)
@@ -324,7 +323,7 @@ def test_infer_task_by_entropy():
 
 def test_predictions_of_every_task(trained):
     _, transform, (*_, state), *_ = trained
-    predict, inputs = task_predictor(transform, at_task), batch(77)["input"]
+    predict, inputs = jax.jit(task_predictor(transform)), batch(77)["input"]
     for number in (0, 1):
         expected = express(transform, at_task(state, number))(inputs)
         np.testing.assert_allclose(predict(state, inputs, number), expected, rtol=1e-5)

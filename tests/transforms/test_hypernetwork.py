@@ -109,7 +109,7 @@ def test_it_expresses_the_weights_of_the_task():
         flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(expressed)])
         np.testing.assert_allclose(flat, weights, rtol=1e-6)
     chex.assert_trees_all_equal(express(transform, state), express(transform, at_task(state, 1)))
-    predict, inputs = task_predictor(transform), batch()["input"]
+    predict, inputs = jax.jit(task_predictor(transform)), batch()["input"]
     np.testing.assert_allclose(predict(state, inputs, 1), express(transform, state)(inputs), rtol=1e-5)
     np.testing.assert_array_equal(predict(state, inputs, 2), predict(state, inputs, 1))  # not begun: the newest
     assert np.abs(predict(state, inputs, 0) - predict(state, inputs, 1)).max() > 1e-3
@@ -156,7 +156,7 @@ def test_look_ahead_evaluates_the_regulariser_after_the_tasks_step():
 
 
 def test_a_subset_of_the_weights_may_be_added_to_the_stored_ones():
-    config = dataclasses.replace(CONFIG, weights=r"head\.kernel", residual=True, scale=0.1)
+    config = dataclasses.replace(CONFIG, where=r"head\.kernel", residual=True, scale=0.1)
     transform, history = train(config, wrap=lambda method: chain(ema(), method))
     state, start = history[-1][0], classifier()
     expressed = express(transform, state)
@@ -196,7 +196,7 @@ def test_bad_calls():
         begin_task(transform, classification(), state, Task(3))
     with pytest.raises(ValueError, match="task 0 was never trained; 0 tasks have begun"):
         at_task(state, 0)
-    with pytest.raises(ValueError, match=r"weights 'tail' matches no array.*head\.kernel"):
-        hypernetwork(dataclasses.replace(CONFIG, weights="tail")).init(jax.random.key(0), classifier())
+    with pytest.raises(ValueError, match="'tail' chooses none of"):
+        hypernetwork(dataclasses.replace(CONFIG, where="tail")).init(jax.random.key(0), classifier())
     assert isinstance(state.params, HypernetworkParams)
     assert isinstance(state.carried, HypernetworkState)
