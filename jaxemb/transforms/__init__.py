@@ -30,6 +30,7 @@ from jaxemb.transforms.quadratic import Anchored, l2
 from jaxemb.transforms.replay import AceState, Reservoir, der, der_plus_plus, er_ace, experience_replay
 from jaxemb.transforms.running_statistics import running_statistics
 from jaxemb.transforms.si import SynapticState, si
+from jaxemb.transforms.slda import SldaState, slda_init, slda_logits, slda_update
 from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "NMCState",
     "PromptedTransformer",
     "Reservoir",
+    "SldaState",
     "SynapticState",
     "Task",
     "TaskModels",
@@ -88,5 +90,8 @@ __all__ = [
     "prompts",
     "running_statistics",
     "si",
+    "slda_init",
+    "slda_logits",
+    "slda_update",
     "trained_temperature",
 ]

@@ -140,7 +140,7 @@ def icarl(
         owner = np.concatenate([*owners, np.full(capacity - count, -1, np.int32)])
 
         batch = {**batches[0], **records}
-        means = nmc_update(nmc_init(classes, dim), features(model, batch), jnp.asarray(owner), owner >= 0)
+        means = nmc_update(nmc_init(classes, dim), features(model, batch), jnp.asarray(owner), jnp.asarray(owner >= 0))
         nothing = jnp.zeros(classes, bool)
         kept = jax.tree.map(jnp.asarray, records)
         return context.trained, IcarlState(kept, jnp.asarray(owner), means, model, seen, nothing)
