@@ -1,7 +1,15 @@
 """Continual learning: streams of tasks, the loop over them, and the measures of what is kept and forgotten."""
 
-from jaxemb.continual import metrics
-from jaxemb.continual.evaluators import accuracy
+from jaxemb.continual import metrics, plots
+from jaxemb.continual.evaluators import (
+    accuracy,
+    embedding_score,
+    index_compatibility,
+    logistic_regression,
+    nearest_mean,
+    nearest_neighbours,
+    probe,
+)
 from jaxemb.continual.loop import StreamResult, run_stream
 from jaxemb.continual.streams import (
     Experience,
@@ -20,11 +28,18 @@ __all__ = [
     "StreamResult",
     "accuracy",
     "blurry",
+    "embedding_score",
     "embedding_stream",
     "from_domains",
+    "index_compatibility",
     "joint",
+    "logistic_regression",
     "metrics",
+    "nearest_mean",
+    "nearest_neighbours",
     "permuted",
+    "plots",
+    "probe",
     "rotated",
     "run_stream",
     "separate_heads",

@@ -1,19 +1,30 @@
 """Evaluators for `run_stream`: `(state, experience, number, seen) -> score`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import scipy.optimize
+from scipy.spatial.distance import cdist
 
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import Columns, Experience, count, rows
+from jaxemb.evaluate import Encoder, RetrievalSet, StsSet, retrieval, score_run, sts
+from jaxemb.evaluate.encoder import encode_finite, stored_prompt
+from jaxemb.retrieval import topk_search
 from jaxemb.train import TrainState, express
 from jaxemb.transforms import Transform, identity
 
 PyTree = Any
 Predict = Callable[[TrainState, PyTree, jax.Array], jax.Array]
+Features = Callable[[TrainState, PyTree], jax.Array]
+Classify = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, np.ndarray], Classify]
+"""Features `[N, D]` and labels `[N]` to what gives other features, `[M, D]`, their labels, `[M]`."""
 
 
 def accuracy(
@@ -82,3 +93,273 @@ def _batches(columns: Columns, batch_size: int) -> Iterator[dict[str, Any]]:
         if "label" in batch:
             batch["label"] = np.where(which < total, batch["label"], -1)
         yield batch
+
+
+def probe(
+    fit: Fit,
+    features: Features | None = None,
+    *,
+    on: Literal["task", "seen"] = "task",
+    transform: Transform | None = None,
+    input: str = "input",
+    batch_size: int = 1000,
+) -> Evaluate:
+    """Test accuracy of a classifier fitted to what the current encoder makes of training data, whatever the head does.
+
+    Its matrix of scores P is what `metrics.probe_retention` and `metrics.representation_forgetting` are of. The
+    training data of old tasks are used, which a continual learner does not have: it is a measure, no method.
+
+    Args:
+      fit: a classifier, such as `logistic_regression()`, `nearest_mean()` or `nearest_neighbours()`.
+      features: `(state, inputs) -> [N, D]`, traced; None is `express(transform, state).features(inputs)`.
+      on: fit to the training data of the "task" that is scored, or once to those of all tasks "seen" so far (at
+        initialisation to all).
+      transform: that of the run, if `features` is None.
+      input: the column of inputs; the labels are in "label".
+      batch_size: largest number of records at once.
+
+    Raises:
+      ValueError: for another `on`.
+
+    Source: Davari et al. 2022, arXiv 2203.13381, section 3.
+    """
+    if on not in ("task", "seen"):
+        raise ValueError(f"on must be 'task' or 'seen'; got {on!r}")
+    used = identity() if transform is None else transform
+    embed = jax.jit(features or (lambda state, inputs: express(used, state).features(inputs)))
+    return _Probe(fit, embed, on == "seen", input, batch_size)
+
+
+class _Probe:
+    """See `probe`; remembers the classifier of all tasks seen so far."""
+
+    def __init__(self, fit: Fit, embed: Features, on_seen: bool, input: str, batch_size: int):
+        self._fit, self._embed, self._on_seen = fit, embed, on_seen
+        self._input, self._batch_size = input, batch_size
+        self._classify: Classify | None = None
+
+    def remember(self, state: TrainState, experiences: Sequence[Experience], number: int) -> None:
+        if self._on_seen:
+            seen = experiences if number < 0 else experiences[: number + 1]
+            self._classify = self._fitted(state, [experience.train for experience in seen])
+
+    def __call__(self, state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
+        classify = self._classify or self._fitted(state, [experience.train])
+        found = classify(self._features(state, experience.test))
+        return float(np.mean(found == np.asarray(experience.test["label"])))
+
+    def _fitted(self, state: TrainState, data: Sequence[Columns]) -> Classify:
+        features = [self._features(state, columns) for columns in data]
+        return self._fit(np.concatenate(features), np.concatenate([np.asarray(columns["label"]) for columns in data]))
+
+    def _features(self, state: TrainState, columns: Columns) -> np.ndarray:
+        inputs = {"input": columns[self._input]}
+        found = [np.asarray(self._embed(state, b["input"])) for b in _batches(inputs, self._batch_size)]
+        return np.concatenate(found)[: count(inputs)]
+
+
+def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
+    """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
+
+    Minimises `mean_n -log softmax(f_n W + b)[y_n] + |W|² / (2 C N)` by L-BFGS from zero.
+
+    Args:
+      C: inverse strength of the penalty.
+      normalise: scale features to unit length first.
+      tolerance: largest entry of the gradient at the end.
+      steps: most iterations.
+
+    Raises:
+      ValueError: for a C that is not positive.
+    """
+    if not C > 0:
+        raise ValueError(f"C must be > 0; got {C}")
+    scaled = _unit if normalise else lambda features: features
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        x = jnp.asarray(scaled(features), jnp.float32)
+        classes, y = np.unique(labels, return_inverse=True)
+        if len(classes) == 1:
+            return lambda other: np.full(len(other), classes[0])
+        dim, many = x.shape[1], len(classes)
+
+        def value_and_grad(flat: np.ndarray):
+            value, grad = _logistic(jnp.asarray(flat, jnp.float32).reshape(dim + 1, many), x, y, C)
+            return float(value), np.asarray(grad, np.float64).ravel()
+
+        best = scipy.optimize.minimize(
+            value_and_grad,
+            np.zeros((dim + 1) * many),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-9},
+        )
+        weights = best.x.reshape(dim + 1, many)
+        return lambda other: classes[np.argmax(scaled(other) @ weights[:-1] + weights[-1], axis=1)]
+
+    return fit
+
+
+@jax.jit
+@jax.value_and_grad
+def _logistic(weights: jax.Array, x: jax.Array, y: jax.Array, C: float) -> jax.Array:
+    logits = jnp.matmul(x, weights[:-1], precision="highest") + weights[-1]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+    return jnp.mean(losses) + jnp.sum(jnp.square(weights[:-1])) / (2 * C * len(x))
+
+
+def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
+    """The class whose mean feature is nearest, for a `probe`; "cosine" takes means of features in unit length.
+
+    Raises:
+      ValueError: for another metric.
+    """
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        x = _unit(features) if metric == "cosine" else features
+        classes = np.unique(labels)
+        means = np.stack([x[labels == c].mean(axis=0, dtype=np.float64) for c in classes])
+        return lambda other: classes[np.argmin(cdist(other, means, metric), axis=1)]
+
+    return fit
+
+
+def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
+    """The most frequent label of the k most similar training features, the lowest of equals, for a `probe`.
+
+    Args:
+      k: number of neighbours.
+      metric: "cosine", "dot" or "euclidean".
+
+    Raises:
+      ValueError: for k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        def classify(other: np.ndarray) -> np.ndarray:
+            _, ids = topk_search(other, features, min(k, len(features)), metric=metric)
+            votes = labels[ids]
+            return np.argmax((votes[:, :, None] == np.arange(1 + labels.max())).sum(axis=1), axis=1)
+
+        return classify
+
+    return fit
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)
+
+
+Embed = Callable[[TrainState], Encoder]
+
+
+def embedding_score(
+    embed: Embed, *, retrieval_metric: str = "ndcg@10", sts_metric: str = "cosine_spearman"
+) -> Evaluate:
+    """How well the current model does on the collection of a task of `streams.embedding_stream`.
+
+    Args:
+      embed: the train state to what encodes texts, such as
+        `lambda state: embedder.replace(model=express(transform, state))`.
+      retrieval_metric, sts_metric: the number taken of `evaluate.retrieval` and of `evaluate.sts`.
+    """
+
+    def evaluate(state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
+        match experience.test.get("collection"):
+            case RetrievalSet(queries, corpus, qrels):
+                ks = (_cutoff(retrieval_metric),)
+                return retrieval(embed(state), queries, corpus, qrels, ks=ks)[retrieval_metric]
+            case StsSet(first, second, scores):
+                return sts(embed(state), first, second, scores)[sts_metric]
+            case other:
+                raise ValueError(f"test['collection'] must be a RetrievalSet or StsSet; got {type(other).__name__}")
+
+    return evaluate
+
+
+def index_compatibility(embed: Embed, *, metric: str = "ndcg@10", directory: str | Path | None = None) -> Evaluate:
+    """Retrieval by new queries from the index that the model built right after the task.
+
+    Where a corpus is too large to be encoded again, this is what a user of the continually trained model gets:
+    `R[i, j]` has the queries of task j encoded by the model after task i, its documents by the one after task j; so the
+    diagonal is that of `embedding_score`, and the entries of tasks to come are NaN.
+
+    Args:
+      embed: the train state to what encodes texts.
+      metric: "name@k", of `evaluate.retrieval`.
+      directory: where the indices are kept, needed if the run is to be resumed; None keeps them in memory.
+
+    Raises:
+      ValueError: when called, if the index of a task that was trained is not there.
+    """
+    return _IndexCompatibility(embed, metric, None if directory is None else Path(directory))
+
+
+class _IndexCompatibility:
+    """See `index_compatibility`."""
+
+    def __init__(self, embed: Embed, metric: str, directory: Path | None):
+        self._embed, self._metric, self._k, self._directory = embed, metric, _cutoff(metric), directory
+        self._trained, self._vectors = -1, dict[int, np.ndarray]()
+
+    def remember(self, state: TrainState, experiences: Sequence[Experience], number: int) -> None:
+        self._trained = number
+        if number < 0:
+            self._vectors = {}
+            return
+        encoder, texts = self._embed(state), list(_collection(experiences[number]).corpus.values())
+        prompt = stored_prompt(encoder, "document", "passage", "corpus")
+        vectors = encode_finite(encoder, texts, prompt, "corpus")
+        if self._directory is None:
+            self._vectors[number] = vectors
+        else:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            np.save(self._path(number), vectors)
+
+    def __call__(self, state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
+        if number > self._trained:
+            return float("nan")
+        encoder, data, vectors = self._embed(state), _collection(experience), self._index(number)
+        asked = [query for query in data.queries if data.qrels.get(query)]
+        prompt = stored_prompt(encoder, "query")
+        queries = encode_finite(encoder, [data.queries[query] for query in asked], prompt, "queries")
+        similarity = getattr(encoder, "similarity_fn_name", None) or "cosine"
+        scores, found = topk_search(queries, vectors, min(self._k, len(vectors)), metric=similarity)
+        documents = list(data.corpus)
+        ranked = {
+            query: {documents[row]: float(score) for row, score in zip(*pair, strict=True)}
+            for query, pair in zip(asked, zip(found.tolist(), scores.tolist(), strict=True), strict=True)
+        }
+        return score_run(ranked, data.qrels, ks=(self._k,)).means()[self._metric]
+
+    def _index(self, number: int) -> np.ndarray:
+        if self._directory is not None and self._path(number).exists():
+            return np.load(self._path(number))
+        if number not in self._vectors:
+            raise ValueError(
+                f"there is no index of task {number}; a resumed run needs the `directory` of the first one"
+            )
+        return self._vectors[number]
+
+    def _path(self, number: int) -> Path:
+        assert self._directory is not None
+        return self._directory / f"index_{number:03d}.npy"
+
+
+def _collection(experience: Experience) -> RetrievalSet:
+    collection = experience.test.get("collection")
+    if not isinstance(collection, RetrievalSet):
+        raise ValueError(f"test['collection'] must be a RetrievalSet; got {type(collection).__name__}")
+    return collection
+
+
+def _cutoff(metric: str) -> int:
+    name, _, k = metric.partition("@")
+    if not (name and k.isdecimal()):
+        raise ValueError(f"a retrieval metric is written name@k, such as 'ndcg@10'; got {metric!r}")
+    return int(k)

@@ -88,8 +88,8 @@ def run_stream(
       batch_size: records in a batch, also in those of `Task.batches`.
       evaluate: by name, `(state, experience, number, seen) -> score`, more is better. `number` is that of the
         experience to score; `seen` are the classes so far, bool `[C]` (all of them at initialisation; None where tasks
-        have no classes). One that has a method `remember(state, experience, number)` is called through it straight
-        after the training of task `number`.
+        have no classes). One that has a method `remember(state, experiences, number)` is told the state before the
+        first task (number -1) and straight after each task (its number), before it scores.
       augment: `(key, batch) -> batch`, traced; is not applied in `Task.batches`.
       compete: which classes a batch's "classes" are: the task's, all seen so far with the task's, or all.
       seed: of the transform, of the order of records, and of the keys of the steps; the model comes initialised.
@@ -126,9 +126,15 @@ def run_stream(
             raise ValueError(f"{checkpoints} holds the checkpoints of another run: {saved['about']}; this one: {about}")
         done = _Progress.from_json(saved["done"])
 
-    if future and not done.seconds:
+    def remember(number: int) -> None:
+        for score in evaluate.values():
+            if hasattr(score, "remember"):
+                score.remember(state, experiences, number)
+
+    if not done.seconds:
+        remember(-1)
         every = _classes(experiences, len(experiences) - 1, "all")
-        for name, score in evaluate.items():
+        for name, score in evaluate.items() if future else ():
             done.b[name] = [float(score(state, e, j, every)) for j, e in enumerate(experiences)]
 
     for number in range(len(done.seconds), len(experiences)):
@@ -165,10 +171,9 @@ def run_stream(
         done.seconds.append(time.perf_counter() - began)
         done.losses.append(np.concatenate(losses).tolist())
 
+        remember(number)
         seen = _classes(experiences, number, "seen")
         for name, score in evaluate.items():
-            if hasattr(score, "remember"):
-                score.remember(state, experiences[number], number)
             scored = experiences if future else experiences[: number + 1]
             row = [float(score(state, e, j, seen)) for j, e in enumerate(scored)]
             done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
