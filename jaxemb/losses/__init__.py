@@ -27,6 +27,7 @@ from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.orthogonal import orthogonal_regularization
 from jaxemb.losses.pairs import contrastive, cosine_similarity_mse, online_contrastive, softmax_nli
 from jaxemb.losses.progressive import progressive_info_nce, progressive_weights
+from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
 from jaxemb.losses.siglip import siglip
 from jaxemb.losses.similarity import SIMILARITIES, Similarity, cosine, dot, euclidean
 from jaxemb.losses.soft_targets import cwcl, soft_target_contrastive
@@ -82,7 +83,10 @@ __all__ = [
     "pair_ranking",
     "progressive_info_nce",
     "progressive_weights",
+    "prototype_logits",
+    "prototype_pull",
     "ranking",
+    "relation_distillation",
     "siglip",
     "soft_target_contrastive",
     "soft_targets",

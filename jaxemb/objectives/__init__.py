@@ -4,6 +4,7 @@ from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.classification import classification, competing
 from jaxemb.objectives.columns import Objective, on_columns
 from jaxemb.objectives.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.objectives.views import supervised_contrastive
 
 __all__ = [
     "DenoisingAutoEncoder",
@@ -14,5 +15,6 @@ __all__ = [
     "denoising",
     "in_chunks",
     "on_columns",
+    "supervised_contrastive",
     "word_pieces",
 ]

@@ -30,10 +30,7 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
     def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
         if missing := [name for name in (input, label) if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
-        if hasattr(model, "forward"):
-            features, statistics = model.forward(batch[input], key=key)
-        else:
-            features, statistics = model.features(batch[input], key=key), ()
+        features, statistics = forward(model, batch[input], key)
         logits = model.head(features)
         labels, compete = batch[label], batch.get(classes)
         if labels.shape != logits.shape[:1]:
@@ -45,6 +42,13 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
         return losses, outputs | ({"statistics": statistics} if statistics else {})
 
     return objective
+
+
+def forward(model: Any, inputs: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
+    """The model's features, and the statistics of its batch norms if it has them and trains; else ()."""
+    if hasattr(model, "forward"):
+        return model.forward(inputs, key=key)
+    return model.features(inputs, key=key), ()
 
 
 def competing(logits: jax.Array, classes: jax.Array | np.ndarray | None) -> jax.Array:

@@ -24,6 +24,7 @@ from jaxemb.transforms.nmc import (
     nmc_prequential,
     nmc_update,
 )
+from jaxemb.transforms.prd import PrdState, Prototypes, prd, prototype_prediction
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
 from jaxemb.transforms.prompts import PromptedTransformer, prompts
 from jaxemb.transforms.quadratic import Anchored, l2
@@ -46,7 +47,9 @@ __all__ = [
     "MergeState",
     "NMCHeadState",
     "NMCState",
+    "PrdState",
     "PromptedTransformer",
+    "Prototypes",
     "Reservoir",
     "SldaState",
     "SynapticState",
@@ -86,8 +89,10 @@ __all__ = [
     "nmc_predict",
     "nmc_prequential",
     "nmc_update",
+    "prd",
     "progressive_learning",
     "prompts",
+    "prototype_prediction",
     "running_statistics",
     "si",
     "slda_init",

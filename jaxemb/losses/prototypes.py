@@ -1,0 +1,152 @@
+"""Prototypes, one trained vector per class: pulled to their class, and their relation to samples distilled.
+
+The parts of Prototype-Sample Relation Distillation (Asadi et al. 2023, arXiv 2303.14771) beside SupCon.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxemb.losses.similarity import cosine, unit
+
+
+def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
+    """`loss_i = 1 - cos(sg(f_i), p_{y_i})`: trains the prototypes alone, and nothing pushes them apart.
+
+    Args:
+      features: f, `[N, D]`; no gradient flows to them.
+      prototypes: p, `[C, D]`.
+      labels: y, int `[N]`, in 0..C-1.
+
+    Returns:
+      f32 `[N]`, in [0, 2].
+
+    Raises:
+      ValueError: for shapes that do not fit; outside of traced code for labels out of range and prototypes of length 0.
+
+    References:
+      Asadi et al. 2023, arXiv 2303.14771, the prototype loss as in the released code (`losses`, method "repe").
+    """
+    _check(features, prototypes)
+    if jnp.shape(labels) != features.shape[:1]:
+        raise ValueError(f"labels must be one for each of {features.shape[0]} features; got shape {jnp.shape(labels)}")
+    if not isinstance(labels, jax.core.Tracer):
+        outside = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= len(prototypes))]
+        if outside.size:
+            raise ValueError(f"labels must be in 0..{len(prototypes) - 1}; got {outside[0]}")
+    own = unit(prototypes)[labels]
+    return 1 - jnp.sum(jax.lax.stop_gradient(unit(features)) * own, axis=-1)
+
+
+def relation_distillation(
+    features: jax.Array,
+    prototypes: jax.Array,
+    old_features: jax.Array,
+    old_prototypes: jax.Array,
+    groups: jax.Array | np.ndarray,
+    *,
+    temperature: float = 1.0,
+    relation_axis: Literal["class", "sample"] = "class",
+    normalize: bool = False,
+) -> jax.Array:
+    """Keeps how new samples relate to old prototypes as it was under the old model, task by task.
+
+    With scores `a_ic = f_i . p_c / (|p_c| temperature)`, `a*` the same of the old features and prototypes, and G_s the
+    classes of task s:
+
+      class    `loss_i = sum_s KL(softmax_{c in G_s}(a*_ic) || softmax_{c in G_s}(a_ic))`
+      sample   `mean_i loss_i = sum_s mean_{c in G_s} KL(softmax_i(a*_ic) || softmax_i(a_ic))`, i over all N samples
+
+    The length of the features counts: it says how sharp the distribution is.
+
+    Args:
+      features, prototypes: f `[N, D]` and p `[C, D]`; both get gradients.
+      old_features, old_prototypes: the same of the old model; they get none.
+      groups: the task s of every class, int `[C]`, in 0..C-1; -1 for classes that are not distilled.
+      temperature: > 0; the loss is not multiplied by its square.
+      relation_axis: "class" is the released code, "sample" the paper's text.
+      normalize: divide features by their lengths too, which makes scores cosines.
+
+    Returns:
+      f32 `[N]`.
+
+    Raises:
+      ValueError: for shapes that do not fit, another axis, a temperature <= 0, or one sample where relations are over
+        samples; outside of traced code for groups out of range and prototypes of length 0.
+
+    References:
+      Asadi et al. 2023, arXiv 2303.14771, the relation distillation loss.
+    """
+    _check(features, prototypes)
+    _check(old_features, old_prototypes)
+    if old_features.shape != features.shape or old_prototypes.shape != prototypes.shape:
+        raise ValueError(
+            f"old features and prototypes must be {features.shape} and {prototypes.shape}, as the new ones; "
+            f"got {old_features.shape} and {old_prototypes.shape}"
+        )
+    if jnp.shape(groups) != (classes := len(prototypes),):
+        raise ValueError(f"groups must be one for each of {classes} prototypes; got shape {jnp.shape(groups)}")
+    if not isinstance(groups, jax.core.Tracer) and not np.all(
+        (np.asarray(groups) >= -1) & (np.asarray(groups) < classes)
+    ):
+        raise ValueError(f"groups must be in -1..{classes - 1}; got {np.asarray(groups).tolist()}")
+    if relation_axis not in ("class", "sample"):
+        raise ValueError(f"relation_axis must be 'class' or 'sample'; got {relation_axis!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0; got {temperature}")
+    if relation_axis == "sample" and len(features) < 2:
+        raise ValueError("relations over samples need two samples at least; got 1")
+
+    # Rows are classes, so that those of a task are segments; what is not distilled has one of its own.
+    groups = jnp.asarray(groups)
+    segments = jnp.where(groups < 0, classes, groups)
+    scores = lambda f, p: unit(p) @ (unit(f) if normalize else f.astype(jnp.float32)).T / temperature
+    over_samples = jax.nn.log_softmax  # the last axis of [C, N]
+    log_softmax = over_samples if relation_axis == "sample" else lambda a: _log_softmax_of_segments(a, segments)
+    new = log_softmax(scores(features, prototypes))
+    old = jax.lax.stop_gradient(log_softmax(scores(old_features, old_prototypes)))
+    terms = jnp.where((groups >= 0)[:, None], jnp.exp(old) * (old - new), 0.0)
+    if relation_axis == "sample":
+        sizes = jax.ops.segment_sum(jnp.ones(classes), segments, classes + 1)[segments]
+        terms = terms * (len(features) / sizes[:, None])
+    return terms.sum(axis=0)
+
+
+def prototype_logits(
+    features: jax.Array, prototypes: jax.Array, classes: jax.Array | np.ndarray | None = None
+) -> jax.Array:
+    """Cosines of features and prototypes, f32 `[N, C]`; the largest names the class.
+
+    Args:
+      features: `[N, D]`.
+      prototypes: `[C, D]`.
+      classes: those that compete, bool `[C]` or `[N, C]`; the others have -inf. None for all.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    _check(features, prototypes)
+    shape = (len(features), len(prototypes))
+    if classes is not None and jnp.shape(classes) not in (shape, shape[1:]):
+        raise ValueError(f"classes must be [C] or [N, C] for logits {shape}; got shape {jnp.shape(classes)}")
+    logits = cosine(features, prototypes)
+    return logits if classes is None else jnp.where(classes, logits, -jnp.inf)
+
+
+def _log_softmax_of_segments(scores: jax.Array, segments: jax.Array) -> jax.Array:
+    """Log-softmax of every column of `[C, N]` over the rows of each segment."""
+    count = len(scores) + 1
+    highest = jax.lax.stop_gradient(jax.ops.segment_max(scores, segments, count))[segments]
+    shifted = scores - highest
+    return shifted - jnp.log(jax.ops.segment_sum(jnp.exp(shifted), segments, count)[segments])
+
+
+def _check(features: jax.Array, prototypes: jax.Array) -> None:
+    if features.ndim != 2 or prototypes.ndim != 2 or features.shape[1] != prototypes.shape[1]:
+        raise ValueError(f"features must be [N, D], prototypes [C, D]; got {features.shape} and {prototypes.shape}")
+    if not isinstance(prototypes, jax.core.Tracer):
+        zero = np.flatnonzero(~np.any(np.asarray(prototypes), axis=1))
+        if zero.size:
+            raise ValueError(f"prototypes must not be zero vectors; that of class {zero[0]} is")
