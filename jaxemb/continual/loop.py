@@ -15,6 +15,7 @@ import optax
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.objectives import Objective
 from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step
+from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
 
 PyTree = Any
@@ -57,7 +58,7 @@ def run_stream(
     optimizer: optax.GradientTransformation,
     transform: Transform | None = None,
     *,
-    epochs: int | None = None,
+    epochs: int | Sequence[int] | None = None,
     steps: int | None = None,
     batch_size: int,
     evaluate: Mapping[str, Evaluate],
@@ -72,9 +73,10 @@ def run_stream(
 ) -> StreamResult:
     """Trains on the experiences one after another, and scores all of them after each.
 
-    The data of one task lie on the device, and its steps run there in a loop: one program, compiled once, serves the
-    tasks of a stream, whatever their sizes. In an epoch every record comes once, in an order that depends on seed, task
-    and epoch; a last batch that would not be full is left out, and a task smaller than a batch repeats its records.
+    The data of one task lie on the device, and its steps run there in a loop (convolutions on a CPU, which XLA runs
+    slowly in a loop, one by one): one program, compiled once, serves all tasks of a stream, whatever their sizes. In an
+    epoch every record comes once, in an order that depends on seed, task and epoch; a last batch that would not be full
+    is left out, and a task smaller than a batch repeats its records.
 
     A batch has the columns of the training data, "id" (int32, the number of the record in the stream, unless a column
     has that name) and, where tasks have classes, "classes": bool `[C]`, those that compete.
@@ -83,7 +85,7 @@ def run_stream(
       experiences: the T tasks.
       model: what is trained.
       objective, optimizer, transform: as for `jaxemb.train.make_train_step`; None is `identity()`.
-      epochs: number of passes over each task's data; or else
+      epochs: number of passes over each task's data, one for all or one for each; or else
       steps: number of optimiser steps on each task.
       batch_size: records in a batch, also in those of `Task.batches`.
       evaluate: by name, `(state, experience, number, seen) -> score`, more is better. `number` is that of the
@@ -109,9 +111,10 @@ def run_stream(
     transform = identity() if transform is None else transform
     lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
     state = init_state(jax.random.key(seed), model, optimizer, transform)
-    totals = [steps or (epochs or 1) * max(1, size // batch_size) for size in lengths]
+    passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
+    totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
     chunk = min(chunk, max(totals))
-    advance = _make_advance(objective, optimizer, transform, augment, chunk)
+    advance = _Advance(make_train_step(objective, optimizer, transform), augment, chunk)
     # Its own function, so that a new optimiser state does not share its buffers with the trained one.
     fresh = jax.jit(lambda trained: jax.tree.map(jnp.copy, optimizer.init(trained)))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -159,7 +162,7 @@ def run_stream(
             rows = np.zeros((chunk, batch_size), np.int32)
             rows[:n] = [next(batches) for _ in range(n)]
             state, values = advance(state, data, rows, n, classes)
-            losses.append(np.asarray(values)[:n])
+            losses.append(values)
             if not state.finite:  # a state that is not finite stands still
                 raise ArithmeticError(
                     f"task {number} ({experiences[number].name!r}): the loss or gradient of step "
@@ -211,24 +214,47 @@ class _Progress:
         return cls(**values)
 
 
-def _make_advance(objective, optimizer, transform: Transform, augment, chunk: int):
-    """The compiled program: `n` steps on the batches of `rows[:n]`, rows `[chunk, B]`."""
-    step = make_train_step(objective, optimizer, transform)
+class _Advance:
+    """`(state, data, rows [chunk, B], n, classes) -> (state, losses [n])`: n steps on the batches of `rows[:n]`.
 
-    def advance(state: TrainState, data: Columns, rows: jax.Array, n: int, classes: jax.Array | None):
-        def one(i, carry):
-            state, losses = carry
-            batch = _batch(data, rows[i], classes)
+    On the device in a loop, but for convolutions on a CPU, which XLA makes tens of times slower inside of one.
+    """
+
+    def __init__(self, train_step: TrainStep, augment, chunk: int):
+        def step(state: TrainState, data: Columns, rows: jax.Array, classes: jax.Array | None):
+            batch = _batch(data, rows, classes)
             if augment is not None:
                 key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
                 batch = augment(key, batch)
-            state, metrics = step(state, batch)
-            return state, losses.at[i].set(metrics["loss"])
+            state, metrics = train_step(state, batch)
+            return state, metrics["loss"]
 
-        # The number of steps is data, so that a shorter chunk is the same program.
-        return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(chunk, jnp.float32)))
+        def steps(state: TrainState, data: Columns, rows: jax.Array, n: int, classes: jax.Array | None):
+            def one(i, carry):
+                state, loss = step(carry[0], data, rows[i], classes)
+                return state, carry[1].at[i].set(loss)
 
-    return jax.jit(advance, donate_argnums=0)
+            # The number of steps is data, so that a shorter chunk is the same program.
+            return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(chunk, jnp.float32)))
+
+        self.single, self.looped = jax.jit(step, donate_argnums=0), jax.jit(steps, donate_argnums=0)
+        self._in_loop: bool | None = None
+
+    def __call__(
+        self, state: TrainState, data: Columns, rows: np.ndarray, n: int, classes: np.ndarray | None
+    ) -> tuple[TrainState, np.ndarray]:
+        if self._in_loop is None:
+            on_cpu = jax.default_backend() == "cpu"
+            has_convolutions = lambda: ".convolution" in self.looped.lower(state, data, rows, n, classes).as_text()
+            self._in_loop = not (on_cpu and has_convolutions())
+        if self._in_loop:
+            state, losses = self.looped(state, data, rows, n, classes)
+            return state, np.asarray(losses)[:n]
+        found = []
+        for i in range(n):
+            state, loss = self.single(state, data, rows[i], classes)
+            found.append(loss)
+        return state, np.array(jax.device_get(found), np.float32)
 
 
 @jax.jit
@@ -283,7 +309,10 @@ def _check(experiences, epochs, steps, batch_size, chunk, compete) -> list[int]:
         raise ValueError("experiences must not be empty")
     if (epochs is None) == (steps is None):
         raise ValueError(f"give one of epochs and steps; got epochs={epochs}, steps={steps}")
-    for name, value in {"epochs": epochs, "steps": steps, "batch_size": batch_size, "chunk": chunk}.items():
+    if isinstance(epochs, Sequence) and len(epochs) != len(experiences):
+        raise ValueError(f"epochs must be one number, or one for each of {len(experiences)} tasks; got {epochs}")
+    least = min(epochs) if isinstance(epochs, Sequence) else epochs
+    for name, value in {"epochs": least, "steps": steps, "batch_size": batch_size, "chunk": chunk}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
     if compete not in ("task", "seen", "all"):

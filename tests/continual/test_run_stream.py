@@ -79,12 +79,19 @@ def test_it_is_the_train_step_on_the_batches_of_the_tasks():
     assert [len(values) for values in result.losses] == [10, 6]
 
 
-def test_one_program_serves_all_tasks(monkeypatch):
-    programs = []
-    make = loop._make_advance
-    monkeypatch.setattr(loop, "_make_advance", lambda *a: programs.append(make(*a)) or programs[-1])
-    run(chunk=4, optimizer=optax.adam(1e-2), transform=spy([]), reset_optimizer=True)
-    assert [program._cache_size() for program in programs] == [1]
+def test_one_program_serves_all_tasks_and_convolutions_run_one_by_one_on_a_cpu(monkeypatch):
+    def convolved(model, batch, key):  # with a kernel of one, which changes nothing
+        inputs = jax.lax.conv(batch["input"].reshape(-1, 1, D), jnp.ones((1, 1, 1)), (1,), "VALID")
+        return classification()(model, batch | {"input": inputs}, key)
+
+    made = []
+    make = loop._Advance
+    monkeypatch.setattr(loop, "_Advance", lambda *a: made.append(make(*a)) or made[-1])
+    options = {"chunk": 4, "optimizer": optax.adam(1e-2), "reset_optimizer": True}
+    plain, one_by_one = (run(objective=o, transform=spy([]), **options) for o in (classification(), convolved))
+    assert [(m.looped._cache_size(), m.single._cache_size()) for m in made] == [(1, 0), (0, 1)]
+    assert [len(losses) for losses in plain.losses] == [10, 6]
+    np.testing.assert_allclose(np.concatenate(one_by_one.losses), np.concatenate(plain.losses), rtol=1e-4)
 
 
 def test_hooks_batches_and_the_classes_that_compete():
