@@ -5,7 +5,15 @@ from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, c
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.ewc import ewc
 from jaxemb.transforms.frozen import frozen
+from jaxemb.transforms.hyper_interval import (
+    HyperIntervalConfig,
+    HyperIntervalParams,
+    HyperIntervalState,
+    hyper_interval,
+)
+from jaxemb.transforms.hypernetwork import HypernetworkConfig, HypernetworkParams, HypernetworkState, hypernetwork
 from jaxemb.transforms.icarl import IcarlState, herding, icarl
+from jaxemb.transforms.intercontinet import InterContiNetConfig, InterContiNetState, intercontinet
 from jaxemb.transforms.lora import Adapter, lora, merge_lora
 from jaxemb.transforms.lwf import LwfState, lwf
 from jaxemb.transforms.mas import mas
@@ -41,7 +49,15 @@ __all__ = [
     "Carried",
     "Context",
     "EmaState",
+    "HyperIntervalConfig",
+    "HyperIntervalParams",
+    "HyperIntervalState",
+    "HypernetworkConfig",
+    "HypernetworkParams",
+    "HypernetworkState",
     "IcarlState",
+    "InterContiNetConfig",
+    "InterContiNetState",
     "LwfState",
     "Memory",
     "MergeState",
@@ -72,8 +88,11 @@ __all__ = [
     "find_state",
     "frozen",
     "herding",
+    "hyper_interval",
+    "hypernetwork",
     "icarl",
     "identity",
+    "intercontinet",
     "l2",
     "lora",
     "lwf",

@@ -167,7 +167,12 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
     def ends(params: HyperIntervalParams, model: PyTree) -> jax.Array:
         """Lower, middle and upper weights of all tasks with the full gamma, `[T, 3, P]`."""
-        return _ends(weight_boxes(config, params, task_boxes(config, params, config.gamma), model))
+        box = weight_boxes(config, params, task_boxes(config, params, config.gamma), model)
+        return jnp.stack([box.centre - box.radius, box.centre, box.centre + box.radius], axis=-2)
+
+    def middles(params: HyperIntervalParams, model: PyTree) -> jax.Array:
+        """Those in the middle, `[T, P]`; the last layer's radii, half of the work, are not needed."""
+        return weight_boxes(config, params, task_boxes(config, params, config.gamma), model).centre
 
     def begin_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
         hyper.check_number(config, task.number)
@@ -202,10 +207,12 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
         params = hyper.frozen_embeddings(hyper.ahead(config, context, params, state.candidate))
         params = params._replace(radius_logits=jax.lax.stop_gradient(params.radius_logits))
-        before = ends(state.old, stored) if config.targets == "recompute" else state.old
-        now, before = ends(params, stored), jax.lax.stop_gradient(before)
-        if not config.regularises_all:
-            now, before = now[:, 1], before[:, 1]
+        held = ends if config.regularises_all else middles
+        if config.targets == "recompute":
+            before = held(state.old, stored)
+        else:
+            before = state.old if config.regularises_all else state.old[:, 1]
+        now, before = held(params, stored), jax.lax.stop_gradient(before)
         return both - counted + config.beta * hyper.output_regulariser(config, now, before, state.task)
 
     def updates(updates: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
@@ -297,10 +304,6 @@ def propagate(network: Mlp, centre: jax.Array, radius: jax.Array) -> Box:
             lower, upper = jax.nn.relu(centre - radius), jax.nn.relu(centre + radius)
             centre, radius = (lower + upper) / 2, (upper - lower) / 2
     return Box(centre, radius)
-
-
-def _ends(box: Box) -> jax.Array:
-    return jnp.stack([box.centre - box.radius, box.centre, box.centre + box.radius], axis=-2)
 
 
 def interval_cross_entropy(
