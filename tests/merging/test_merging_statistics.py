@@ -7,7 +7,6 @@ import pytest
 from jaxemb.classifier import Classifier
 from jaxemb.encoders import Mlp
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.losses import info_nce
 from jaxemb.merging import collect_fisher, collect_grams, gradient_conflict, interference_report, sampled_labels
 from jaxemb.objectives import classification
 from jaxemb.types import Tokens
@@ -33,24 +32,27 @@ def test_fisher_is_the_mean_of_squared_gradients_of_examples():
 
 def test_fisher_of_sampled_labels_is_the_true_one():
     batch = {"input": X[:2], "classes": np.array([True, True, True, False])}
-    draws = [batch] * 4000
+    draws = [batch] * 1000
     fisher = collect_fisher(sampled_labels(lambda m, b, k: (None, {"logits": b["input"] @ m})), jnp.asarray(W), draws,
                             jax.random.key(0))  # fmt: skip
     p = np.exp(X[:2] @ W) * batch["classes"]
     p /= p.sum(axis=1, keepdims=True)
     of_label = X[:2, None, :, None] * (p[:, None] - np.eye(4)[None])[:, :, None, :]  # [N, label, in, out]
     expected = np.einsum("nl,nlio->io", p, of_label**2) / 2
-    np.testing.assert_allclose(fisher, expected, rtol=0.1, atol=1e-8)
+    np.testing.assert_allclose(fisher, expected, rtol=0.15, atol=1e-8)
     with pytest.raises(ValueError, match="needs a key"):
         sampled_labels(cross_entropy)(W, batch, None)
 
 
 def test_fisher_of_losses_that_depend_on_the_whole_batch():
-    objective = lambda model, batch, key: (info_nce(batch["q"] @ model, batch["d"] @ model), {})
+    def objective(model, batch, key):
+        logits = batch["q"] @ model @ (batch["d"] @ model).T
+        return jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits), {}
+
     batch = {"q": X, "d": X + 0.3}
     fisher = collect_fisher(objective, jnp.asarray(W), [batch])
     rows = jax.jacrev(lambda model: objective(model, batch, None)[0])(jnp.asarray(W))
-    np.testing.assert_allclose(fisher, np.square(rows).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(fisher, np.square(rows).mean(axis=0), rtol=1e-3)
     with pytest.raises(ValueError, match="batches must be at least one"):
         collect_fisher(objective, jnp.asarray(W), [])
 
