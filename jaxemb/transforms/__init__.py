@@ -5,6 +5,7 @@ from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, c
 from jaxemb.transforms.ema import EmaState, ema, ema_model
 from jaxemb.transforms.ewc import ewc
 from jaxemb.transforms.frozen import frozen
+from jaxemb.transforms.gpm import GpmState, gpm
 from jaxemb.transforms.hyper_interval import (
     HyperIntervalConfig,
     HyperIntervalParams,
@@ -49,6 +50,7 @@ __all__ = [
     "Carried",
     "Context",
     "EmaState",
+    "GpmState",
     "HyperIntervalConfig",
     "HyperIntervalParams",
     "HyperIntervalState",
@@ -87,6 +89,7 @@ __all__ = [
     "experience_replay",
     "find_state",
     "frozen",
+    "gpm",
     "herding",
     "hyper_interval",
     "hypernetwork",
