@@ -36,7 +36,8 @@ def score_matrix(
         if not np.isnan(value):
             dark = value < (low + high) / 2
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axis.set_xticks(range(tasks), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right")
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+    axis.set_xticks(range(tasks), names, **turned)
     axis.set_yticks(range(tasks), names)
     axis.set(xlabel="tested on", ylabel="after training", title=title)
     figure.colorbar(image, label=score, shrink=0.8)
