@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxemb.interval.box import Box, Call, is_nonneg, rule
+from jaxemb.interval.box import Box, Call, high, is_nonneg, low, rule
 
 TILE = 2**22  # elements of the largest array that an exact product of two boxes of both signs may hold
 
@@ -63,23 +63,25 @@ def product(bilinear: Callable[[Any, Any], Any], x, w, exact: Callable[[Box, Box
 
 
 def _around(centre, spread, nonneg: bool = False) -> Box:
-    # A coordinate that may be infinite makes inf - inf or 0 inf: nothing is known of such a result.
-    lo, hi = centre - spread, centre + spread
-    lo, hi = jnp.where(jnp.isnan(lo), -jnp.inf, lo), jnp.where(jnp.isnan(hi), jnp.inf, hi)
-    return Box(jnp.maximum(lo, 0) if nonneg else lo, hi, nonneg)
+    box = _known(centre - spread, centre + spread)
+    return Box(jnp.maximum(box.lo, 0), box.hi, nonneg) if nonneg else box
 
 
-def elementwise_product(x: Box, w: Box) -> Box:
-    """Elementwise: the least and the greatest of the four products of ends."""
-    if x.nonneg and w.nonneg:
-        return Box(x.lo * w.lo, x.hi * w.hi, nonneg=True)
-    ends = [_times(a, b) for a in (x.lo, x.hi) for b in (w.lo, w.hi)]
-    return Box(functools.reduce(jnp.minimum, ends), functools.reduce(jnp.maximum, ends))
+def _known(lo, hi) -> Box:
+    """Where an infinite end made `inf - inf` or `0 inf`, nothing is known of the result."""
+    return Box(jnp.where(jnp.isnan(lo), -jnp.inf, lo), jnp.where(jnp.isnan(hi), jnp.inf, hi))
 
 
-def _times(a, b):
-    """`a b` where 0 times infinity is 0: an end that may be infinite times one that is exactly 0."""
-    return jnp.where((a == 0) | (b == 0), 0, a * b)
+def elementwise_product(x, w, times: Callable[[Any, Any], Any] = jnp.multiply) -> Box:
+    """Elementwise: the least and the greatest of the products of the ends."""
+    if is_nonneg(x) and is_nonneg(w):
+        return Box(times(low(x), low(w)), times(high(x), high(w)), nonneg=True)
+    corners = [times(a, b) for a in ends(x) for b in ends(w)]
+    return Box(functools.reduce(jnp.minimum, corners), functools.reduce(jnp.maximum, corners))
+
+
+def ends(value) -> tuple[Any, ...]:
+    return (value.lo, value.hi) if isinstance(value, Box) else (value,)
 
 
 def _exact_dot(params: dict[str, Any], x: Box, w: Box) -> Box:
@@ -116,15 +118,15 @@ def _exact_matmul(x: Box, w: Box) -> Box:
     )
 
     @jax.checkpoint
-    def add(total, ends):
-        x_lo, x_hi, w_lo, w_hi = ends
+    def add(total, part):
+        x_lo, x_hi, w_lo, w_hi = part
         left, right = Box(x_lo[..., None], x_hi[..., None]), Box(w_lo[:, None], w_hi[:, None])
-        part = elementwise_product(left, right)
-        return (total[0] + part.lo.sum(2), total[1] + part.hi.sum(2)), None
+        terms = elementwise_product(left, right)
+        return (total[0] + terms.lo.sum(2), total[1] + terms.hi.sum(2)), None
 
     zeros = jnp.zeros((batch, rows, columns), jnp.result_type(x.dtype, w.dtype))
-    ends = (by_tile(x.lo, 2), by_tile(x.hi, 2), by_tile(w.lo, 1), by_tile(w.hi, 1))
-    return Box(*lax.scan(add, (zeros, zeros), ends)[0])
+    parts = (by_tile(x.lo, 2), by_tile(x.hi, 2), by_tile(w.lo, 1), by_tile(w.hi, 1))
+    return _known(*lax.scan(add, (zeros, zeros), parts)[0])
 
 
 def _exact_conv(params: dict[str, Any], x: Box, w: Box) -> Box:

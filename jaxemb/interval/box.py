@@ -1,5 +1,6 @@
 """Boxes of values, and the table of rules that says how each primitive maps them."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -13,11 +14,11 @@ Products = Literal["exact", "midpoint"]
 
 
 class Source(NamedTuple):
-    """The primitive that made a box, and of what. Rules read it to see what belongs together: `x exp(x)`, a softmax."""
+    """What made a box, and of what: by it one sees what belongs together, as `x` and `exp(x)` in `x exp(x)`."""
 
     name: str
-    params: dict[str, Any]
     inputs: tuple[Any, ...]
+    call: "Call"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +89,17 @@ class Call:
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}  # of primitives by name: `rule(call, *values)`, where at least one value is a Box
+# Tighter rules for a primitive at the end of a known expression, which return None if it is not that one.
+PATTERNS: dict[str, list[Rule]] = collections.defaultdict(list)
+
+
+def pattern(*names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for name in names:
+            PATTERNS[name].append(function)
+        return function
+
+    return register
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

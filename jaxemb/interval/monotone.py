@@ -13,7 +13,7 @@ _ALWAYS_NONNEG = {"exp", "exp2", "logistic"}
     *("device_put", "sharding_constraint", "reshard", "mesh_cast", "pvary"),
     # moving elements about
     *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "rev", "concatenate", "pad", "slice"),
-    *("split", "tile"),
+    *("split", "stack", "unstack", "tile"),
     # sums and extrema
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "cumsum", "cummax", "cummin"),
     *("cumlogsumexp", "reduce_window_sum", "reduce_window_max", "reduce_window_min", "psum", "pmax", "pmin"),
