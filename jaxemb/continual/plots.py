@@ -36,8 +36,9 @@ def score_matrix(
         if not np.isnan(value):
             dark = value < (low + high) / 2
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
-    axis.set_xticks(range(tasks), names, **turned)
+    axis.set_xticks(range(tasks), names)
+    if max(map(len, names)) > 3:
+        axis.tick_params(axis="x", rotation=45)
     axis.set_yticks(range(tasks), names)
     axis.set(xlabel="tested on", ylabel="after training", title=title)
     figure.colorbar(image, label=score, shrink=0.8)
