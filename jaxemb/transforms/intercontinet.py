@@ -91,7 +91,8 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
       config: see there.
 
     Raises:
-      ValueError: from `init` for a model with running statistics; from `begin_task` if the task has not more steps than `contraction_steps`.
+      ValueError: from `init` for a model with running statistics; from `begin_task` if the task has not more steps than
+        `contraction_steps`.
 
     References:
       Wołczyk et al. 2022, ICML; github.com/gmum/InterContiNet. There a phase is of epochs, with SGD for the shifts.
@@ -106,10 +107,8 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         return Carried(params, InterContiNetState(full(config.max_radius), zero, zero, unknown, unknown))
 
     def begin_task(task: Task, context: Context, params: InterContiNetParams, state: InterContiNetState):
-        if task.steps <= config.contraction_steps:
-            raise ValueError(
-                f"a task must take more than contraction_steps={config.contraction_steps}; got {task.steps}"
-            )
+        if task.steps <= (least := config.contraction_steps):
+            raise ValueError(f"a task must have more than contraction_steps = {least} steps; got {task.steps}")
         unknown = jnp.full(config.window, jnp.nan, jnp.float32)
         steps = jnp.asarray(task.steps, jnp.int32)
         return context.trained, state._replace(step=jnp.zeros((), jnp.int32), steps=steps, plain=unknown, worst=unknown)
