@@ -18,13 +18,14 @@ def test_outputs_gradients_and_merged_kernels_of_peft(kind):
         peft = {name.split("/")[1]: arrays[name] for name in arrays if name.startswith(kind)}
     adapters = {"kernel": Adapter(peft["down"], peft["up"], peft.get("magnitude"))}
 
+    @jax.jit
     def outputs(adapters):
         return peft["x"] @ merge_lora({"kernel": peft["kernel"]}, adapters, scale=3.0)["kernel"]
 
     np.testing.assert_allclose(outputs(adapters), peft["y"], rtol=1e-4, atol=1e-5)
     merged = merge_lora({"kernel": peft["kernel"]}, adapters, scale=3.0)["kernel"]
     np.testing.assert_allclose(merged, peft["merged"], rtol=1e-5, atol=1e-6)
-    gradients = jax.grad(lambda adapters: jnp.sum(jnp.square(outputs(adapters))))(adapters)["kernel"]
+    gradients = jax.jit(jax.grad(lambda adapters: jnp.sum(jnp.square(outputs(adapters)))))(adapters)["kernel"]
     for name in adapters["kernel"]._fields:
         if name in peft:
             expected = peft[f"{name}_gradient"]
