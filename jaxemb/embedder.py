@@ -86,17 +86,76 @@ class Embedder(nnx.Module):
         Raises:
           ValueError: if `dim` is not in 1..D.
         """
-        states = self.encoder(tokens, key=key)
+        return self._cut(self._through_heads(self._pool(self.encoder(tokens, key=key), tokens)), dim)
+
+    def at_layers(self, tokens: Tokens, layers: Sequence[int], *, key: jax.Array | None = None) -> jax.Array:
+        """The embeddings that this model cut to each of several depths gives, of one pass, f32 `[N, len(layers), D]`.
+
+        Args:
+          tokens: N texts, one or several per row.
+          layers: numbers of layers, in any order; 0 is the encoder's embedding layer alone.
+          key: dropout key; None turns dropout off.
+
+        Raises:
+          ValueError: if a number of layers is not in 0..L.
+        """
+        pooled = self.encoder.at_layers(tokens, layers, lambda states: self._pool(states, tokens), key=key)
+        return self._through_heads(pooled).swapaxes(0, 1)
+
+    def at_sizes(
+        self, tokens: Tokens, sizes: Sequence[tuple[int, int]], *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """The embeddings at each of `sizes` = ((layers, dim), ...), of one pass: a tuple of f32 `[N, dim]`.
+
+        Each is what `self.truncate(layers, dim)` gives. Raises ValueError for a size that the model does not have.
+        """
+        layers = sorted({n for n, _ in sizes})
+        x = self.at_layers(tokens, layers, key=key)
+        return tuple(self._cut(x[:, layers.index(n)], dim) for n, dim in sizes)
+
+    def truncate(self, layers: int | None = None, dim: int | None = None) -> "Embedder":
+        """The model with the first `layers` layers only, and the first `dim` dimensions of its embeddings.
+
+        As a model directory cannot say that embeddings are cut, a `Dense` head does it: the last one, if embeddings
+        are its outputs, or else a new one, `x I[:, :dim]`. It stands before a final `Normalize`.
+
+        Raises:
+          ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
+        """
+        encoder = self.encoder if layers is None else self.encoder.truncate(layers)
+        if dim is None or dim == self.dim:
+            return dataclasses.replace(self, encoder=encoder)
+        self._check_dim(dim, self.dim)
+        end = len(self.heads) - self.normalizes
+        before, after = self.heads[:end], self.heads[end:]
+        if before and isinstance(before[-1], Dense):
+            linear = jax.tree.map(lambda leaf: leaf[..., :dim], before[-1].linear)
+            before = (*before[:-1], dataclasses.replace(before[-1], linear=linear))
+        else:
+            before = (*before, Dense(linear=Linear(jnp.eye(self.dim, dim))))
+        return dataclasses.replace(self, encoder=encoder, heads=(*before, *after))
+
+    def _pool(self, states: jax.Array, tokens: Tokens) -> jax.Array:
+        """States `[B, T, D]` to `[N, D * poolings]`."""
         x = jnp.concatenate([POOLINGS[name](states, tokens) for name in self.pooling], axis=-1)
         x = x.reshape(-1, x.shape[-1])
-        x = x if tokens.slots is None else x[tokens.slots]
+        return x if tokens.slots is None else x[tokens.slots]
+
+    def _through_heads(self, x: jax.Array) -> jax.Array:
         for head in self.heads:
             x = head(x)
+        return x
+
+    def _cut(self, x: jax.Array, dim: int | None) -> jax.Array:
         if dim is None or dim == x.shape[-1]:
             return x
-        if not 1 <= dim <= x.shape[-1]:
-            raise ValueError(f"dim must be in 1..{x.shape[-1]}, the dimension of the embeddings; got {dim}")
-        return normalize(x[:, :dim]) if self.normalizes else x[:, :dim]
+        self._check_dim(dim, x.shape[-1])
+        return normalize(x[..., :dim]) if self.normalizes else x[..., :dim]
+
+    @staticmethod
+    def _check_dim(dim: int, most: int) -> None:
+        if not 1 <= dim <= most:
+            raise ValueError(f"dim must be in 1..{most}, the dimension of the embeddings; got {dim}")
 
     @property
     def normalizes(self) -> bool:
@@ -160,6 +219,20 @@ class SentenceEmbedder:
         from jaxemb.checkpoints import sentence_transformers
 
         sentence_transformers.save(self, path)
+
+    def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":
+        """A smaller model: the first `layers` layers, the first `dim` dimensions of the embeddings; None keeps all.
+
+            embedder.truncate(layers=6, dim=128).save("small")  # loads at that size everywhere
+
+        Raises:
+          ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
+        """
+        from jaxemb.checkpoints import weights
+
+        model = self.model.truncate(layers, dim)
+        format = dataclasses.replace(self.format, encoder=weights.truncate(self.format.encoder, layers))
+        return self.replace(model=model, format=format)
 
     def replace(self, **changes: Any) -> "SentenceEmbedder":
         """A copy with some attributes replaced, such as `model`."""

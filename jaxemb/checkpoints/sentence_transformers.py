@@ -60,18 +60,28 @@ class DirectoryFormat:
     do_lower_case: bool = False
 
 
-def load(path_or_id: str | Path, *, revision: str | None = None, **overrides: Any) -> SentenceEmbedder:
+def load(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    layers: int | None = None,
+    dim: int | None = None,
+    **overrides: Any,
+) -> SentenceEmbedder:
     """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
     Args:
       path_or_id: a local directory or a hub id.
       revision: branch, tag or commit of a hub id.
+      layers: keep the first layers of the encoder only.
+      dim: keep the first dimensions of the embeddings only.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
-      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation.
+      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
+        or if the model has less layers or dimensions than are to be kept.
     """
     root = resolve(path_or_id, revision=revision)
     modules = _modules(root)
@@ -97,7 +107,7 @@ def load(path_or_id: str | Path, *, revision: str | None = None, **overrides: An
             f"{encoder.config.vocab_size} embeddings"
         )
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
-    return SentenceEmbedder(
+    embedder = SentenceEmbedder(
         model=Embedder(encoder=encoder, heads=tuple(heads), pooling=pooling),
         tokenizer=tokenizer,
         max_length=min(stated_length or encoder.config.max_positions, encoder.config.max_positions),
@@ -106,6 +116,7 @@ def load(path_or_id: str | Path, *, revision: str | None = None, **overrides: An
         default_prompt_name=config.get("default_prompt_name"),
         similarity_fn_name=similarity,
     )
+    return embedder.truncate(layers=layers, dim=dim)
 
 
 def load_encoder(path: str | Path, **overrides: Any) -> tuple[Transformer, CheckpointFormat]:

@@ -17,6 +17,9 @@ from jaxemb.encoders.transformer import Transformer, TransformerConfig
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's BERT
 
+_DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
+_OF_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
@@ -106,6 +109,30 @@ def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.n
         whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         tensors[tensor.name] = np.ascontiguousarray(whole.T if tensor.weight.transpose else whole, tensor.dtype)
     return tensors | dict(format.aside)
+
+
+def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:
+    """The format of the checkpoint without the layers after the first `layers`; None keeps all."""
+    if layers is None:
+        return format
+    config = dict(format.config)
+    config |= {name: layers for name in _DEPTHS if name in config}
+    if config.get("layer_types") is not None:
+        config["layer_types"] = list(config["layer_types"])[:layers]
+    return dataclasses.replace(
+        format,
+        config=config,
+        stored=tuple(tensor for tensor in format.stored if tensor.layer is None or tensor.layer < layers),
+        # What stands aside of a layer (the frequencies of rotary positions) goes with the layer.
+        aside={
+            name: tensor
+            for name, tensor in format.aside.items()
+            if (of_layer := _OF_LAYER.search(name)) is None or int(of_layer[1]) < layers
+        },
+        shapes={
+            path: (layers, *shape[1:]) if path.startswith("layers.") else shape for path, shape in format.shapes.items()
+        },
+    )
 
 
 def _fill(targets: Sequence[np.ndarray], tensor: np.ndarray, is_transposed: bool) -> str | None:

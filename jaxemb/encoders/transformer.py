@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import chex
@@ -368,6 +368,62 @@ class Transformer(nnx.Module):
         Raises:
           ValueError: if T exceeds what the position table can hold.
         """
+        embedded, final, states = self._run(tokens, key, (lambda x: x) if all_states else None)
+        final = final if self.final_norm is None else self.final_norm(final)
+        return jnp.concatenate([embedded[None], states[:-1], final[None]]) if all_states else final
+
+    def at_layers(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        read: Callable[[jax.Array], jax.Array],
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What `read` makes of the final states `[B, T, D]` of this transformer cut to each of several depths.
+
+        One pass through the deepest of them gives all. Each state is read inside the scan, after the final norm if
+        there is one, so that what is kept of a layer is no more than what `read` returns (a pooling: `[B, S, D]`).
+
+        Args:
+          tokens: the batch, `[B, T]`.
+          layers: numbers of layers, in any order; 0 is the embeddings.
+          read: states to anything of one shape.
+          key: dropout key; None turns dropout off.
+
+        Returns:
+          `[len(layers), ...]`.
+
+        Raises:
+          ValueError: if a number of layers is not in 0..L.
+        """
+        _check_layers(layers, self.config.layers, least=0)
+        normed = lambda x: read(x if self.final_norm is None else self.final_norm(x))
+        deepest = max(layers)
+        if deepest == 0:
+            embedded = self.embeddings(tokens, self.config, None if key is None else jax.random.split(key)[0])
+            return jnp.stack([normed(embedded)] * len(layers))
+        embedded, _, after = self.truncate(deepest)._run(tokens, key, normed)
+        return jnp.stack([after[n - 1] if n else normed(embedded) for n in layers])
+
+    def truncate(self, layers: int) -> "Transformer":
+        """This transformer without the layers after the first `layers`; the final norm, if any, stays.
+
+        Raises:
+          ValueError: if `layers` is not in 1..L.
+        """
+        c = self.config
+        _check_layers([layers], c.layers, least=1)
+        return dataclasses.replace(
+            self,
+            layers=jax.tree.map(lambda leaf: leaf[:layers], self.layers),
+            config=dataclasses.replace(
+                c, layers=layers, windows=c.windows[:layers], rope_of_layer=c.rope_of_layer[:layers]
+            ),
+        )
+
+    def _run(self, tokens: Tokens, key: jax.Array | None, read: Callable[[jax.Array], jax.Array] | None):
+        """The embeddings, the last layer's state without the final norm, and `read` of every layer's, stacked."""
         c = self.config
         chex.assert_rank([tokens.ids, tokens.segment_ids, tokens.positions], 2)
         length = tokens.ids.shape[1]
@@ -392,7 +448,7 @@ class Transformer(nnx.Module):
             in_window = bias if window is None else bias + _hide(distance > window, c.dtype)
             rope = jax.tree.map(lambda *tables: jnp.stack(tables)[rope_index], *ropes) if ropes else None
             y = layer(_by_rows(x), c, is_first=index == 0, bias=in_window, rope=rope, key=layer_key)
-            return y, y if all_states else None
+            return y, None if read is None else read(y)
 
         windows = np.asarray([w or length for w in c.windows], np.int32) if any(c.windows) else None
         per_layer = (
@@ -403,11 +459,12 @@ class Transformer(nnx.Module):
             None if k_layers is None else jax.random.split(k_layers, c.layers),
         )
         body = jax.checkpoint(step) if c.remat else step
-        final, states = jax.lax.scan(body, x, per_layer, unroll=min(c.unroll, c.layers))
-        final = final if self.final_norm is None else self.final_norm(final)
-        if not all_states:
-            return final
-        return jnp.concatenate([x[None], states[:-1], final[None]])
+        return x, *jax.lax.scan(body, x, per_layer, unroll=min(c.unroll, c.layers))
+
+
+def _check_layers(layers: Sequence[int], most: int, least: int) -> None:
+    if not layers or not all(least <= n <= most for n in layers):
+        raise ValueError(f"layers must be in {least}..{most}, the layers of the transformer; got {tuple(layers)}")
 
 
 def _by_rows(x: jax.Array) -> jax.Array:

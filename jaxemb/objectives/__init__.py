@@ -2,19 +2,26 @@
 
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.classification import classification, competing
-from jaxemb.objectives.columns import Objective, on_columns
+from jaxemb.objectives.columns import ColumnsObjective, Objective, on_columns
 from jaxemb.objectives.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.objectives.matryoshka import adaptive_layers, alignment_kl, matryoshka, matryoshka_2d, starbucks
 from jaxemb.objectives.views import supervised_contrastive
 
 __all__ = [
+    "ColumnsObjective",
     "DenoisingAutoEncoder",
     "Objective",
+    "adaptive_layers",
+    "alignment_kl",
     "classification",
     "competing",
     "delete_words",
     "denoising",
     "in_chunks",
+    "matryoshka",
+    "matryoshka_2d",
     "on_columns",
+    "starbucks",
     "supervised_contrastive",
     "word_pieces",
 ]

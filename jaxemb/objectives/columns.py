@@ -15,6 +15,29 @@ from jaxemb.types import Tokens, concatenate
 Batch = dict[str, Any]
 Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
 
+Embeddings = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsObjective:
+    """An `Objective` in two halves, so that what changes the embeddings that a loss sees can stand between them.
+
+    Attributes:
+      embed: `(model, batch, key) -> {column: [N, K, D]}`, the embeddings of the K texts of each record; objectives that
+        want several layers put an axis of layers before D.
+      losses: `(embeddings, batch, key) -> [N]`.
+      output: of a column's embeddings, those that the model gives when it is called, `[N, K, D]`.
+    """
+
+    embed: Callable[[Any, Batch, jax.Array | None], Embeddings]
+    losses: Callable[[Embeddings, Batch, jax.Array | None], jax.Array]
+    output: Callable[[jax.Array], jax.Array] = lambda embeddings: embeddings
+
+    def __call__(self, model, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Embeddings]:
+        embeddings = self.embed(model, batch, key)
+        outputs = {name: self.output(e) for name, e in embeddings.items()}
+        return self.losses(embeddings, batch, key), {n: e[:, 0] if e.shape[1] == 1 else e for n, e in outputs.items()}
+
 
 def on_columns(
     loss: Callable[..., jax.Array],
@@ -22,7 +45,7 @@ def on_columns(
     others: Sequence[str] = (),
     chunk: int | None = None,
     **named_columns: str,
-) -> Objective:
+) -> ColumnsObjective:
     """The objective `loss(embeddings of each column, ..., name=batch[name] for the others)`.
 
         on_columns(cosent, "first", "second", others=["scores"])
@@ -42,7 +65,8 @@ def on_columns(
       named_columns: the loss's keyword argument = name of the text column that it takes.
 
     Returns:
-      An `Objective`. Its outputs are the embeddings by column name.
+      An `Objective`. Its outputs are the embeddings by column name. It can be made to train several sizes of the model
+      at once, see `matryoshka`, `adaptive_layers`, `matryoshka_2d` and `starbucks`.
 
     Raises:
       ValueError: when called, if the batch lacks a column, a column's number of texts is no multiple of the number of
@@ -54,21 +78,21 @@ def on_columns(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 row; got {chunk}")
 
-    def objective(model, batch: Batch, key: jax.Array | None):
+    def embed(model, batch: Batch, key: jax.Array | None) -> Embeddings:
         if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         records = batch["id"].shape[0]
-        embeddings = {
-            name: _by_record(e, records, name)
-            for name, e in _embed({name: batch[name] for name in wanted}, model, key, chunk).items()
-        }
+        texts = {name: batch[name] for name in wanted}
+        return {name: _by_record(e, records, name) for name, e in _embed(texts, model, key, chunk).items()}
+
+    def losses_of(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
         positional = [e[:, 0] if e.shape[1] == 1 else e for e in (embeddings[name] for name in columns)]
         keyword = {argument: embeddings[name] for argument, name in named_columns.items()}
         losses = loss(*positional, **keyword, **{name: batch[name] for name in others})
-        chex.assert_shape(losses, (records,), custom_message="the loss must give one value per record")
-        return losses, {name: e[:, 0] if e.shape[1] == 1 else e for name, e in embeddings.items()}
+        chex.assert_shape(losses, batch["id"].shape, custom_message="the loss must give one value per record")
+        return losses
 
-    return objective
+    return ColumnsObjective(embed, losses_of)
 
 
 def _embed(columns: dict[str, Tokens], model, key: jax.Array | None, chunk: int | None) -> dict[str, jax.Array]:
@@ -92,8 +116,8 @@ def _embed(columns: dict[str, Tokens], model, key: jax.Array | None, chunk: int 
 
 
 def _by_record(embeddings: jax.Array, records: int, name: str) -> jax.Array:
-    """`[N * K, D]` to `[N, K, D]`."""
-    texts, dim = embeddings.shape
+    """`[N * K, ..., D]` to `[N, K, ..., D]`."""
+    texts, *rest = embeddings.shape
     if texts % records:
         raise ValueError(f"column {name!r} has {texts} texts, which is no multiple of the {records} records")
-    return embeddings.reshape(records, texts // records, dim)
+    return embeddings.reshape(records, texts // records, *rest)

@@ -1,0 +1,214 @@
+"""Matryoshka, adaptive layers, both and Starbucks: worked numbers, formulas in NumPy, sampling, and the shared pass."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import chisquare
+from tiny_run import distance, pair_batch, tiny_model
+
+from jaxemb.losses import info_nce
+from jaxemb.objectives import adaptive_layers, alignment_kl, matryoshka, matryoshka_2d, on_columns, starbucks
+
+BATCH = {"id": np.arange(4)}
+L, D = 3, 8
+ALL = {name: np.random.default_rng(i).normal(size=(4, 1, L, D)).astype(np.float32) for i, name in enumerate("qd")}
+WHOLE = {name: e[:, :, -1] for name, e in ALL.items()}
+
+
+def plain(q, d):
+    """A loss of cosines, in NumPy and JAX alike."""
+    return 1 - (q * d).sum(axis=-1) / ((q * q).sum(axis=-1) * (d * d).sum(axis=-1)) ** 0.5
+
+
+def kl(student, teacher, temperature=1.0):
+    t, s = log_softmax(teacher / temperature, axis=-1), log_softmax(student / temperature, axis=-1)
+    return (np.exp(t) * (t - s)).sum(axis=-1)
+
+
+OBJECTIVE = on_columns(plain, "q", "d")
+
+
+# Worked numbers
+
+
+def test_alignment_by_hand():
+    student, teacher = jnp.array([0.0, 0.0]), jnp.array([np.log(3.0), 0.0])
+    np.testing.assert_allclose(alignment_kl(student, teacher), 0.130812, atol=1e-6)
+    np.testing.assert_allclose(alignment_kl(teacher, student), 0.143841, atol=1e-6)
+    np.testing.assert_allclose(4 * alignment_kl(student, teacher, temperature=2.0), 0.145363, atol=1e-6)
+
+
+def test_prefixes_by_hand():
+    embeddings = {"q": jnp.array([[[3.0, 4, 0]]]), "d": jnp.array([[[3.0, 0, 4]]])}
+    for dim, expected in ((1, 1.0), (2, 0.6), (3, 0.36)):
+        seen = matryoshka(on_columns(lambda q, d: (q * d).sum(-1), "q", "d"), [dim])
+        np.testing.assert_allclose(seen.losses(embeddings, {"id": np.arange(1)}, None), [expected], atol=1e-6)
+
+
+@pytest.mark.parametrize(("kl_weight", "expected"), [(1.0, 0.871938), (0.0, 0.313262 + 0.503204)])
+def test_starbucks_on_scores_by_hand(kl_weight, expected):
+    shallow, full = np.array([[1.0, 9], [0, 9]]), np.eye(2)
+    embeddings = {name: np.stack([shallow, full], axis=1)[:, None].astype(np.float32) for name in "qd"}
+    loss = functools.partial(info_nce, temperature=1.0, similarity="dot")
+    sizes = ((1, 1), (2, 2))
+    objective = starbucks(on_columns(loss, "q", "d"), sizes, kl_weight=kl_weight, kl_on="scores", normalize=False)
+    losses = objective.losses(embeddings, {"id": np.arange(2)}, None)
+    np.testing.assert_allclose(np.mean(losses), expected, atol=1e-6)
+
+
+# Formulas
+
+
+def test_matryoshka_sums_over_prefixes():
+    objective = matryoshka(OBJECTIVE, [8, 2, 5], [1.0, 3.0, 0.5])
+    expected = sum(w * plain(WHOLE["q"][:, 0, :d], WHOLE["d"][:, 0, :d]) for d, w in ((8, 1), (2, 3), (5, 0.5)))
+    np.testing.assert_allclose(objective.losses(WHOLE, BATCH, None), expected, rtol=1e-5)
+
+
+def test_adaptive_layers_weigh_and_align():
+    objective = adaptive_layers(
+        OBJECTIVE, last_weight=2.0, prior_weight=3.0, layer_weighting="log", kl_weight=0.7, kl_temperature=0.5
+    )
+    expected = 2 * plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0])
+    for n in (1, 2):
+        q, d = (ALL[name][:, 0, n - 1] for name in "qd")
+        expected = expected + 3 / (1 + np.log(1 + n)) / 2 * plain(q, d)
+        both = (kl(q, WHOLE["q"][:, 0], 0.5) + kl(d, WHOLE["d"][:, 0], 0.5)) / 2
+        expected = expected + 0.7 * 0.5 * both
+    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+
+
+def test_starbucks_on_components():
+    objective = starbucks(OBJECTIVE, ((1, 2), (2, 5), (3, 8)), kl_weight=0.3)
+    expected = plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0])
+    for n, dim in ((1, 2), (2, 5)):
+        q, d = (ALL[name][:, 0, n - 1, :dim] for name in "qd")
+        both = (kl(q, WHOLE["q"][:, 0, :dim]) + kl(d, WHOLE["d"][:, 0, :dim])) / 2
+        expected = expected + plain(q, d) + 0.3 * both
+    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_teacher_is_detached(detach):
+    """Without losses of its own, the last layer learns from the alignment alone."""
+    objective = adaptive_layers(OBJECTIVE, last_weight=0.0, detach_teacher=detach)
+    gradients = jax.grad(lambda e: objective.losses(e, BATCH, None).sum())(ALL)
+    assert (np.abs(gradients["q"][:, :, -1]).max() == 0) == detach
+    assert np.all(np.abs(gradients["q"][:, :, :-1]).max(axis=(0, 1, 3)) > 0)
+
+
+def test_targets_are_cut_along():
+    objective = matryoshka(
+        on_columns(lambda q, t: (q * t).sum(-1), "q", others=["t"]), [3], targets=["t"], normalize=False
+    )
+    target = np.arange(32.0, dtype=np.float32).reshape(4, 8)
+    losses = objective.losses({"q": WHOLE["q"]}, BATCH | {"t": target}, None)
+    np.testing.assert_allclose(losses, (WHOLE["q"][:, 0, :3] * target[:, :3]).sum(-1), rtol=1e-5)
+
+
+# Sampling
+
+
+def test_every_layer_and_length_is_drawn_as_often_as_others():
+    """One program: loss values tell which pair was drawn."""
+    dims = (2, 4, 6)
+    objective = matryoshka_2d(OBJECTIVE, dims, kl_weight=0.0)
+    values = jax.jit(jax.vmap(lambda key: objective.losses(ALL, BATCH, key)[0]))(
+        jax.random.split(jax.random.key(0), 3000)
+    )
+    at = lambda n, d: plain(ALL["q"][0, 0, n, :d], ALL["d"][0, 0, n, :d])
+    pairs = list(itertools.product(range(L - 1), dims))
+    expected = np.array([at(2, 8) + at(n, 8) + at(2, d) + at(n, d) for n, d in pairs])
+    nearest = np.abs(np.asarray(values)[:, None] - expected).argmin(axis=1)
+    np.testing.assert_allclose(values, expected[nearest], rtol=1e-4)
+    assert chisquare(np.bincount(nearest, minlength=len(pairs))).pvalue > 1e-3
+
+
+def test_draws_without_replacement():
+    objective = matryoshka(OBJECTIVE, [2, 4], dims_per_step=1)
+    both = matryoshka(OBJECTIVE, [2, 4], dims_per_step=2)
+    every = both.losses(WHOLE, BATCH, jax.random.key(0))
+    np.testing.assert_allclose(every, matryoshka(OBJECTIVE, [2, 4]).losses(WHOLE, BATCH, None), rtol=1e-6)
+    assert not np.allclose(objective.losses(WHOLE, BATCH, jax.random.key(0)), every)
+
+
+# With a model
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(objective, model, batch):
+
+    def mean(model):
+        losses, outputs = objective(model, batch, None)
+        return losses.mean(), outputs
+
+    return jax.value_and_grad(mean, has_aux=True)(model)
+
+
+def test_one_pass_gives_what_truncated_models_give():
+    model = tiny_model(layers=3)
+    sizes = ((1, 4), (3, 16))
+    together = jax.jit(lambda model, tokens: model.at_sizes(tokens, sizes))(model, pair_batch(range(4))["query"])
+    for (layers, dim), found in zip(sizes, together, strict=True):
+        alone = jax.jit(lambda model, tokens: model(tokens))(model.truncate(layers, dim), pair_batch(range(4))["query"])
+        np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_chunks_give_the_same_and_outputs_are_the_full_embeddings():
+    model, batch = tiny_model(layers=3), pair_batch(range(4))
+    sizes = ((1, 4), (3, 16))
+    whole = starbucks(on_columns(distance, "query", "document"), sizes)
+    chunked = starbucks(on_columns(distance, "query", "document", chunk=3), sizes)
+    ((value, outputs), gradient), ((value_2, _), gradient_2) = (
+        value_and_gradient(objective, model, batch) for objective in (whole, chunked)
+    )
+    np.testing.assert_allclose(value, value_2, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, gradient_2)
+    assert outputs["query"].shape == (4, 16)
+    np.testing.assert_allclose(outputs["query"], jax.jit(lambda m, t: m(t))(model, batch["query"]), atol=1e-5)
+
+
+def test_a_shallow_size_gives_deeper_layers_no_gradient():
+    model, batch = tiny_model(layers=3), pair_batch(range(4))
+    objective = adaptive_layers(on_columns(distance, "query", "document"), [1], last_weight=0.0)
+    gradient = value_and_gradient(objective, model, batch)[1]
+    of_layer = np.abs(gradient.encoder.layers.mlp.up.kernel).max(axis=(1, 2))
+    assert of_layer[0] > 0 and not of_layer[1:].any()
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: matryoshka(OBJECTIVE, []), "dims must be one or more numbers >= 1"),
+        (lambda: matryoshka(OBJECTIVE, [4, 0]), "dims must be one or more numbers >= 1"),
+        (lambda: matryoshka(OBJECTIVE, [4], [1, 2]), "one entry per dim"),
+        (lambda: matryoshka(OBJECTIVE, [4], dims_per_step=2), "dims_per_step must be in 1..1"),
+        (lambda: matryoshka(OBJECTIVE, [9]).losses(WHOLE, BATCH, None), "dims must be in 1..8"),
+        (lambda: adaptive_layers(OBJECTIVE, [1, 1]), "layers must be distinct"),
+        (lambda: adaptive_layers(OBJECTIVE, layer_weighting="cubic"), "layer_weighting must be one of"),
+        (lambda: adaptive_layers(OBJECTIVE, kl_temperature=0.0), "kl_temperature > 0"),
+        (lambda: adaptive_layers(OBJECTIVE, [2])(tiny_model(), BATCH, None), "layers must be before the last, 2"),
+        (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 4))), "both strictly increasing"),
+        (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 8)))(tiny_model(), BATCH, None), r"full size \(2, 16\)"),
+        (lambda: starbucks(OBJECTIVE, ((1, 4),), kl_on="vectors"), "kl_on must be"),
+        (lambda: tiny_model().at_sizes(pair_batch(range(1))["query"], ((3, 4),)), "layers must be in 0..2"),
+        (lambda: tiny_model().truncate(0), "layers must be in 1..2"),
+        (lambda: tiny_model().truncate(dim=17), "dim must be in 1..16"),
+    ],
+)
+def test_names_what_is_wrong(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_wants_an_embedder():
+    with pytest.raises(TypeError, match="an Embedder; got str"):
+        adaptive_layers(OBJECTIVE)("model", BATCH, None)
