@@ -4,12 +4,20 @@ from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.classification import classification, competing
 from jaxemb.objectives.columns import ColumnsObjective, Objective, on_columns
 from jaxemb.objectives.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.objectives.masked_language_model import (
+    MaskedLanguageHead,
+    MaskedLanguageModel,
+    hide_tokens,
+    masked_language_modelling,
+)
 from jaxemb.objectives.matryoshka import adaptive_layers, alignment_kl, matryoshka, matryoshka_2d, starbucks
 from jaxemb.objectives.views import supervised_contrastive
 
 __all__ = [
     "ColumnsObjective",
     "DenoisingAutoEncoder",
+    "MaskedLanguageHead",
+    "MaskedLanguageModel",
     "Objective",
     "adaptive_layers",
     "alignment_kl",
@@ -17,7 +25,9 @@ __all__ = [
     "competing",
     "delete_words",
     "denoising",
+    "hide_tokens",
     "in_chunks",
+    "masked_language_modelling",
     "matryoshka",
     "matryoshka_2d",
     "on_columns",
