@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.evaluate import Evaluator
     from jaxemb.retrieval import Hit
     from jaxemb.train import Run
 
@@ -270,7 +271,8 @@ def _parser() -> argparse.ArgumentParser:
   jaxemb evaluate --task sts --data stsb-en-dev.csv.gz --names sentence1,sentence2,score
   jaxemb evaluate --task sts --data SICK_trial.txt.gz --format tsv \\
       --columns sentence_A,sentence_B,relatedness_score
-  jaxemb evaluate --task retrieval --data scifact/ --split test --model runs/quickstart/model --json""",
+  jaxemb evaluate --task retrieval --data scifact/ --split test --model runs/quickstart/model --json
+  jaxemb evaluate --task sts --data pairs.csv --grid --layers 2,4,6 --dims 64,128 --max-loss 0.01""",
         model,
         encoding,
     )
@@ -287,6 +289,13 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("csv", "tsv", "jsonl", "parquet"), help="sts: of the file (default: by its name)"
     )
     sub.add_argument("--split", default="test", metavar="NAME", help="retrieval: which qrels")
+    group = sub.add_argument_group("every size of the model")
+    group.add_argument("--grid", action="store_true", help="quality, speed and index size by layers and dimensions")
+    group.add_argument("--layers", type=_counts, metavar="N,...", help="numbers of layers (default: up to six)")
+    group.add_argument("--dims", type=_counts, metavar="N,...", help="dimensions (default: powers of two from 32)")
+    group.add_argument(
+        "--max-loss", type=float, default=0.02, metavar="X", help="of quality, for the size that is recommended"
+    )
 
     sub = command(
         "search",
@@ -359,6 +368,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("model", nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
     return parser
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
 
 
 def _count(text: str) -> int:
@@ -487,12 +500,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         if len(columns) != 3:
             raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
         pairs = evaluate.read_sts(args.data, columns, names=args.names and args.names.split(","), format=args.format)
+        if args.grid:
+            return _evaluate_grid(args, evaluate.sts_evaluator(pairs), "cosine_spearman")
         encoder, name = _load_configured(args)
         scores = evaluate.sts(encoder, pairs.first, pairs.second, pairs.scores)
         report = {"task": "sts", "model": name, "data": args.data, "pairs": len(pairs), "metrics": scores}
         lines = [f"{measure:<18} {value:.4f}" for measure, value in scores.items()]
     else:
         task = evaluate.read_beir(args.data, args.split)
+        if args.grid:
+            return _evaluate_grid(args, evaluate.retrieval_evaluator(task), "ndcg@10")
         encoder, name = _load_configured(args)
         per_query = evaluate.retrieval_per_query(encoder, task.queries, task.corpus, task.qrels)
         report = {"task": "retrieval", "model": name, "data": args.data, "split": args.split, **per_query.summary()}
@@ -504,6 +521,18 @@ def _evaluate(args: argparse.Namespace) -> None:
         ]
         lines.append(f"{report['queries']} queries, {len(task.corpus)} documents; ± one standard error")
     _print(args, report, "\n".join(lines))
+
+
+def _evaluate_grid(args: argparse.Namespace, evaluator: "Evaluator", metric: str) -> None:
+    from jaxemb import evaluate
+
+    if args.dim is not None:
+        raise ValueError("--grid takes --dims, several, instead of --dim")
+    embedder, name = _load(args)
+    sizes = {"layers": args.layers, "dims": args.dims}
+    found = evaluate.grid(embedder, evaluator, metric, **sizes, batch_tokens=args.batch_tokens, mesh=_mesh())
+    report = {"task": args.task, "model": name, "data": args.data, **found.summary(args.max_loss)}
+    _print(args, report, found.table(args.max_loss))
 
 
 def _search(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from jaxemb.evaluate import metrics
 from jaxemb.evaluate.encoder import Encoder, Evaluator
+from jaxemb.evaluate.grid import Cell, Grid, grid
 from jaxemb.evaluate.retrieval import (
     RetrievalScores,
     RetrievalSet,
@@ -14,11 +15,14 @@ from jaxemb.evaluate.retrieval import (
 from jaxemb.evaluate.sts import StsSet, read_sts, sts, sts_evaluator
 
 __all__ = [
+    "Cell",
     "Encoder",
     "Evaluator",
+    "Grid",
     "RetrievalScores",
     "RetrievalSet",
     "StsSet",
+    "grid",
     "metrics",
     "read_beir",
     "read_sts",
