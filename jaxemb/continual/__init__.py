@@ -2,6 +2,7 @@
 
 from jaxemb.continual import metrics, plots
 from jaxemb.continual.evaluators import (
+    Predict,
     accuracy,
     embedding_score,
     index_compatibility,
@@ -10,7 +11,7 @@ from jaxemb.continual.evaluators import (
     nearest_neighbours,
     probe,
 )
-from jaxemb.continual.loop import StreamResult, run_stream
+from jaxemb.continual.loop import Evaluate, StreamResult, run_stream
 from jaxemb.continual.streams import (
     Experience,
     blurry,
@@ -24,7 +25,9 @@ from jaxemb.continual.streams import (
 )
 
 __all__ = [
+    "Evaluate",
     "Experience",
+    "Predict",
     "StreamResult",
     "accuracy",
     "blurry",
