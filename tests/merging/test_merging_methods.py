@@ -22,28 +22,35 @@ def vectors(values=TAUS):
     return [{"a": v[:2], "b": v[2:, None]} for v in values]
 
 
+def jitted(merge, *trees, **options):
+    """The merge, compiled as one program: it may be used inside others, and many small ones take longer."""
+    return jax.jit(lambda *trees: merge(*trees, **options))(*trees)
+
+
 def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
 def test_average_and_task_arithmetic():
     models = vectors()
-    np.testing.assert_allclose(flat(merge_average(models)), TAUS.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(flat(jitted(merge_average, models)), TAUS.mean(axis=0), rtol=1e-6, atol=1e-7)
     weighted = (TAUS * np.array([[1], [1], [2]])).sum(axis=0) / 4
-    np.testing.assert_allclose(flat(merge_average(models, [1, 1, 2])), weighted, rtol=1e-6)
+    np.testing.assert_allclose(flat(jitted(merge_average, models, weights=[1, 1, 2])), weighted, rtol=1e-6)
     base = {"a": np.ones(2, np.float32), "b": np.zeros((2, 1), np.float32)}
     expected = flat(base) + 0.4 * TAUS.sum(axis=0)
-    np.testing.assert_allclose(flat(merge_task_arithmetic(base, models, 0.4)), expected, rtol=1e-6)
-    first_b = merge_average(models, include=lambda path: "'a'" in path)["b"]
+    np.testing.assert_allclose(flat(jitted(merge_task_arithmetic, base, models, scale=0.4)), expected, rtol=1e-6)
+    first_b = jitted(merge_average, models, include=lambda path: "'a'" in path)["b"]
     np.testing.assert_array_equal(first_b, models[0]["b"])
 
 
 def test_ties_by_hand():
     base = jax.tree.map(np.ones_like, vectors()[0])
-    np.testing.assert_allclose(flat(merge_ties(base, vectors(), density=0.5)), 1 + MERGED, rtol=1e-6)
-    np.testing.assert_allclose(flat(merge_ties(base, vectors(), density=0.5, scale=0.5)), 1 + MERGED / 2, rtol=1e-6)
+    np.testing.assert_allclose(flat(jitted(merge_ties, base, vectors(), density=0.5)), 1 + MERGED, rtol=1e-6)
+    np.testing.assert_allclose(
+        flat(jitted(merge_ties, base, vectors(), density=0.5, scale=0.5)), 1 + MERGED / 2, rtol=1e-6
+    )
     # Each tensor trimmed by itself: (3, 0 | 0, 2), (0, -2 | 0, 1), (2, 0 | 0, -4), and they sum to (5, -2, 0, -1).
-    by_tensor = merge_ties(base, vectors(), density=0.5, scope="tensor")
+    by_tensor = jitted(merge_ties, base, vectors(), density=0.5, scope="tensor")
     np.testing.assert_allclose(flat(by_tensor), 1 + np.array([2.5, -2, 0, -4]), rtol=1e-6)
 
 
@@ -51,7 +58,7 @@ def test_ties_trims_every_layer_of_a_stack_by_itself():
     stack = np.array([[1, 2, 3, 4], [10, 20, 30, 40]], np.float32)
     tau = {"x": {"layers": {"w": stack}}}
     base = jax.tree.map(np.zeros_like, tau)
-    trimmed = lambda **options: merge_ties(base, [tau], density=0.5, **options)["x"]["layers"]["w"]
+    trimmed = lambda **options: jitted(merge_ties, base, [tau], density=0.5, **options)["x"]["layers"]["w"]
     whole = stack * (stack >= 10)
     np.testing.assert_array_equal(trimmed(scope="tensor"), whole)
     np.testing.assert_array_equal(trimmed(scope="tensor", stacked=lambda path: True), [[0, 0, 3, 4], [0, 0, 30, 40]])
@@ -61,7 +68,7 @@ def test_ties_trims_every_layer_of_a_stack_by_itself():
 def test_ties_whose_entries_sum_to_zero(zero_sum, expected):
     taus = [{"a": np.array(x, np.float32)} for x in ([1, -1, -2], [-1, -1, -4])]
     base = {"a": np.zeros(3, np.float32)}
-    np.testing.assert_array_equal(merge_ties(base, taus, density=1, zero_sum=zero_sum)["a"], expected)
+    np.testing.assert_array_equal(jitted(merge_ties, base, taus, density=1, zero_sum=zero_sum)["a"], expected)
 
 
 def test_dare_keeps_the_mean():
@@ -76,9 +83,9 @@ def test_dare_keeps_the_mean():
 
 def test_dare_keeps_the_norm_or_nothing():
     tau = {"a": jnp.arange(1.0, 101.0), "x": {"layers": jnp.ones((2, 50))}, "none": None}
-    kept = dare(jax.random.key(1), tau, 0.5, rescale=None)
+    kept = jitted(dare, jax.random.key(1), tau, drop_rate=0.5, rescale=None)
     assert set(np.unique(kept["a"])) <= {0.0, *np.arange(1.0, 101.0)}
-    scaled = dare(jax.random.key(1), tau, 0.5, rescale="l1", stacked=lambda path: "layers" in path)
+    scaled = jitted(dare, jax.random.key(1), tau, drop_rate=0.5, rescale="l1", stacked=lambda path: "layers" in path)
     np.testing.assert_allclose(np.abs(scaled["a"]).sum(), 5050, rtol=1e-6)
     np.testing.assert_allclose(np.abs(scaled["x"]["layers"]).sum(axis=1), 50, rtol=1e-6)
     assert scaled["none"] is None
@@ -87,29 +94,29 @@ def test_dare_keeps_the_norm_or_nothing():
 
 def test_slerp_by_hand():
     a, b = {"w": np.array([1.0, 0.0], np.float32)}, {"w": np.array([0.0, 1.0], np.float32)}
-    np.testing.assert_allclose(merge_slerp(a, b, 0.5)["w"], [0.70711, 0.70711], atol=1e-5)
-    third = merge_slerp(a, b, 1 / 3)["w"]
+    np.testing.assert_allclose(jitted(merge_slerp, a, b, t=0.5)["w"], [0.70711, 0.70711], atol=1e-5)
+    third = jitted(merge_slerp, a, b, t=1 / 3)["w"]
     np.testing.assert_allclose(third, [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)
-    np.testing.assert_array_equal(merge_slerp(a, b, 0.0)["w"], a["w"])
+    np.testing.assert_array_equal(jitted(merge_slerp, a, b, t=0.0)["w"], a["w"])
     parallel = {"w": np.array([3.0, 0.01], np.float32)}
-    np.testing.assert_allclose(merge_slerp(a, parallel, 0.25)["w"], [1.5, 0.0025], rtol=1e-6)
+    np.testing.assert_allclose(jitted(merge_slerp, a, parallel, t=0.25)["w"], [1.5, 0.0025], rtol=1e-6)
     zero = {"w": np.zeros(2, np.float32)}
-    np.testing.assert_allclose(merge_slerp(a, zero, 0.25)["w"], [0.75, 0], rtol=1e-6)
+    np.testing.assert_allclose(jitted(merge_slerp, a, zero, t=0.25)["w"], [0.75, 0], rtol=1e-6)
 
 
 def test_slerp_of_stacks_has_an_angle_for_each_layer():
     a = {"x": {"layers": {"w": np.array([[1, 0], [1, 0]], np.float32)}}}
     b = {"x": {"layers": {"w": np.array([[0, 1], [1, 0]], np.float32)}}}
-    merged = merge_slerp(a, b, 0.5, stacked=lambda path: True)["x"]["layers"]["w"]
+    merged = jitted(merge_slerp, a, b, t=0.5, stacked=lambda path: True)["x"]["layers"]["w"]
     np.testing.assert_allclose(merged, [[np.sqrt(0.5), np.sqrt(0.5)], [1, 0]], rtol=1e-6)
 
 
 def test_fisher_is_an_average_weighted_by_information():
     models = vectors()
     equal = [jax.tree.map(lambda x: np.full_like(x, 0.3), m) for m in models]
-    np.testing.assert_allclose(flat(merge_fisher(models, equal)), TAUS.mean(axis=0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(flat(jitted(merge_fisher, models, equal)), TAUS.mean(axis=0), rtol=1e-5, atol=1e-7)
     information = np.array([[1, 0, 0.5, 2], [3, 0, 0.5, 0], [0, 0, 1, 2]], np.float32)
-    merged = flat(merge_fisher(models, vectors(information), [1, 2, 1]))
+    merged = flat(jitted(merge_fisher, models, vectors(information), weights=[1, 2, 1]))
     w = np.maximum(information, 1e-8) * np.array([[1], [2], [1]])
     np.testing.assert_allclose(merged, (w * TAUS).sum(axis=0) / w.sum(axis=0), rtol=1e-5)
 
@@ -127,7 +134,7 @@ def layers():
 def test_regmean_is_least_squares(layers):
     inputs, models = layers
     grams = [{"['kernel']": jnp.asarray(x.T @ x, jnp.float32)} for x in inputs]
-    merged = merge_regmean(models, grams, alpha=1, ridge=0)
+    merged = jitted(merge_regmean, models, grams, alpha=1, ridge=0)
     outputs = np.concatenate([x @ m["kernel"] for x, m in zip(inputs, models, strict=True)])
     expected, *_ = np.linalg.lstsq(np.concatenate(inputs), outputs, rcond=None)
     np.testing.assert_allclose(merged["kernel"], expected, rtol=2e-4)
@@ -135,7 +142,7 @@ def test_regmean_is_least_squares(layers):
 
     damped = [np.where(np.eye(3), x.T @ x, 0.4 * x.T @ x) for x in inputs]
     products = sum(g @ m["kernel"] for g, m in zip(damped, models, strict=True))
-    merged = merge_regmean(models, grams, alpha=0.4, ridge=0)
+    merged = jitted(merge_regmean, models, grams, alpha=0.4, ridge=0)
     np.testing.assert_allclose(merged["kernel"], np.linalg.solve(sum(damped), products), rtol=2e-4)
 
 
@@ -145,7 +152,7 @@ def test_regmean_averages_what_never_occurred_and_takes_stacks(layers):
     gram[0, 0] = 1
     stacked = [jax.tree.map(lambda x: np.stack([x, x + 1]), m) for m in models]
     grams = [{"['kernel']": np.stack([gram, np.eye(3, dtype=np.float32)])}] * 2
-    merged = merge_regmean(stacked, grams)
+    merged = jitted(merge_regmean, stacked, grams)
     expected = (stacked[0]["kernel"] + stacked[1]["kernel"]) / 2
     np.testing.assert_allclose(merged["kernel"], expected, rtol=1e-4, atol=1e-5)
 

@@ -53,9 +53,11 @@ def test_tensors_that_are_not_included_are_those_of_the_base():
 
 def test_groups_have_coefficients_of_their_own():
     config = TransformerConfig(vocab_size=5, dim=4, layers=2, heads=2, mlp_dim=8)
-    base, model = (Transformer.init(jax.random.key(i), config) for i in range(2))
-    vector = task_vector(model, base)
-    merged = apply_task_vectors(base, [vector], [[0.0], [1.0], [0.5]], groups=layer_groups(base))
+    shapes = jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0))
+    base, model = (jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), shapes) for _ in range(2))
+    vector = jax.jit(task_vector)(model, base)
+    merge = jax.jit(lambda base, vector, w: apply_task_vectors(base, [vector], w, groups=layer_groups(base)))
+    merged = merge(base, vector, jnp.array([[0.0], [1.0], [0.5]]))
     up, first, second = (m.layers.mlp.up.kernel for m in (merged, base, model))
     np.testing.assert_array_equal(up[0], first[0])
     np.testing.assert_allclose(up[1], second[1], atol=1e-6)
