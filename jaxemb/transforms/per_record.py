@@ -52,13 +52,13 @@ def importance(
         put = lambda theta: replaced(model, where, lambda path, leaf: theta[path])
         v, pull, weights = jax.vjp(lambda theta: values(objective, put(theta), batch), theta, has_aux=True)
 
-        def add(total: Arrays, one: tuple[jax.Array, jax.Array]):
-            (gradient,), weight = pull(one[0]), one[1]
+        def add(total: Arrays, place: jax.Array):
+            (gradient,) = pull((jnp.arange(v.size) == place).astype(v.dtype).reshape(v.shape))
+            weight = weights.reshape(-1)[place]
             plus = lambda t, g: t + jnp.where(weight > 0, weight * of_gradient(g), 0)
             return jax.tree.map(plus, total, gradient), None
 
-        units = jnp.eye(v.size, dtype=v.dtype).reshape(-1, *v.shape)
-        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, theta), (units, weights.reshape(-1)))[0]
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, theta), jnp.arange(v.size))[0]
 
     def over_records(objective: Objective, model: PyTree, batch: PyTree, key: jax.Array):
         batch = prepare(objective, model, batch, key)
@@ -90,7 +90,7 @@ def importance(
         for number, batch in enumerate(task.batches()):
             key = jax.random.fold_in(context.key, number)
             new, n, together, alone = compiled(context.objective, model, batch, key)
-            if number == 0 and not np.allclose(together, alone, rtol=1e-3, atol=1e-4):
+            if number == 0 and not np.allclose(together, alone, rtol=1e-2, atol=1e-3):
                 raise ValueError(
                     "independent must be False for an objective whose values of a record depend on others, "
                     "or whose records are no rows of the batch"

@@ -32,7 +32,7 @@ def test_chain_is_associative(names):
 
 
 def test_a_chain_of_five_compiles_once_and_each_does_its_part():
-    """`learn` asserts that the step was compiled once over all tasks."""
+    """`learn` asserts that the step was compiled once for all tasks."""
     five = chain(lora(2, where="w", train="b"), ewc(5.0), lwf(1.0, classes=C), frozen("b"), ema(0.9))
     states = learn(five, tasks=3)
     adapters, held, distilled, nothing, average = states[-1].carried
