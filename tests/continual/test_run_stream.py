@@ -59,6 +59,10 @@ def spy(log):
     )
 
 
+def test_epochs_of_each_task():
+    assert [len(losses) for losses in run(epochs=[1, 3], batch_size=5).losses] == [3, 6]
+
+
 def test_it_is_the_train_step_on_the_batches_of_the_tasks():
     stream = split_by_class(blobs(), blobs(seed=1), 2)
     result = run(stream)
@@ -209,6 +213,7 @@ def test_a_loss_that_is_not_finite_is_found():
         ({"stream": []}, "experiences must not be empty"),
         ({"epochs": None}, "one of epochs and steps; got epochs=None, steps=None"),
         ({"steps": 2}, "one of epochs and steps; got epochs=2, steps=2"),
+        ({"epochs": [2]}, r"epochs must be one number, or one for each of 2 tasks; got \[2\]"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"compete": "some"}, "compete must be 'task', 'seen' or 'all'; got 'some'"),
     ],
