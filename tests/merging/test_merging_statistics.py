@@ -53,7 +53,7 @@ def test_fisher_of_losses_that_depend_on_the_whole_batch():
 
     batch = {"q": X, "d": X + 0.3}
     fisher = collect_fisher(objective, jnp.asarray(W), [batch])
-    rows = jax.jacrev(lambda model: objective(model, batch, None)[0])(jnp.asarray(W))
+    rows = jax.jit(jax.jacrev(lambda model: objective(model, batch, None)[0]))(jnp.asarray(W))
     np.testing.assert_allclose(fisher, np.square(rows).mean(axis=0), rtol=1e-3)
     with pytest.raises(ValueError, match="batches must be at least one"):
         collect_fisher(objective, jnp.asarray(W), [])

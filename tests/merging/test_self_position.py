@@ -39,20 +39,20 @@ def test_the_quadratic(param, coefficients, scale, loss):
 
 
 def test_the_gradient_is_an_inner_product_with_the_task_vector():
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        base = {"a": jnp.asarray(rng.normal(size=(3, 2))), "b": jnp.asarray(rng.normal(size=2))}
-        vectors = [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), base) for _ in range(3)]
-        w, lam = jnp.array([0.2, 0.5, 0.3]), 0.7
+    def derivatives(base, vectors, w, lam):
         loss = lambda model: jnp.sum(jnp.tanh(model["a"] @ model["b"]) ** 2) + jnp.sum(jnp.sin(model["a"]))
         at = lambda w: loss(apply_task_vectors(base, vectors, w, lam))
-        gradient = jax.jit(jax.grad(at))(w)
         outer = jax.grad(loss)(apply_task_vectors(base, vectors, w, lam))
-        inner = [lam * sum(jnp.vdot(g, t) for g, t in zip(*map(jax.tree.leaves, (outer, v)), strict=True))
-                 for v in vectors]  # fmt: skip
-        np.testing.assert_allclose(gradient, inner, rtol=1e-5)
-        differences = [(at(w + 1e-5 * e) - at(w - 1e-5 * e)) / 2e-5 for e in np.eye(3)]
-        np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
+        inner = [lam * sum(jnp.vdot(outer[name], vector[name]) for name in outer) for vector in vectors]
+        steps = 1e-5 * jnp.eye(3)
+        return jax.grad(at)(w), jnp.stack(inner), jax.vmap(lambda e: (at(w + e) - at(w - e)) / 2e-5)(steps)
+
+    rng = np.random.default_rng(0)
+    base, *vectors = ({"a": rng.normal(size=(3, 2)), "b": rng.normal(size=2)} for _ in range(4))
+    with jax.enable_x64(True):
+        gradient, inner, differences = jax.jit(derivatives)(base, vectors, np.array([0.2, 0.5, 0.3]), 0.7)
+    np.testing.assert_allclose(gradient, inner, rtol=1e-5)
+    np.testing.assert_allclose(gradient, differences, rtol=1e-6, atol=1e-8)
 
 
 def test_one_task_on_the_simplex_is_its_model():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,8 +20,13 @@ def arrays():
 def test_ties(arrays, density):
     base = {name: arrays[f"base/{name}"] for name in NAMES}
     models = [{name: arrays[f"models/{name}"][i] for name in NAMES} for i in range(3)]
-    vectors = [task_vector(model, base) for model in models]
-    merged = merge_ties(base, vectors, density=density, scope="tensor", zero_sum="positive")
+
+    @jax.jit
+    def merge(base, models):
+        vectors = [task_vector(model, base) for model in models]
+        return merge_ties(base, vectors, density=density, scope="tensor", zero_sum="positive")
+
+    merged = merge(base, models)
     for name in NAMES:
         np.testing.assert_allclose(merged[name], arrays[f"ties/{density}/{name}"], rtol=1e-5, atol=1e-6)
 
@@ -28,6 +34,6 @@ def test_ties(arrays, density):
 @pytest.mark.parametrize("t", [0.25, 0.5])
 def test_slerp(arrays, t):
     first, second = ({name: arrays[f"models/{name}"][i] for name in NAMES} for i in range(2))
-    merged = merge_slerp(first, second, t)
+    merged = jax.jit(lambda first, second: merge_slerp(first, second, t))(first, second)
     for name in NAMES:
         np.testing.assert_allclose(merged[name], arrays[f"slerp/{t}/{name}"], rtol=1e-5, atol=1e-6)
