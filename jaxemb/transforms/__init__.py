@@ -12,7 +12,13 @@ from jaxemb.transforms.hyper_interval import (
     HyperIntervalState,
     hyper_interval,
 )
-from jaxemb.transforms.hypernetwork import HypernetworkConfig, HypernetworkParams, HypernetworkState, hypernetwork
+from jaxemb.transforms.hypernetwork import (
+    HypernetworkConfig,
+    HypernetworkParams,
+    HypernetworkState,
+    hypernetwork,
+    task_predictor,
+)
 from jaxemb.transforms.icarl import IcarlState, herding, icarl
 from jaxemb.transforms.intercontinet import InterContiNetConfig, InterContiNetState, intercontinet
 from jaxemb.transforms.lora import Adapter, lora, merge_lora
@@ -120,5 +126,6 @@ __all__ = [
     "slda_init",
     "slda_logits",
     "slda_update",
+    "task_predictor",
     "trained_temperature",
 ]
