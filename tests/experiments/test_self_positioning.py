@@ -16,7 +16,7 @@ def test_smoke(smoke):
     for arms in metrics["results"].values():
         assert {"joint", "average", "TIES 0.2", "RegMean", "Self Positioning"} <= set(arms)
         assert all(f"| {arm} |" in table for arm in arms if self_positioning._shown(arm))
-    assert "above the best task arithmetic: " in table
+    assert "above the best task arithmetic of the scales 0.4 to 1: " in table
 
 
 def test_training_held_out_and_test_texts_are_apart(quick_vectors):
