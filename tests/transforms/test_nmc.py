@@ -47,20 +47,18 @@ def test_by_hand():
     )
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_parity_with_scikit_learn_on_digits(seed):
+def test_parity_with_scikit_learn_on_digits():
     x, y = load_digits(return_X_y=True)
     train, test, y_train, y_test = train_test_split(
-        (x / 16).astype(np.float32), y.astype(np.int32), test_size=0.25, random_state=seed, stratify=y
+        (x / 16).astype(np.float32), y.astype(np.int32), test_size=0.25, random_state=3, stratify=y
     )
     state = nmc_update(nmc_init(10, 64), train, y_train)
     predicted = nmc_predict(state, jnp.asarray(test))
     np.testing.assert_array_equal(predicted, NearestCentroid().fit(train, y_train).predict(test))
-    accuracy = {0: (0.9067, 0.9067), 3: (0.9244, 0.9289)}[seed]
-    assert np.mean(predicted == y_test) == pytest.approx(accuracy[0], abs=1e-4)
+    assert np.mean(predicted == y_test) == pytest.approx(0.9244, abs=1e-4)
     state = nmc_update(nmc_init(10, 64), unit(jnp.asarray(train)), y_train)
     predicted = nmc_predict(state, jnp.asarray(test), "cosine")
-    assert np.mean(predicted == y_test) == pytest.approx(accuracy[1], abs=1e-4)
+    assert np.mean(predicted == y_test) == pytest.approx(0.9289, abs=1e-4)
 
 
 def test_the_order_and_the_batches_of_the_stream_change_nothing():
@@ -83,9 +81,8 @@ def test_the_order_and_the_batches_of_the_stream_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), padded, whole)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_sharded_is_single(devices):
-    sharding = NamedSharding(make_mesh(devices=jax.devices()[:devices]), PartitionSpec("data"))
+def test_sharded_is_single():
+    sharding = NamedSharding(make_mesh(devices=jax.devices()), PartitionSpec("data"))
     place = lambda x: jax.device_put(x, sharding)
     sharded = jax.jit(nmc_update)(nmc_init(5, 4), place(FEATURES), place(LABELS))
     single = nmc_update(nmc_init(5, 4), FEATURES, LABELS)
