@@ -47,10 +47,11 @@ def product(bilinear: Callable[[Any, Any], Any], x, w, exact: Callable[[Box, Box
     if not isinstance(w, Box):
         return _around(bilinear(x.mid, w), bilinear(x.radius, jnp.abs(w)), x.nonneg and is_nonneg(w))
     if x.nonneg and w.nonneg:
-        return Box(bilinear(x.lo, w.lo), bilinear(x.hi, w.hi), nonneg=True)
+        box = _known(bilinear(x.lo, w.lo), bilinear(x.hi, w.hi))
+        return Box(jnp.maximum(box.lo, 0), box.hi, nonneg=True)
     if x.nonneg:
         m, r = x.mid, x.radius
-        return Box(
+        return _known(
             bilinear(m, w.lo) - bilinear(r, jnp.abs(w.lo)),
             bilinear(m, w.hi) + bilinear(r, jnp.abs(w.hi)),
         )

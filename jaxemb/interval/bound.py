@@ -82,7 +82,8 @@ def _boxes(lo: Sequence[PyTree], hi: Sequence[PyTree]) -> list[Any]:
 def _box(name: str, lo: Any, hi: Any) -> Any:
     if lo is hi:
         return lo
-    if (a := jax.typeof(lo)).str_short() != (b := jax.typeof(hi)).str_short():
+    a, b = jax.typeof(lo), jax.typeof(hi)
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
         raise ValueError(f"lo and hi must have one shape and dtype; at argument {name} got {a} and {b}")
     concrete = not any(isinstance(end, jax.core.Tracer) for end in (lo, hi))
     if jnp.issubdtype(a.dtype, jnp.floating):
@@ -90,7 +91,7 @@ def _box(name: str, lo: Any, hi: Any) -> Any:
             raise ValueError(
                 f"lo must not exceed hi; at argument {name} it does in {np.sum(wrong)} of {wrong.size} places"
             )
-        return Box(lo, hi)
+        return Box(jnp.asarray(lo), jnp.asarray(hi))
     if concrete and not jnp.issubdtype(a.dtype, jax.dtypes.prng_key) and not np.array_equal(lo, hi):
         raise ValueError(f"values that are no floats must be equal in lo and hi; they differ at argument {name}, {a}")
     return lo
