@@ -4,6 +4,7 @@ from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.classification import classification, competing
 from jaxemb.objectives.columns import ColumnsObjective, Objective, on_columns
 from jaxemb.objectives.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.objectives.masked_autoencoder import MaskedAutoEncoder, hide_words, masked_autoencoding
 from jaxemb.objectives.masked_language_model import (
     MaskedLanguageHead,
     MaskedLanguageModel,
@@ -16,6 +17,7 @@ from jaxemb.objectives.views import supervised_contrastive
 __all__ = [
     "ColumnsObjective",
     "DenoisingAutoEncoder",
+    "MaskedAutoEncoder",
     "MaskedLanguageHead",
     "MaskedLanguageModel",
     "Objective",
@@ -26,7 +28,9 @@ __all__ = [
     "delete_words",
     "denoising",
     "hide_tokens",
+    "hide_words",
     "in_chunks",
+    "masked_autoencoding",
     "masked_language_modelling",
     "matryoshka",
     "matryoshka_2d",

@@ -1,5 +1,6 @@
 """Masked language modelling against transformers: loss, gradients of all parameters, and the head on disk."""
 
+import copy
 import dataclasses
 
 import jax
@@ -9,7 +10,7 @@ import torch
 import transformers
 
 from jaxemb.checkpoints import load, save, save_weights
-from jaxemb.objectives import MaskedLanguageModel
+from jaxemb.objectives import MaskedAutoEncoder, MaskedLanguageModel
 from jaxemb.types import Tokens
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
@@ -67,6 +68,49 @@ def test_loss_gradients_and_checkpoints(family, tmp_path):
     np.testing.assert_allclose(again[_bias(again)], 1.5 * theirs.state_dict()[_bias(again)], rtol=1e-6)
     same = MaskedLanguageModel.of(load(tmp_path / "ours"), jax.random.key(1)).head
     jax.tree.map(np.testing.assert_array_equal, same, changed.head)
+
+
+@pytest.mark.slow
+def test_masked_autoencoding_of_sizes(tmp_path):
+    """The authors' losses, written with transformers' modules: the transform reads d components only, and its output at
+    the first token takes the place of that token's embedding in front of a copy of the first layer."""
+    torch.manual_seed(0)
+    theirs = MODELS["bert"]().eval()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(_WORDS) + "\n")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    whole, seen, by_decoder = rng.integers(5, 11, (3, 4, 7))
+    hidden, from_decoder = rng.random((2, 4, 7)) < 0.4
+    sizes = ((1, 5), (2, 16))
+
+    bert, head = theirs.bert, theirs.cls.predictions
+    first = copy.deepcopy(bert.encoder.layer[0])
+    states = bert(torch.tensor(seen), output_hidden_states=True).hidden_states
+    expected = torch.zeros(())
+    for n, d in sizes:
+        dense = head.transform.dense
+        h = torch.nn.functional.linear(states[n][..., :d], dense.weight[:, :d], dense.bias)
+        h = head.transform.LayerNorm(torch.nn.functional.gelu(h))
+        embedded = bert.embeddings(torch.tensor(by_decoder))
+        output = first(torch.cat([h[:, :1], embedded[:, 1:]], dim=1))
+        restored = output[0] if isinstance(output, tuple) else output
+        for logits, which in ((head.decoder(h), hidden), (head(restored), from_decoder)):
+            loss = torch.nn.functional.cross_entropy(logits[torch.tensor(which)], torch.tensor(whole[which]))
+            expected = expected + loss / 2 / len(sizes)
+    expected.backward()
+
+    embedder = load(tmp_path)
+    model = MaskedAutoEncoder.of(MaskedLanguageModel.of(embedder, jax.random.key(0)))
+    tokens, *views = (Tokens.from_mask(ids, np.ones((4, 7))) for ids in (whole, seen, by_decoder))
+    pairs = list(zip(views, (hidden, from_decoder), strict=True))
+    value, gradient = jax.jit(jax.value_and_grad(lambda model: model.losses(tokens, sizes, *pairs).mean()))(model)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    changed = gradient.language_model.into(embedder)
+    found = save_weights(changed.model.encoder, changed.format.encoder)
+    for name, parameter in theirs.named_parameters():
+        np.testing.assert_allclose(found[name], parameter.grad, atol=1e-5, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(gradient.decoder.mlp.up.kernel[0], first.intermediate.dense.weight.grad.T, atol=1e-5)
 
 
 def _bias(state) -> str:

@@ -78,7 +78,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+_SLOW = ("adaptive-log", "adaptive-linear")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in CASES])
 def test_loss_and_gradients(models, name):
     (theirs, ours), (make, objective) = models, CASES[name]
     loss = make(theirs, reference.MultipleNegativesRankingLoss(theirs, scale=20.0))
