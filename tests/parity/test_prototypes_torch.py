@@ -13,7 +13,7 @@ def test_relation_distillation_is_kl_div_loss():
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=(6, 4)).astype(np.float32) for name in ("f", "p", "old_f", "old_p")}
     loss = lambda f, p, old_f, old_p: relation_distillation(f, p, old_f, old_p, np.zeros(6, int)).mean()
-    value, gradients = jax.value_and_grad(loss, (0, 1))(*arrays.values())
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays.values())
 
     f, p, old_f, old_p = (torch.tensor(a, requires_grad=True) for a in arrays.values())
     scores = lambda f, p: f @ (p / p.norm(dim=1, keepdim=True)).T

@@ -71,11 +71,15 @@ def test_which_term_trains_what(objective, pull, distill, expected):
 def test_the_loss_is_the_sum_of_its_parts(options):
     state, step = in_second_task(prd(C, D, pull=3.0, distill=5.0, **options), SUPCON)
     one = batch(7, 1)
-    losses, outputs = SUPCON(MODEL, one, None)
-    old = SUPCON(TEACHER, one, None)[1]["features"]
-    new, vectors, groups = outputs["features"], state.params.vectors, np.array([0, 0, -1, -1, -1, -1])
-    pulled = prototype_pull(new, vectors, outputs["label"])
-    kept = relation_distillation(new, vectors, old, state.carried.prototypes, groups, **options)
+
+    @jax.jit
+    def parts(vectors, old_vectors):
+        losses, outputs = SUPCON(MODEL, one, None)
+        new, old = outputs["features"], SUPCON(TEACHER, one, None)[1]["features"]
+        kept = relation_distillation(new, vectors, old, old_vectors, np.array([0, 0, -1, -1, -1, -1]), **options)
+        return losses, prototype_pull(new, vectors, outputs["label"]), kept
+
+    losses, pulled, kept = parts(state.params.vectors, state.carried.prototypes)
     assert kept.mean() > 1e-3
     expected = losses.mean() + 3 * pulled.mean() + 5 * kept.mean()
     np.testing.assert_allclose(step(state, one)[1]["loss"], expected, rtol=1e-5)
