@@ -91,7 +91,8 @@ def ica(x: np.ndarray, *, seed: int = 42, max_iterations: int = 1000, tolerance:
         R <- decorrelate(E[g(R z) z^T] - diag(E[g'(R z)]) R),    decorrelate(A) = (A A^T)^{-1/2} A
 
     until `max_i | |<R_i, R_i before>| - 1 | < tolerance`. Components have mean 0 and variance 1; their order and signs
-    mean nothing. DefSent+ takes 100 times `ica` of the standardised embeddings.
+    mean nothing. DefSent+ takes it times 100, `ica(x).scaled(100)` (standardising `x` before, as it does, changes no
+    more than order and signs).
 
     Args:
       x: `[N, D]`.
