@@ -5,9 +5,9 @@
     python -m experiments.hyperinterval --preset paper         # Split and Permuted MNIST, five seeds: a GPU
 
 Two streams. "permuted": ten permutations of the pixels, ten classes. "split": five pairs of classes, of which the label
-says only which of the two, so that all tasks share two logits. A hypernetwork is told the task, except where it makes one
-model for all ("universal"); the others have one model anyway. Every task has a new Adam, and the last model counts; the
-published code keeps that of the best validation batch.
+says only which of the two, so that all tasks share two logits. A hypernetwork is told the task, except where it makes
+one model for all ("universal"); the others have one model anyway. Every task has a new Adam, and the last model counts;
+the published code keeps that of the best validation batch.
 """
 
 import dataclasses

@@ -215,6 +215,9 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         now, before = held(params, stored), jax.lax.stop_gradient(before)
         return both - counted + config.beta * hyper.output_regulariser(config, now, before, state.task)
 
+    def gradients(grads: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
+        return hyper.computed_once(grads, state.task)
+
     def updates(updates: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
         updates = hyper.only_task(updates, state.task, ("embeddings", "radius_logits"))
         if config.radii_learn:
@@ -241,6 +244,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         begin_task=begin_task,
         model=model,
         loss=loss,
+        gradients=gradients,
         updates=updates,
         after_step=after_step,
         end_task=end_task,

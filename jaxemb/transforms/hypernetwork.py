@@ -155,13 +155,24 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
         before = outputs(state.old, context.trained.model) if config.targets == "recompute" else state.old
         return config.beta * output_regulariser(config, now, jax.lax.stop_gradient(before), state.task)
 
+    def gradients(grads: Trained, context: Context, params, state: HypernetworkState) -> Trained:
+        return computed_once(grads, state.task)
+
     def updates(updates: Trained, context: Context, params, state: HypernetworkState) -> Trained:
         return only_task(updates, state.task, ("embeddings",))
 
     def after_step(context: Context, params, state: HypernetworkState) -> HypernetworkState:
         return state._replace(candidate=next_candidate(config, context, state.candidate))
 
-    return Transform(init=init, begin_task=begin_task, model=model, loss=loss, updates=updates, after_step=after_step)
+    return Transform(
+        init=init,
+        begin_task=begin_task,
+        model=model,
+        loss=loss,
+        gradients=gradients,
+        updates=updates,
+        after_step=after_step,
+    )
 
 
 def at_task(state: PyTree, number: int) -> PyTree:
@@ -316,6 +327,16 @@ def only_task(updates: Trained, task: jax.Array, fields: tuple[str, ...]) -> Tra
     only = lambda rows: jnp.where((jnp.arange(len(rows)) == task)[:, None], rows, 0)
     params = updates.params._replace(**{name: only(getattr(updates.params, name)) for name in fields})
     return updates._replace(model=jax.tree.map(jnp.zeros_like, updates.model), params=params)
+
+
+def computed_once(grads: Trained, task: jax.Array) -> Trained:
+    """The gradients, made before anything reads them.
+
+    The gradient of the last layer, as large as the hypernetwork, is a sum of outer products, which XLA on a CPU would
+    otherwise fuse into, and so repeat in, each of the optimiser's loops: half as much time again for a whole step. An
+    optimisation barrier does not prevent that, a branch does; the other one is never taken.
+    """
+    return jax.lax.cond(task >= 0, lambda g: g, lambda g: jax.tree.map(jnp.zeros_like, g), grads)
 
 
 def check_number(config: HypernetworkConfig, number: int) -> None:
