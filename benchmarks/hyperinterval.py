@@ -1,7 +1,7 @@
 """Steps of HyperInterval against its official PyTorch code, on Split MNIST's setting: MLP 784-400-400-2 from 75-75.
 
 A run is 20 steps of a task, batches of 128, in f32, with the bounds, the regulariser and Adam over the hypernetwork's
-million weights; nothing is validated or logged. The official code is read from a copy that the reader has made:
+36 million weights; nothing is validated or logged. The official code is read from a copy that the reader has made:
 
     git clone https://github.com/gmum/HyperInterval COPY
     python -m venv PEER && PEER/bin/pip install hypnettorch==0.0.4 'torch<2.13' 'numpy<2' matplotlib pandas

@@ -1,5 +1,6 @@
 """Training methods as composable values: see `jaxemb.transforms.base`."""
 
+from jaxemb.transforms.adapted import Adapted
 from jaxemb.transforms.agem import agem
 from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, find_state, identity
 from jaxemb.transforms.ema import EmaState, ema, ema_model
@@ -51,6 +52,7 @@ from jaxemb.transforms.temperature import WithTemperature, trained_temperature
 
 __all__ = [
     "AceState",
+    "Adapted",
     "Adapter",
     "Anchored",
     "Carried",
