@@ -73,6 +73,7 @@ class Preset:
     data: Literal["digits", "mnist"] = "digits"
     per_class: int | None = None  # training records of each class
     keep: bool = False  # checkpoints after every task, to go on from
+    samples: int = 100  # of every box, to look for what is outside of bounds
 
 
 _OTHERS = {"fine-tuning": None, "EWC": None, "InterContiNet": None}
@@ -130,6 +131,7 @@ PRESETS = {
     "smoke": Preset(
         seeds=1,
         per_class=8,
+        samples=4,
         streams={
             "split": dataclasses.replace(
                 _DIGITS["split"],
@@ -247,7 +249,7 @@ def learn(
         measured |= {
             "worst_case": float(100 * np.nanmean(result.R["worst case"][-1])),
             "residual": float(result.state.carried.residual.max()),
-            **violations(config, transform, result.state, tasks),
+            **violations(config, transform, result.state, tasks, preset.samples),
         }
     rows = {}
     for name, R in result.R.items():

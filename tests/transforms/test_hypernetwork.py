@@ -140,6 +140,7 @@ def test_recomputed_targets_are_the_stored_ones(change):
     chex.assert_trees_all_close(recomputed[-1][0].params, stored[-1][0].params, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_look_ahead_evaluates_the_regulariser_after_the_tasks_step():
     transform, history = train(dataclasses.replace(CONFIG, lookahead=optax.sgd(0.5)), optimizer=optax.sgd(0.01))
     (first, _), (second, _), (_, metrics) = history[2:5]
