@@ -261,9 +261,13 @@ def learn(
 
 
 def _other(method: str, setting: Setting) -> tuple[Transform, optax.GradientTransformation]:
-    """The method and its optimiser. A fifth of InterContiNet's steps contract, with Adam at 0.1."""
+    """The method and its optimiser.
+
+    EWC's weight is the best of 1, 5, 20, 100 on permuted digits with a seed that is not among those of the results. A
+    fifth of InterContiNet's steps contract, with Adam at 0.1.
+    """
     if method != "InterContiNet":
-        return {"fine-tuning": identity(), "EWC": ewc(500.0)}[method], optax.adam(1e-3)
+        return {"fine-tuning": identity(), "EWC": ewc(5.0)}[method], optax.adam(1e-3)
     rates = Trained("shift", InterContiNetParams("shift", "scale"))
     optimizer = optax.multi_transform({"shift": optax.adam(1e-3), "scale": optax.adam(0.1)}, rates)
     return intercontinet(InterContiNetConfig(contraction_steps=setting.steps // 5)), optimizer
