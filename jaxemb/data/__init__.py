@@ -1,6 +1,7 @@
 """From files to batches: records, tokenising, packing, shuffling, mixing."""
 
 from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, merge_small, mixture
+from jaxemb.data.definitions import Definitions, read_dictionary, read_wordnet
 from jaxemb.data.packing import bucket, pack, pad, padding_share, row_bucket
 from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read, tfds
 from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
@@ -8,6 +9,7 @@ from jaxemb.data.tokenizer import Encoded, Tokenizer
 
 __all__ = [
     "Batch",
+    "Definitions",
     "Encoded",
     "GroupByLabel",
     "Mixture",
@@ -29,6 +31,8 @@ __all__ = [
     "pad",
     "padding_share",
     "read",
+    "read_dictionary",
+    "read_wordnet",
     "row_bucket",
     "tfds",
 ]

@@ -3,6 +3,15 @@
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.classification import classification, competing
 from jaxemb.objectives.columns import ColumnsObjective, Objective, on_columns
+from jaxemb.objectives.definitions import (
+    EntryPredictor,
+    definition_to_entry,
+    definition_to_word,
+    entry_cross_entropy,
+    entry_embeddings,
+    mask_pooling,
+    prompted,
+)
 from jaxemb.objectives.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
 from jaxemb.objectives.masked_autoencoder import MaskedAutoEncoder, hide_words, masked_autoencoding
 from jaxemb.objectives.masked_language_model import (
@@ -17,6 +26,7 @@ from jaxemb.objectives.views import supervised_contrastive
 __all__ = [
     "ColumnsObjective",
     "DenoisingAutoEncoder",
+    "EntryPredictor",
     "MaskedAutoEncoder",
     "MaskedLanguageHead",
     "MaskedLanguageModel",
@@ -25,16 +35,22 @@ __all__ = [
     "alignment_kl",
     "classification",
     "competing",
+    "definition_to_entry",
+    "definition_to_word",
     "delete_words",
     "denoising",
+    "entry_cross_entropy",
+    "entry_embeddings",
     "hide_tokens",
     "hide_words",
     "in_chunks",
+    "mask_pooling",
     "masked_autoencoding",
     "masked_language_modelling",
     "matryoshka",
     "matryoshka_2d",
     "on_columns",
+    "prompted",
     "starbucks",
     "supervised_contrastive",
     "word_pieces",

@@ -42,6 +42,7 @@ from jaxemb.transforms.nmc import (
 )
 from jaxemb.transforms.prd import PrdState, Prototypes, prd, prototype_prediction
 from jaxemb.transforms.progressive import WithAlpha, progressive_learning
+from jaxemb.transforms.progressive_separate import EntryState, progressive_separate_training
 from jaxemb.transforms.prompts import PromptedTransformer, prompts
 from jaxemb.transforms.quadratic import Anchored, l2
 from jaxemb.transforms.replay import AceState, Reservoir, der, der_plus_plus, er_ace, experience_replay
@@ -58,6 +59,7 @@ __all__ = [
     "Carried",
     "Context",
     "EmaState",
+    "EntryState",
     "GpmState",
     "HyperIntervalConfig",
     "HyperIntervalParams",
@@ -121,6 +123,7 @@ __all__ = [
     "nmc_update",
     "prd",
     "progressive_learning",
+    "progressive_separate_training",
     "prompts",
     "prototype_prediction",
     "running_statistics",
