@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 
 from experiments import hyperinterval
 from experiments.common import Spread
 
 
+@pytest.mark.slow
 def test_smoke(smoke):
     table, metrics = smoke(hyperinterval)
     rows = metrics["results"]["split"]

@@ -3,6 +3,7 @@ import pytest
 from experiments import nmc_baseline
 
 
+@pytest.mark.slow
 def test_smoke(smoke):
     table, metrics = smoke(nmc_baseline)
     assert metrics["digits_largest_difference"] <= 1e-4

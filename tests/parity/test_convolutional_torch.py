@@ -137,6 +137,7 @@ def test_outputs_and_gradients_in_training_are_those_of_pytorch(name):
             np.testing.assert_allclose(0.9 + 0.1 * batch.variance, norm.running_var, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_steps_move_weights_and_running_statistics_as_in_pytorch():
     encoder, (_, network_of, shape) = model_of("alexnet"), MODELS["alexnet"]
     model = Classifier.init(jax.random.key(5), encoder, 8, 3)

@@ -254,6 +254,7 @@ def test_its_loss(trained):
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_with_gamma_0_it_is_the_hypernetwork():
     ours, _, metrics = train(hyper_interval(dataclasses.replace(CONFIG, gamma=0.0)))
     plain, _, same = train(hypernetwork(HypernetworkConfig(tasks=3, embed_dim=4, hidden=(5,), beta=0.3)))

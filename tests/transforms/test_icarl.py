@@ -52,6 +52,7 @@ def task(number, size=12):
     return data, Task(number, lambda: batches, classes=MASK[number])
 
 
+@pytest.mark.slow
 def test_two_tasks():
     (first, task_0), (second, task_1) = task(0), task(1)
     batch = task_0.batches()[0]
