@@ -11,7 +11,7 @@ PRESET = continual_text.PRESETS["smoke"]
 def test_the_last_layers_on_cached_states_are_the_whole_model(data_dir, minilm):
     setting = continual_text.make_setting(PRESET, "banking77", 0)
     first = setting.stream[0]
-    texts, labels = common.intents("banking77", "test", PRESET.per_intent)
+    texts, labels = common.intents("banking77", "test", PRESET.per_intent["banking77"])
     chosen = [text for text, label in zip(texts, labels, strict=True) if first.classes[label]]
     expected = jaxemb.load(minilm).replace(max_length=continual_text.MAX_LENGTH).encode(chosen, normalize=True)
     features = np.asarray(jax.jit(setting.model.features)(first.test["input"]))
