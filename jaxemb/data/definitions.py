@@ -77,8 +77,8 @@ class Definitions:
         """The dictionary of some entries, by their numbers, in that order; they are numbered anew."""
         number = np.full(len(self.entries), -1, np.int32)
         number[np.asarray(entries, int)] = np.arange(len(entries))
-        kept = np.flatnonzero(number[self.entry] >= 0)
-        names = [self.entries[i] for i in entries]
+        kept = np.flatnonzero(number[self.entry] >= 0).tolist()
+        names = [self.entries[int(i)] for i in entries]
         return Definitions(names, [self.texts[i] for i in kept], number[self.entry[kept]])
 
     def split(self, shares: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> tuple["Definitions", ...]:

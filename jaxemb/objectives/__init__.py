@@ -9,6 +9,7 @@ from jaxemb.objectives.definitions import (
     definition_to_word,
     entry_cross_entropy,
     entry_embeddings,
+    isotropic_entries,
     mask_pooling,
     prompted,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "hide_tokens",
     "hide_words",
     "in_chunks",
+    "isotropic_entries",
     "mask_pooling",
     "masked_autoencoding",
     "masked_language_modelling",

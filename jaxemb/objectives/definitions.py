@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
 from flax import nnx
 
+from jaxemb import isotropy
 from jaxemb.embedder import Dense, Embedder
 from jaxemb.encoders.transformer import Linear
 from jaxemb.objectives.columns import Batch, Objective
@@ -195,8 +197,7 @@ def entry_embeddings(
 ) -> np.ndarray:
     """The embedding of each entry: the mean of its definitions' embeddings, f32 `[V, D]`.
 
-    With CLS pooling it is the paper's AC, with mean pooling AMP. To make these isotropic, see `jaxemb.isotropy`;
-    the paper takes `ica(E)(E) * 100`.
+    With CLS pooling it is the paper's AC, with mean pooling AMP.
 
     Args:
       embedder: what encodes the definitions; give it no `Normalize` head, as the paper does not.
@@ -209,6 +210,33 @@ def entry_embeddings(
         np.add.at(sums, definitions.entry[part], embedder.encode(definitions.texts[part]))
     counts = np.bincount(definitions.entry, minlength=len(sums))
     return (sums / counts[:, None]).astype(np.float32)
+
+
+def isotropic_entries(
+    entries: np.ndarray, *, scale: float | None = 100.0, seed: int = 42, max_iterations: int = 1000
+) -> np.ndarray:
+    """The independent components of entries E, times `scale`, f32 `[V, D]`; in the paper those of the last stage.
+
+    The last layer of a BERT ends in a norm `w x + b`, x of mean 0: its states, and their means, all lie in the
+    hyperplane `sum_i (y_i - b_i) / w_i = 0` and vary in D - 1 directions only. Components are taken in as many
+    directions as E varies in; what is left of the D columns is 0. (Whitening all D would make one of rounding errors.)
+
+    Args:
+      entries: E, `[V, D]`.
+      scale: standard deviation of the components; None keeps the mean length of the entries. The loss of the first step
+        should be near ln V; with 100 it can be far above.
+      seed, max_iterations: as of `isotropy.ica`.
+
+    Raises:
+      ValueError: if there are no more rows than such directions.
+    """
+    variances = np.square(scipy.linalg.svdvals(entries - entries.mean(axis=0, dtype=np.float64)))
+    rank = int((variances > 2e-10 * variances[0]).sum())
+    reduced = isotropy.whiten(entries, rank)(entries)
+    components = isotropy.ica(reduced, seed=seed, max_iterations=max_iterations)(reduced)
+    length = lambda x: np.linalg.norm(x, axis=1).mean()
+    components = components * (length(entries) / length(components) if scale is None else scale)
+    return np.pad(components, ((0, 0), (0, entries.shape[1] - rank))).astype(np.float32)
 
 
 def prompted(texts: Sequence[str], mask: str = "[MASK]") -> list[str]:

@@ -19,6 +19,7 @@ from jaxemb.objectives import (
     definition_to_word,
     entry_cross_entropy,
     entry_embeddings,
+    isotropic_entries,
     mask_pooling,
     prompted,
 )
@@ -89,6 +90,18 @@ def test_an_entry_is_the_mean_of_its_definitions():
         np.testing.assert_array_equal(found, expected)
     twice = Definitions.from_pairs(pairs[:1] * 2 + pairs[1:] + pairs[1:])
     np.testing.assert_allclose(entry_embeddings(FirstLetters(), twice), expected)
+
+
+def test_isotropic_entries_of_states_after_a_norm():
+    """Such states lie in a hyperplane, which whitening must not blow up."""
+    states = RNG.laplace(size=(3, 400, 5)) @ np.diag([1.0, 2, 3, 4, 5])
+    states = (states - states.mean(axis=-1, keepdims=True)) / states.std(axis=-1, keepdims=True)
+    entries = (states * [1.0, 2, 0.5, 1, 3] + 7).mean(axis=0).astype(np.float32)
+    found = isotropic_entries(entries)
+    assert found.shape == (400, 5)
+    np.testing.assert_allclose(np.cov(found, rowvar=False, bias=True), 1e4 * np.diag([1, 1, 1, 1, 0]), atol=10)
+    kept = isotropic_entries(entries, scale=None)
+    np.testing.assert_allclose(np.linalg.norm(kept, axis=1).mean(), np.linalg.norm(entries, axis=1).mean(), rtol=1e-5)
 
 
 def test_the_state_at_the_mask_is_taken():
