@@ -488,8 +488,8 @@ _REFERENCE = (
 _STARTS = {
     "books": "a BERT-Tiny (2 layers, 128 dimensions) after {pretraining:,} steps of masked language modelling of "
     "books, {batch_size} pieces of 64 tokens in each, the same one for all seeds; its vocabulary has {vocabulary:,} "
-    "tokens. BERT-base, of which the last rows are, is over 50 times as large and saw tens of thousands of times as many "
-    "tokens",
+    "tokens. BERT-base, of which the last rows are, is over 50 times as large and saw tens of thousands of times as "
+    "many tokens",
     "minilm": "the first two layers of all-MiniLM-L6-v2 with mean pooling; they were fine-tuned as part of the whole, "
     "but not to embed sentences on their own",
 }
