@@ -196,7 +196,8 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]]):
     for axis, (label, methods) in zip(axes[0], panels.items(), strict=True):
         for place, values in enumerate(methods.values()):
             axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5)
-            axis.plot(np.mean(values), place, "|", color="black", markersize=14)
+            if len(values):  # a method may lack a measure
+                axis.plot(np.mean(values), place, "|", color="black", markersize=14)
         axis.set_yticks(range(len(methods)), list(methods))
         axis.set(xlabel=label)
         axis.grid(axis="x", alpha=0.3)

@@ -408,8 +408,8 @@ def _table(name: str, results, passed: Mapping[str, bool] | None) -> str:
     if passed is not None:
         text += (
             "\nOn permuted digits the worst case grows with the tasks, and the accuracy after learning falls with it; "
-            "without a box (hypernetwork) it does not. The official code does the same with these settings: on the first "
-            "eight tasks of seed 0 its mean accuracy is 93.9, this library's 93.1. The reference's 96.1 was not "
+            "without a box (hypernetwork) it does not. The official code does the same with these settings: on the "
+            "first eight tasks of seed 0 its mean accuracy is 93.9, this library's 93.1. The reference's 96.1 was not "
             "reproduced with either.\n"
         )
         text += "\n" + "".join(f"- {gate}: {'passed' if ok else 'NOT passed'}\n" for gate, ok in passed.items())
