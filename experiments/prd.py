@@ -4,8 +4,8 @@
 
 Digits: scikit-learn's, five tasks of two, a small perceptron, in the setting of the reference figures beside which the
 results stand. Images: a thin ResNet-18 on CIFAR-10 (five tasks of two classes) and GTSRB (43 traffic signs, 8 and then
-seven tasks of five), reduced in size and number in the preset `small`; `paper` is the published recipe on
-the full sets.
+seven tasks of five), reduced in size and number in the preset `images`; `paper` is the published recipe on the full
+sets.
 
 TIL is accuracy with the task known, CIL among all classes seen, both the mean over tasks at the end; "learnt" is TIL
 straight after each task; the probe is logistic regression on the final features of all training data.
@@ -78,7 +78,8 @@ _THIN = Recipe(10, 10, 32, 0.05, prototype_rate=0.1, side=16, width=8, replay=10
 _PAPER = Recipe(100, 120, 128, 0.01, drops=(120, 160))
 PRESETS = {
     "smoke": Preset(1, dataclasses.replace(_DIGITS, epochs=1, extra=0)),
-    "small": Preset(3, _DIGITS, dataclasses.replace(_THIN, per_class=60), dataclasses.replace(_THIN, per_class=20)),
+    "small": Preset(3, _DIGITS),
+    "images": Preset(3, _DIGITS, dataclasses.replace(_THIN, per_class=60), dataclasses.replace(_THIN, per_class=20)),
     "paper": Preset(5, _DIGITS, _PAPER, _PAPER),
 }
 
