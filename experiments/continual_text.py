@@ -348,8 +348,8 @@ _MEASURES = {
 def _table(preset: Preset, results: Mapping[str, Mapping[str, Mapping[str, common.Spread]]], seeds: int) -> str:
     text = (
         "# Continual learning of intents with MiniLM\n\n"
-        f"{preset.epochs} epochs on each task, the last {preset.layers} "
-        "layers trained. After the last task, on the test questions of all tasks; mean ± standard deviation over "
+        f"{preset.epochs} epochs on each task; trained: {preset.layers} of MiniLM's six "
+        "layers, the last. After the last task, on the test questions of all tasks; mean ± standard deviation over "
         f"{seeds} seeds, which draw the order of the classes. Forgetting is that of task-incremental accuracy.\n"
     )
     for data, methods in results.items():
