@@ -82,6 +82,7 @@ def elementwise_product(x, w, times: Callable[[Any, Any], Any] = jnp.multiply) -
 
 
 def ends(value) -> tuple[Any, ...]:
+    """The two ends of a box, or the one value of a point."""
     return (value.lo, value.hi) if isinstance(value, Box) else (value,)
 
 

@@ -94,6 +94,8 @@ PATTERNS: dict[str, list[Rule]] = collections.defaultdict(list)
 
 
 def pattern(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a tighter rule for expressions that end in one of these primitives; the first that fits is used."""
+
     def register(function: Rule) -> Rule:
         for name in names:
             PATTERNS[name].append(function)
@@ -103,6 +105,8 @@ def pattern(*names: str) -> Callable[[Rule], Rule]:
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of these primitives."""
+
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
         return function
@@ -111,10 +115,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def low(value: Any) -> Any:
+    """The lower end; of a point the point."""
     return value.lo if isinstance(value, Box) else value
 
 
 def high(value: Any) -> Any:
+    """The upper end; of a point the point."""
     return value.hi if isinstance(value, Box) else value
 
 

@@ -42,6 +42,7 @@ def square(x: Box) -> Box:
 
 
 def absolute(x: Box) -> Box:
+    """`|x|`: the least is 0 if the box straddles it."""
     if x.nonneg:
         return x
     return Box(jnp.maximum(jnp.maximum(x.lo, -x.hi), 0), jnp.maximum(-x.lo, x.hi), nonneg=True)
@@ -59,6 +60,7 @@ def _integer_pow(call: Call, x: Box):
 
 
 def integer_power(x: Box, power: int) -> Box:
+    """`x ** power`, through `|x|` for an even power, and through the reciprocal for a negative one."""
     base = absolute(x) if power % 2 == 0 else x
     y = Box(base.lo ** abs(power), base.hi ** abs(power), base.nonneg)
     return y if power >= 0 else reciprocal(y)

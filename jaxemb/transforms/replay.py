@@ -350,6 +350,7 @@ def _prepare(capacity: int, minibatch: int, example: Mapping[str, PyTree], colum
 
 
 def at_least_one(**values: int) -> None:
+    """Raises ValueError for an argument below 1, by its name."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
