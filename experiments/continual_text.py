@@ -30,11 +30,10 @@ from jaxemb.data import pad
 from jaxemb.default_model import default_model
 from jaxemb.embedder import Embedder, SentenceEmbedder
 from jaxemb.encoders import Mlp, TransformerConfig
-from jaxemb.encoders.transformer import Linear
 from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import TrainState
 from jaxemb.transforms import (
-    Adapter,
+    Adapted,
     HyperIntervalConfig,
     HyperIntervalState,
     NMCState,
@@ -44,9 +43,7 @@ from jaxemb.transforms import (
     find_state,
     hyper_interval,
     identity,
-    lora,
     lwf,
-    merge_lora,
     nmc,
     nmc_logits,
     prd,
@@ -99,24 +96,6 @@ class Given(nnx.Module):
 
     def __call__(self, tokens: States, config: TransformerConfig, key: jax.Array | None) -> jax.Array:
         return tokens.states.astype(config.dtype)
-
-
-@nnx.dataclass
-class Adapted(nnx.Module):
-    """A classifier with low-rank changes of its kernels, as arrays of their own that a hypernetwork can make."""
-
-    model: Classifier = nnx.data()
-    adapters: dict[str, Adapter] = nnx.data()
-
-    @property
-    def head(self) -> Linear:
-        return self.model.head
-
-    def features(self, inputs: Any, *, key: jax.Array | None = None) -> jax.Array:
-        return merge_lora(self.model, self.adapters).features(inputs, key=key)
-
-    def __call__(self, inputs: Any, *, key: jax.Array | None = None) -> jax.Array:
-        return self.head(self.features(inputs, key=key))
 
 
 def cut(embedder: Embedder, layers: int) -> tuple[Embedder, Embedder]:
@@ -243,7 +222,7 @@ def with_hyper_interval(setting: Setting) -> Method:
 
     With an unknown task it is the one whose prediction has the least entropy.
     """
-    adapters = lora(rank=4).init(jax.random.key(0), setting.model).params
+    model = Adapted.init(jax.random.key(0), setting.model, rank=4)
     config = HyperIntervalConfig(
         tasks=len(setting.stream), where=r"^adapters|head", residual=True, scale=0.1, gamma=0.5, target="relaxed"
     )
@@ -259,7 +238,7 @@ def with_hyper_interval(setting: Setting) -> Method:
         task = jnp.argmin(jnp.where(jnp.arange(len(masks))[:, None] < begun, entropy, jnp.inf), axis=0)
         return jnp.take_along_axis(likely, task[None, :, None], axis=0)[0]
 
-    return Method(transform, infer, predict_task=of_task, model=Adapted(setting.model, adapters), learning_rate=1e-3)
+    return Method(transform, infer, predict_task=of_task, model=model, learning_rate=1e-3)
 
 
 METHODS: Mapping[str, Callable[[Setting], Method]] = {
