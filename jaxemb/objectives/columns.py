@@ -95,6 +95,20 @@ def on_columns(
     return ColumnsObjective(embed, losses_of)
 
 
+def text_column(batch: Batch, column: str) -> Tokens:
+    """The texts of a column with one text per record.
+
+    Raises:
+      ValueError: if the batch has no such column, or the column another number of texts.
+    """
+    if column not in batch:
+        raise ValueError(f"the batch has no {column}; it has {', '.join(sorted(batch))}")
+    tokens = batch[column]
+    if tokens.count != len(batch["id"]):
+        raise ValueError(f"column {column!r} must have one text per record; got {tokens.count}, {len(batch['id'])}")
+    return tokens
+
+
 def _embed(columns: dict[str, Tokens], model, key: jax.Array | None, chunk: int | None) -> dict[str, jax.Array]:
     """The embeddings of every column, one call of the model for all that have the same layout of rows."""
     groups: dict[Any, list[str]] = {}

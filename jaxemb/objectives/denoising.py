@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxemb.embedder import Embedder
 from jaxemb.encoders.transformer import Layer, Linear, Norm, Transformer
-from jaxemb.objectives.columns import Batch, Objective
+from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.types import Tokens
 
 if TYPE_CHECKING:
@@ -240,11 +240,7 @@ def denoising(column: str, pieces: np.ndarray, *, ratio: float = 0.6) -> Objecti
     def objective(model: DenoisingAutoEncoder, batch: Batch, key: jax.Array | None):
         if not isinstance(model, DenoisingAutoEncoder):
             raise TypeError(f"denoising trains a DenoisingAutoEncoder; got {type(model).__name__}")
-        if column not in batch:
-            raise ValueError(f"the batch has no {column}; it has {', '.join(sorted(batch))}")
-        tokens = batch[column]
-        if tokens.count != len(batch["id"]):
-            raise ValueError(f"column {column!r} must have one text per record; got {tokens.count}, {len(batch['id'])}")
+        tokens = text_column(batch, column)
         noise, encoder_key, decoder_key = (None, None, None) if key is None else jax.random.split(key, 3)
         damaged = tokens if noise is None else delete_words(tokens, noise, pieces, ratio=ratio)
         embeddings = model.embedder(damaged, key=encoder_key)

@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxemb import pooling
 from jaxemb.encoders.transformer import Embeddings, Layer, Transformer
-from jaxemb.objectives.columns import Batch, Objective
+from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.objectives.denoising import CONTINUATION, SPECIAL
 from jaxemb.objectives.masked_language_model import MaskedLanguageModel, replace_hidden
 from jaxemb.types import Tokens
@@ -198,11 +198,7 @@ def masked_autoencoding(
         c = model.language_model.embedder.encoder.config
         if sizes[-1] != (c.layers, c.dim):
             raise ValueError(f"the last of sizes must be the full size {(c.layers, c.dim)}; got {sizes[-1]}")
-        if column not in batch:
-            raise ValueError(f"the batch has no {column}; it has {', '.join(sorted(batch))}")
-        tokens = batch[column]
-        if tokens.count != len(batch["id"]):
-            raise ValueError(f"column {column!r} must have one text per record; got {tokens.count}, {len(batch['id'])}")
+        tokens = text_column(batch, column)
         key_words, key_encoder, key_decoder, key_dropout = jax.random.split(
             jax.random.key(0) if key is None else key, 4
         )

@@ -20,7 +20,7 @@ from flax import nnx
 
 from jaxemb.embedder import ACTIVATIONS, Embedder
 from jaxemb.encoders.transformer import Linear, Norm, TransformerConfig
-from jaxemb.objectives.columns import Batch, Objective
+from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.objectives.denoising import SPECIAL
 from jaxemb.types import Tokens
 
@@ -224,11 +224,7 @@ def masked_language_modelling(
     def objective(model: MaskedLanguageModel, batch: Batch, key: jax.Array | None):
         if not isinstance(model, MaskedLanguageModel):
             raise TypeError(f"masked_language_modelling trains a MaskedLanguageModel; got {type(model).__name__}")
-        if column not in batch:
-            raise ValueError(f"the batch has no {column}; it has {', '.join(sorted(batch))}")
-        tokens = batch[column]
-        if tokens.count != len(batch["id"]):
-            raise ValueError(f"column {column!r} must have one text per record; got {tokens.count}, {len(batch['id'])}")
+        tokens = text_column(batch, column)
         key_hide, key_dropout = (jax.random.key(0), None) if key is None else jax.random.split(key)
         seen, hidden = hide_tokens(tokens, key_hide, pieces, mask_id, ratio=ratio, random=random, kept=kept)
         states = model.embedder.encoder(seen, key=key_dropout)
