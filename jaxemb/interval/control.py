@@ -48,7 +48,11 @@ def _cond(call: Call, which, *values) -> list[Any]:
 @rule("scan")
 def _scan(call: Call, *values) -> list[Any]:
     p, body = call.params, call.params["jaxpr"]
-    consts, carried, xs = _split(values, p["num_consts"], p["num_carry"])
+    if "ft_in" in p:  # jax 0.12 has the operands' structure in place of their numbers
+        n_consts, n_carry = (len(part.vals) for part in p["ft_in"].unpack()[:2])
+    else:
+        n_consts, n_carry = p["num_consts"], p["num_carry"]
+    consts, carried, xs = _split(values, n_consts, n_carry)
 
     def step(carry, x):
         outputs = evaluate(body.jaxpr, body.consts, [*consts, *carry, *x], call.products)
