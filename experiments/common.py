@@ -212,6 +212,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def write_results(out: Path, metrics: Mapping[str, Any], table: str, figure=None) -> None:
     """Writes `metrics.json` (with the environment), `table.md`, and the matplotlib `figure` as `figure.png`."""
     out.mkdir(parents=True, exist_ok=True)

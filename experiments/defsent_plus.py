@@ -318,22 +318,6 @@ def _trained(
     return common.trained(model, objective, optimizer, data, transform=transform, seed=seed).model.embedder
 
 
-def evaluation_sets(limit: int | None) -> dict[str, StsSet]:
-    """The STS-Benchmark's development set, SICK's test set, and by year the test sets of STS 2012-2015 together."""
-    groups: dict[str, list[StsSet]] = {}
-    for name, pairs in stsb.evaluation_sets(limit).items():
-        if not name.endswith(" train"):
-            groups.setdefault(name.split()[0] if name.startswith("STS1") else name, []).append(pairs)
-    return {
-        name: StsSet(
-            [text for part in parts for text in part.first],
-            [text for part in parts for text in part.second],
-            np.concatenate([part.scores for part in parts]),
-        )
-        for name, parts in groups.items()
-    }
-
-
 def measured(embedder: SentenceEmbedder, sets: Mapping[str, StsSet]) -> dict[str, float]:
     """Spearman's correlation x 100 of the cosine by set, its mean, and how isotropic the first set's sentences are,
     at unit length."""
@@ -374,7 +358,7 @@ def main() -> None:
     enable_persistent_cache()
     began = time.perf_counter()
     begin = start(preset)
-    sets = evaluation_sets(preset.limit)
+    sets = stsb.by_year(stsb.evaluation_sets(), preset.limit)
     evaluate = lambda model: measured(begin.embedder.replace(model=model), sets)
     results: dict[str, list[dict[str, float]]] = {"before": [evaluate(begin.embedder.model)] * seeds}
     print(f"{time.perf_counter() - began:.0f} s, before: {results['before'][0]}", flush=True)

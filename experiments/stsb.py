@@ -130,6 +130,23 @@ def evaluation_sets(limit: int | None = None) -> dict[str, StsSet]:
     return {name: _subset(pairs, range(min(limit or len(pairs), len(pairs)))) for name, pairs in sets.items()}
 
 
+def by_year(sets: Mapping[str, StsSet], limit: int | None = None) -> dict[str, StsSet]:
+    """The test sets of each year of STS 2012-2015 together, and the other sets; the first `limit` pairs of each set."""
+    groups: dict[str, list[StsSet]] = {}
+    for name, pairs in sets.items():
+        if len(pairs) and not name.endswith(" train"):
+            first = _subset(pairs, range(min(limit or len(pairs), len(pairs))))
+            groups.setdefault(name.split()[0] if name.startswith("STS1") else name, []).append(first)
+    return {
+        name: StsSet(
+            [text for part in parts for text in part.first],
+            [text for part in parts for text in part.second],
+            np.concatenate([part.scores for part in parts]),
+        )
+        for name, parts in groups.items()
+    }
+
+
 def unseen(pairs: StsSet, training: Sequence[Mapping[str, Any]]) -> StsSet:
     """The pairs of which neither sentence is in the training set."""
     seen = {_normalized(record[column]) for record in training for column in ("sentence1", "sentence2")}
