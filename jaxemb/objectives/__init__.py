@@ -21,7 +21,15 @@ from jaxemb.objectives.masked_language_model import (
     hide_tokens,
     masked_language_modelling,
 )
-from jaxemb.objectives.matryoshka import adaptive_layers, alignment_kl, matryoshka, matryoshka_2d, starbucks
+from jaxemb.objectives.matryoshka import (
+    adaptive_layers,
+    alignment_kl,
+    compressed,
+    espresso,
+    matryoshka,
+    matryoshka_2d,
+    starbucks,
+)
 from jaxemb.objectives.views import supervised_contrastive
 
 __all__ = [
@@ -36,12 +44,14 @@ __all__ = [
     "alignment_kl",
     "classification",
     "competing",
+    "compressed",
     "definition_to_entry",
     "definition_to_word",
     "delete_words",
     "denoising",
     "entry_cross_entropy",
     "entry_embeddings",
+    "espresso",
     "hide_tokens",
     "hide_words",
     "in_chunks",

@@ -4,6 +4,7 @@
     matryoshka(objective, dims=(384, 128, 32))                      # dimensions
     adaptive_layers(objective, layers_per_step=1)                   # layers
     matryoshka_2d(objective, dims=(256, 128, 64, 32))               # both, sampled
+    espresso(objective, dim=128)                                    # both, every layer and one length
     starbucks(objective, sizes=((2, 32), (4, 128), (6, 384)))       # both, the sizes that will be used
 
 Each takes an objective of `on_columns` and gives another, so that they compose, and one pass of the model serves all
@@ -24,6 +25,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -159,26 +161,16 @@ def adaptive_layers(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776.
     """
-    prior = None if layers is None else tuple(layers)
-    if prior is not None and (not prior or min(prior) < 0 or len(set(prior)) != len(prior)):
-        raise ValueError(f"layers must be distinct numbers >= 0, at least one; got {prior}")
-    if not callable(layer_weighting) and layer_weighting not in _LAYER_WEIGHTS:
-        raise ValueError(
-            f"layer_weighting must be one of {sorted(_LAYER_WEIGHTS)} or a function; got {layer_weighting!r}"
-        )
+    prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if min(last_weight, prior_weight, kl_weight) < 0 or not kl_temperature > 0:
         raise ValueError(
             "weights must be >= 0 and kl_temperature > 0; got "
             f"{last_weight=}, {prior_weight=}, {kl_weight=}, {kl_temperature=}"
         )
     _check_per_step("layers_per_step", layers_per_step, math.inf if prior is None else len(prior))
-    weight_of = layer_weighting if callable(layer_weighting) else _LAYER_WEIGHTS[layer_weighting]
 
     def needed(model: Embedder) -> tuple[int, ...]:
-        last = model.encoder.config.layers
-        if prior is not None and max(prior) >= last:
-            raise ValueError(f"layers must be before the last, {last}; got {prior}")
-        return (*(range(1, last) if prior is None else prior), last)
+        return (*_before_last(prior, model), model.encoder.config.layers)
 
     def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
         count = next(iter(embeddings.values())).shape[-2] - 1
@@ -233,6 +225,95 @@ def matryoshka_2d(
     """
     both = matryoshka(objective, dims, dims_per_step=dims_per_step, always_full=True, normalize=normalize)
     return adaptive_layers(both, layers, layers_per_step=layers_per_step, **options)
+
+
+def espresso(
+    objective: ColumnsObjective,
+    dim: int,
+    *,
+    layers: Sequence[int] | None = None,
+    layer_weighting: LayerWeighting = lambda n: 1 / (1 + math.log(n)),
+    compress: bool = True,
+    kl_temperature: float = 1.0,
+    normalize: bool = True,
+) -> ColumnsObjective:
+    """Espresso sentence embeddings (ESE), the revision of 2D Matryoshka: every layer, and one length d, at every step.
+
+        l(X_L) + l(X_L^d) + A(X_L) + 1/|S| sum_{n in S} w(n) [l(X_n^d) + A(X_n)]
+        A(X) = mean((X^d - C)^2) + T KL(softmax(C / T) || softmax(X^d / T)),  C = sg(`compressed(X, d)`)
+
+    A draws the first d components towards what a principal component analysis keeps of all D.
+
+    Args:
+      objective: of `on_columns`.
+      dim: d.
+      layers: S, the numbers of layers before the last; None for 1..L-1.
+      layer_weighting: w(n): as of `adaptive_layers`; 1 / (1 + ln n).
+      compress: whether A is there.
+      kl_temperature: T > 0.
+      normalize: give what the loss sees unit length.
+
+    Returns:
+      The objective, of models that are an `Embedder`; its outputs are the embeddings of full size.
+
+    Raises:
+      ValueError: for a dim < 1, layers < 0, an unknown weighting, T <= 0; when called, for layers >= L or a dim > D.
+      TypeError: when called with another kind of model.
+
+    The authors' code has `layers=range(L - 1)` with "log": from the embedding layer, and without the last but one.
+
+    References:
+      Li et al. 2024, https://arxiv.org/abs/2402.14776, its second version.
+    """
+    prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
+    if dim < 1 or not kl_temperature > 0:
+        raise ValueError(f"dim must be >= 1 and kl_temperature > 0; got {dim=}, {kl_temperature=}")
+    unit = _unit if normalize else lambda x: x
+
+    def needed(model: Embedder) -> tuple[int, ...]:
+        return (*_before_last(prior, model), model.encoder.config.layers)
+
+    def alignment(x: Embeddings) -> jax.Array:
+        """A, of each record the mean over its texts, `[N]`."""
+        texts = jnp.concatenate([e.reshape(-1, e.shape[-1]) for e in x.values()])
+        target = jnp.split(compressed(texts, dim), np.cumsum([e.shape[0] * e.shape[1] for e in x.values()])[:-1])
+        of_texts = []
+        for e, c in zip(x.values(), target, strict=True):
+            cut, c = e[..., :dim], c.reshape(*e.shape[:-1], dim)
+            kl = alignment_kl(cut, c, temperature=kl_temperature)
+            of_texts.append(jnp.mean(jnp.square(cut - c), axis=-1) + kl_temperature * kl)
+        return jnp.concatenate(of_texts, axis=1).mean(axis=1)
+
+    def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
+        if dim > (full := _width(embeddings)):
+            raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
+        count = next(iter(embeddings.values())).shape[-2] - 1
+        at = lambda i: {name: e[..., i, :] for name, e in embeddings.items()}
+        loss_of = lambda x: objective.losses({name: unit(e) for name, e in x.items()}, batch, key)
+
+        def small(i: int) -> jax.Array:
+            loss = loss_of({name: e[..., :dim] for name, e in at(i).items()})
+            return loss + alignment(at(i)) if compress else loss
+
+        total = loss_of(at(count)) + small(count)
+        numbers = range(1, count + 1) if prior is None else prior
+        return total + sum(weight_of(n) / count * small(i) for i, n in enumerate(numbers))
+
+    return _of_layers(objective, needed, losses)
+
+
+def compressed(x: jax.Array, dim: int) -> jax.Array:
+    """`sg(X U_d diag(s_d))` with `softmax(X^T X / sqrt(D)) = U diag(s) V^T`, rows of the softmax summing to 1.
+
+    Of embeddings of M texts, `[M, D]` to f32 `[M, dim]`: the directions in which components depend on one another most.
+    Signs are such that the largest entry of each direction is positive (where the authors' code leaves them to chance).
+    The decomposition takes O(D^3).
+    """
+    x = jax.lax.stop_gradient(x.astype(jnp.float32))
+    dependencies = jax.nn.softmax(x.T @ x / math.sqrt(x.shape[-1]), axis=-1)
+    u, s, _ = jnp.linalg.svd(dependencies, full_matrices=False)
+    largest = jnp.take_along_axis(u, jnp.abs(u).argmax(axis=0, keepdims=True), axis=0)
+    return x @ (u * jnp.sign(largest) * s)[:, :dim]
 
 
 def starbucks(
@@ -350,6 +431,27 @@ def _sample(key: jax.Array | None, name: int, count: int, per_step: int | None) 
     if key is None or per_step is None or per_step >= count:
         return None
     return jax.random.choice(jax.random.fold_in(key, name), count, (per_step,), replace=False)
+
+
+def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    prior = None if layers is None else tuple(layers)
+    if prior is not None and (not prior or min(prior) < 0 or len(set(prior)) != len(prior)):
+        raise ValueError(f"layers must be distinct numbers >= 0, at least one; got {prior}")
+    return prior
+
+
+def _before_last(prior: tuple[int, ...] | None, model: Embedder) -> Sequence[int]:
+    """The layers `prior`, or all before the last."""
+    last = model.encoder.config.layers
+    if prior is not None and max(prior) >= last:
+        raise ValueError(f"layers must be before the last, {last}; got {prior}")
+    return range(1, last) if prior is None else prior
+
+
+def _weight_of(weighting: LayerWeighting) -> Callable[[int], float]:
+    if not callable(weighting) and weighting not in _LAYER_WEIGHTS:
+        raise ValueError(f"layer_weighting must be one of {sorted(_LAYER_WEIGHTS)} or a function; got {weighting!r}")
+    return weighting if callable(weighting) else _LAYER_WEIGHTS[weighting]
 
 
 def _prefix(x: jax.Array, dim: int) -> jax.Array:

@@ -7,12 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
+from sklearn.utils.extmath import svd_flip
 from tiny_run import distance, pair_batch, tiny_model
 
 from jaxemb.losses import info_nce
-from jaxemb.objectives import adaptive_layers, alignment_kl, matryoshka, matryoshka_2d, on_columns, starbucks
+from jaxemb.objectives import (
+    adaptive_layers,
+    alignment_kl,
+    compressed,
+    espresso,
+    matryoshka,
+    matryoshka_2d,
+    on_columns,
+    starbucks,
+)
 
 BATCH = {"id": np.arange(4)}
 L, D = 3, 8
@@ -91,6 +101,36 @@ def test_starbucks_on_components():
         both = (kl(q, WHOLE["q"][:, 0, :dim]) + kl(d, WHOLE["d"][:, 0, :dim])) / 2
         expected = expected + plain(q, d) + 0.3 * both
     np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+
+
+def test_espresso():
+    """The formula in NumPy; scikit-learn's signs of the singular vectors."""
+
+    def alignment(n, dim):
+        x = np.concatenate([ALL[name][:, 0, n - 1] for name in "qd"])
+        u, s, v = np.linalg.svd(softmax(x.T @ x / np.sqrt(D), axis=-1))
+        c = x @ (svd_flip(u, v)[0] * s)[:, :dim]
+        of_texts = ((x[:, :dim] - c) ** 2).mean(axis=-1) + 2.0 * kl(x[:, :dim], c, 2.0)
+        return of_texts.reshape(2, 4).mean(axis=0)
+
+    small = lambda n: plain(*(ALL[name][:, 0, n - 1, :3] for name in "qd")) + alignment(n, 3)
+    expected = plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0]) + small(3) + (small(1) + small(2) / (1 + np.log(2))) / 2
+    objective = espresso(OBJECTIVE, 3, kl_temperature=2.0)
+    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+    assert all(np.abs(g).max() > 0 for g in jax.grad(lambda e: objective.losses(e, BATCH, None).sum())(ALL).values())
+    plainly = espresso(OBJECTIVE, 3, layers=[0, 1], layer_weighting="log", compress=False)
+    part = lambda n: plain(*(ALL[name][:, 0, n, :3] for name in "qd"))
+    expected = plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0]) + part(2) + (part(0) + part(1) / (1 + np.log(2))) / 2
+    np.testing.assert_allclose(plainly.losses(ALL, BATCH, None), expected, rtol=1e-5)
+
+
+def test_what_is_compressed_keeps_the_strongest_dependencies():
+    """Of components that are copies of one another, one direction keeps all."""
+    signal = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    x = np.concatenate([signal, signal, 0.01 * np.ones((50, 2), np.float32)], axis=1)
+    kept = np.asarray(compressed(jnp.asarray(10 * x), 1))
+    assert abs(np.corrcoef(kept[:, 0], signal[:, 0])[0, 1]) > 0.999
+    assert np.all(np.asarray(jax.grad(lambda x: compressed(x, 1).sum())(jnp.asarray(x))) == 0)
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -196,6 +236,9 @@ def test_a_shallow_size_gives_deeper_layers_no_gradient():
         (lambda: adaptive_layers(OBJECTIVE, layer_weighting="cubic"), "layer_weighting must be one of"),
         (lambda: adaptive_layers(OBJECTIVE, kl_temperature=0.0), "kl_temperature > 0"),
         (lambda: adaptive_layers(OBJECTIVE, [2])(tiny_model(), BATCH, None), "layers must be before the last, 2"),
+        (lambda: espresso(OBJECTIVE, 0), "dim must be >= 1"),
+        (lambda: espresso(OBJECTIVE, 9).losses(ALL, BATCH, None), "dim must be in 1..8"),
+        (lambda: espresso(OBJECTIVE, 4, layers=[2])(tiny_model(), BATCH, None), "layers must be before the last, 2"),
         (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 4))), "both strictly increasing"),
         (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 8)))(tiny_model(), BATCH, None), r"full size \(2, 16\)"),
         (lambda: starbucks(OBJECTIVE, ((1, 4),), kl_on="vectors"), "kl_on must be"),
