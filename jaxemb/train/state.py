@@ -59,7 +59,7 @@ def init_state(
             key=key_run,
             finite=jnp.ones((), bool),
         )
-        return jax.tree.map(jnp.copy, state)
+        return _settled(state)
 
     return make(key, model)
 
@@ -89,10 +89,19 @@ def _task_hook(hook, transform: Transform, objective, state: TrainState, task: T
     )
     trained, carried = hook(task, context, state.params, state.carried)
     state = dataclasses.replace(state, model=trained.model, params=trained.params, carried=carried)
-    return _copied(state)
+    return _settled(state)
 
 
 @jax.jit
-def _copied(tree: PyTree) -> PyTree:
-    """The tree in buffers of its own: a hook may return one array in two places, and a step overwrites its state."""
-    return jax.tree.map(jnp.copy, tree)
+def _settled(tree: PyTree) -> PyTree:
+    """The tree as a step returns it, so that one compiled step serves before, between and after tasks.
+
+    Arrays are in buffers of their own, as a hook may return one array in two places and a step overwrites its state;
+    and none is weakly typed, as `jnp.full(n, 1.0)` is: what comes out of a step is not, and to `jit` the types differ.
+    """
+
+    def settled(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.copy(leaf)
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
+
+    return jax.tree.map(settled, tree)

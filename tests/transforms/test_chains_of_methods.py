@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_run import assert_bitwise_equal
 from tiny_stream import MODEL, C, learn
 
-from jaxemb.transforms import chain, ema, ewc, frozen, l2, lora, lwf, mas, si
+from jaxemb.transforms import chain, cross_batch_memory, ema, ewc, frozen, l2, lora, lwf, mas, si
 
 MEMBERS = {
     "ema": ema(0.9),
@@ -49,3 +49,11 @@ def test_a_chain_of_five_compiles_once_and_each_does_its_part():
     assert_bitwise_equal(light[0].params, states[0].params)
     assert float(later(states)) < 0.9 * float(later(light))
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[2])
+
+
+def test_a_chain_compiles_once_for_a_model_with_weak_types():
+    """As new models have them in their norms, whereas what a step returns has none."""
+    model = {**MODEL, "b": jnp.full(C, 1.0)}
+    assert model["b"].weak_type
+    memory = cross_batch_memory(8, C, query="features", document="features")
+    learn(chain(lora(2, where="w", train="b"), l2(0.1), si(0.1), ema(), memory), model=model)
