@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxemb.cli import _options, _parser
+from jaxemb.cli.commands import parsed_options
+from jaxemb.cli.parser import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "tpu" / "launch"
@@ -129,9 +130,9 @@ def test_the_manifest_fits_its_slice_and_the_command():
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
 
     out, config, *options = container["args"]
-    args = _parser().parse_args(["train", config, *options, "--out", out, "--distributed"])
+    args = make_parser().parse_args(["train", config, *options, "--out", out, "--distributed"])
     names = inspect.signature(runpy.run_path(str(ROOT / config))["run"]).parameters
-    assert set(_options(args.set)) <= set(names)
+    assert set(parsed_options(args.set)) <= set(names)
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount["name"] == volume["name"] and out.startswith(f"{mount['mountPath']}/")
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"

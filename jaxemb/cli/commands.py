@@ -1,0 +1,459 @@
+"""What the subcommands of `jaxemb` do with their parsed options."""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.evaluate import Evaluator
+    from jaxemb.retrieval import Hit
+    from jaxemb.train import Run
+
+MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
+
+
+def quickstart(args: argparse.Namespace) -> None:
+    from jaxemb.quickstart import quickstart
+
+    options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
+    given = {name: value for name, value in options.items() if value is not None}
+    with _without_warnings("jaxemb.encode"):  # that long functions are cut is part of the recipe
+        numbers = quickstart(args.out, progress=not args.quiet, **given)
+    _print(
+        args,
+        numbers,
+        f"\nThe report is {args.out}/report.html, the model {args.out}/model. To search the standard library:\n\n"
+        f'    jaxemb search {args.out} "parse an iso date"\n',
+    )
+
+
+@contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def train(args: argparse.Namespace) -> None:
+    import jax
+
+    from jaxemb.parallel import processes
+    from jaxemb.train import fit
+
+    advice = f"start all processes again with the same command to go on from the newest checkpoint in {args.out}"
+    _join_processes(args, advice)
+    run = _load_run(args)
+    try:
+        result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+    except jax.errors.JaxRuntimeError as error:
+        if processes.tells_of_loss(error):
+            raise ConnectionError(f"another process was lost; {advice}. JAX says: {error}") from error
+        raise
+    if jax.process_index():  # process 0 speaks for all
+        return
+    metrics = dict(result.metrics)
+    report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
+    lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
+    _print(args, report, "\n".join([*lines, f"the model is {args.out}/model"]))
+
+
+def rehearse(args: argparse.Namespace) -> None:
+    from jaxemb import parallel
+    from jaxemb.parallel.slices import tpu_slice
+    from jaxemb.train.rehearsal import rehearse
+
+    slice_ = tpu_slice(args.topology)
+    with parallel.default_devices(slice_.devices):  # the config's mesh, if it makes one, is of these
+        run = _load_run(args)
+        mesh = None if args.mesh is None else parallel.make_mesh(**args.mesh)
+    report = rehearse(run, slice_, mesh=mesh, records=args.records)
+    _print(args, report.as_json(), str(report))
+    if not report.fits:
+        raise MemoryError(f"{args.config} needs more than the memory of a chip of {args.topology}")
+
+
+def encode(args: argparse.Namespace) -> None:
+    if Path(args.out).suffix != ".npy":
+        raise ValueError(f"--out must be a .npy file; got {args.out!r}")
+    if not Path(args.out).parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no directory {Path(args.out).parent}")
+    texts = []
+    for file in args.files:
+        records, column = _read_texts(file, args)
+        texts += [record[column] for record in records]
+    embedder, _ = _load(args)
+    start = time.perf_counter()
+    vectors = embedder.encode(
+        texts,
+        prompt=args.prompt,
+        prompt_name=args.prompt_name,
+        dim=args.dim,
+        normalize=args.normalize,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
+        out=args.out,
+        mesh=_mesh(),
+        show_progress=not args.quiet,
+    )
+    seconds = time.perf_counter() - start
+    report = {"out": args.out, "texts": len(vectors), "dim": vectors.shape[1], "dtype": args.dtype, "seconds": seconds}
+    _print(args, report, f"{args.out}: {len(vectors)} vectors of dimension {vectors.shape[1]}, {seconds:.1f} s")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from jaxemb import evaluate
+
+    if args.task == "sts":
+        columns = args.columns.split(",")
+        if len(columns) != 3:
+            raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
+        pairs = evaluate.read_sts(args.data, columns, names=args.names and args.names.split(","), format=args.format)
+        if args.grid:
+            return _evaluate_grid(args, evaluate.sts_evaluator(pairs), "cosine_spearman")
+        encoder, name = _load_configured(args)
+        scores = evaluate.sts(encoder, pairs.first, pairs.second, pairs.scores)
+        report = {"task": "sts", "model": name, "data": args.data, "pairs": len(pairs), "metrics": scores}
+        lines = [f"{measure:<18} {value:.4f}" for measure, value in scores.items()]
+    else:
+        task = evaluate.read_beir(args.data, args.split)
+        if args.grid:
+            return _evaluate_grid(args, evaluate.retrieval_evaluator(task), "ndcg@10")
+        encoder, name = _load_configured(args)
+        per_query = evaluate.retrieval_per_query(encoder, task.queries, task.corpus, task.qrels)
+        report = {"task": "retrieval", "model": name, "data": args.data, "split": args.split, **per_query.summary()}
+        wanted = ("ndcg@10", "mrr@10", "map@100", "recall@1", "recall@10", "recall@100")
+        lines = [
+            f"{measure:<18} {found['mean']:.4f} ± {found['standard_error'] or 0:.4f}"
+            for measure, found in report["metrics"].items()
+            if measure in wanted
+        ]
+        lines.append(f"{report['queries']} queries, {len(task.corpus)} documents; ± one standard error")
+    _print(args, report, "\n".join(lines))
+
+
+def _evaluate_grid(args: argparse.Namespace, evaluator: "Evaluator", metric: str) -> None:
+    from jaxemb import evaluate
+
+    if args.dim is not None:
+        raise ValueError("--grid takes --dims, several, instead of --dim")
+    embedder, name = _load(args)
+    sizes = {"layers": args.layers, "dims": args.dims}
+    found = evaluate.grid(embedder, evaluator, metric, **sizes, batch_tokens=args.batch_tokens, mesh=_mesh())
+    report = {"task": args.task, "model": name, "data": args.data, **found.summary(args.max_loss)}
+    _print(args, report, found.table(args.max_loss))
+
+
+def search(args: argparse.Namespace) -> None:
+    from jaxemb.retrieval import build_index, open_index
+
+    where, query = Path(args.where), " ".join(args.query)
+    if not where.exists():
+        raise FileNotFoundError(f"there is no run, index or file {where}")
+    if not query.strip():
+        raise ValueError("the query is empty")
+    if where.is_dir():
+        run_model = where / "model"
+        index = open_index(where / "index" if (where / "index").is_dir() else where)
+        args.model = args.model or (str(run_model) if run_model.is_dir() else index.manifest.model)
+        embedder, _ = _load(args)
+        hits = index.search([query], embedder, args.k)[0]
+    else:
+        records, column = _read_texts(args.where, args)
+        embedder, name = _load(args)
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = args.out or Path(temporary) / "index"
+            index = build_index(directory, records, embedder, model=name, text=column, show_progress=not args.quiet)
+            hits = index.search([query], embedder, args.k)[0]
+    report = {"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]}
+    _print(args, report, "\n".join(_hit_lines(rank, hit, index.manifest.text) for rank, hit in enumerate(hits, 1)))
+
+
+def mine(args: argparse.Namespace) -> None:
+    from jaxemb.data import read
+    from jaxemb.retrieval import mine_hard_negatives
+
+    out, columns = Path(args.out), args.columns.split(",")
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out must be a .jsonl file; got {args.out!r}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no directory {out.parent}")
+    if len(columns) != 2:
+        raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
+    source = read(args.file, format=args.format).with_columns(columns)
+    corpus = None
+    if args.corpus:
+        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column)
+        records, column = _read_texts(args.corpus, documents)
+        corpus = [record[column] for record in records]
+    embedder, name = _load(args)
+    mesh = _mesh()
+    mined = mine_hard_negatives(
+        embedder,
+        source,
+        corpus,
+        query_column=columns[0],
+        positive_column=columns[1],
+        query_prompt=args.query_prompt,
+        query_prompt_name=args.query_prompt_name,
+        corpus_prompt=args.corpus_prompt,
+        corpus_prompt_name=args.corpus_prompt_name,
+        encode_options={
+            "dim": args.dim,
+            "batch_tokens": args.batch_tokens,
+            "mesh": mesh,
+            "show_progress": not args.quiet,
+        },
+        num_negatives=args.negatives,
+        range_min=args.range_min,
+        range_max=args.range_max,
+        max_score=args.max_score,
+        min_score=args.min_score,
+        absolute_margin=args.absolute_margin,
+        relative_margin=args.relative_margin,
+        percentile=args.percentile,
+        sampling_strategy=args.sampling,
+        seed=args.seed,
+        include_positives=args.include_positives,
+        mesh=mesh,
+    )
+    mined_records = mined.records(args.output_format, output_scores=args.scores)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in mined_records)
+    os.replace(unfinished, out)
+    found = (mined.negatives.ids >= 0).sum(axis=1)
+    report = {
+        "out": args.out,
+        "model": name,
+        "records": len(mined_records),
+        "queries": len(mined.queries),
+        "documents": len(mined.corpus),
+        "queries_with_too_few": int((found < args.negatives).sum()),
+        "discarded": dict(mined.negatives.discarded),
+    }
+    lines = [f"{args.out}: {len(mined_records)} records of {len(mined.queries)} queries"]
+    if too_few := report["queries_with_too_few"]:
+        lines.append(f"{too_few} queries have less than {args.negatives} negatives; a larger --range-max may find more")
+    lines += [f"{count} candidates discarded by {option}" for option, count in mined.negatives.discarded.items()]
+    _print(args, report, "\n".join(lines))
+
+
+def info(args: argparse.Namespace) -> None:
+    report = _describe_model(args.model) if args.model else _describe_machine()
+    width = max(map(len, report))
+    _print(args, report, "\n".join(f"{name.replace('_', ' '):<{width}}  {_shown(v)}" for name, v in report.items()))
+
+
+# What the commands share
+
+
+def _load_run(args: argparse.Namespace) -> "Run":
+    from jaxemb.train import load_run
+
+    sys.path.insert(0, os.getcwd())  # what a config file imports may lie here, as with `python -m`
+    return load_run(args.config, parsed_options(args.set))
+
+
+def _join_processes(args: argparse.Namespace, advice: str) -> None:
+    """Makes this process one of a distributed program, before anything else asks JAX for its devices."""
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if not args.distributed:
+        if any(option is not None for option in given):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        return
+    if any(option is None for option in given) and any(option is not None for option in given):
+        raise ValueError("--coordinator, --num-processes and --process-id are given all three or, to find out, none")
+    if args.process_id is not None and not 0 <= args.process_id < args.num_processes:
+        raise ValueError(f"--process-id must be in 0..{args.num_processes - 1}; got {args.process_id}")
+    from jaxemb.parallel import processes
+
+    try:
+        processes.join(*given, advice=advice)
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed found no TPU slice, GKE job or Slurm job to join ({error}); "
+            "give --coordinator, --num-processes and --process-id"
+        ) from None
+
+
+def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> None:
+    print(json.dumps(report, ensure_ascii=False) if args.json else text)
+
+
+def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
+    """The model that the command asks for, and how it is found again."""
+    import jaxemb
+    from jaxemb.default_model import default_model
+
+    name = Path(args.model or default_model().path)
+    name = name.resolve() if name.is_dir() else name
+    return jaxemb.load(str(name), dtype=args.compute_dtype), str(name)
+
+
+def _load_configured(args: argparse.Namespace) -> "tuple[_Configured, str]":
+    """The model as evaluators see it."""
+    embedder, name = _load(args)
+    return _Configured(embedder, args.dim, args.batch_tokens), name
+
+
+def _mesh() -> "Mesh | None":
+    """All devices, if there are several."""
+    import jax
+
+    from jaxemb.parallel import make_mesh
+
+    return make_mesh() if jax.device_count() > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Configured:
+    """An embedder as evaluators see it, with the command's options of encoding."""
+
+    embedder: "SentenceEmbedder"
+    dim: int | None
+    batch_tokens: int | None
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.embedder.prompts
+
+    @property
+    def similarity_fn_name(self) -> str:
+        return self.embedder.similarity_fn_name
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> "np.ndarray":
+        return self.embedder.encode(
+            texts, prompt_name=prompt_name, dim=self.dim, batch_tokens=self.batch_tokens, mesh=_mesh()
+        )
+
+
+def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, Any]], str]":
+    """The records of a file, or the lines of stdin, and the column of their texts."""
+    from jaxemb.data import read
+
+    if file == "-":
+        return [{"text": line.rstrip("\r\n")} for line in sys.stdin], "text"
+    source = read(file, format=args.format)
+    records = source.__getitems__(range(len(source)))
+    names = list(records[0]) if records else ["text"]
+    column = args.column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
+    if column is None:
+        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with --column")
+    for number, record in enumerate(records):
+        if not isinstance(record.get(column), str):
+            raise ValueError(f"{file}: record {number} has no text in column {column!r}; it has {sorted(record)}")
+    return records, column
+
+
+def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as options; a value that is no Python literal is a text."""
+    options = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set must be NAME=VALUE; got {assignment!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:
+    """A hit in two lines: what it is called and where it is, then what it is about; one line if it has no title."""
+    record = hit.record
+    one_line = lambda value: " ".join(str(value).split())
+    title = record.get("title") or one_line(record[text_column])
+    place = f"  {record['path']}:{record.get('line', 1)}" if "path" in record else ""
+    about = one_line(record.get("about") or record[text_column]) if record.get("title") else ""
+    width = shutil.get_terminal_size((120, 24)).columns
+    lines = [f"{rank:>3}  {hit.score:.3f}  {title}{place}", f"{'':12}{about}"]
+    return "\n".join(line[: width - 1] for line in lines if line.strip())
+
+
+def _shown(value: Any) -> str:
+    """A value of a report as a person reads it."""
+    match value:
+        case bool() | None | "" | () | [] | {}:
+            return {True: "yes", False: "no"}.get(value, "none") if isinstance(value, bool) else "none"
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(_shown, value))
+        case dict():
+            return ", ".join(f"{name}: {_shown(item)}" for name, item in value.items())
+        case _:
+            return str(value)
+
+
+def _describe_model(name: str) -> dict[str, Any]:
+    """What `jaxemb info MODEL` says."""
+    from collections import Counter
+
+    import jax
+
+    import jaxemb
+
+    embedder = jaxemb.load(name)
+    model, config = embedder.model, embedder.model.encoder.config
+    checkpoint = embedder.format.encoder
+    return {
+        "model": name,
+        "family": checkpoint.config["model_type"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
+        "layers": config.layers,
+        "hidden_dim": config.dim,
+        "attention_heads": config.heads,
+        "vocabulary": config.vocab_size,
+        "pooling": list(model.pooling),
+        "heads": [type(head).__name__ for head in model.heads],
+        "embedding_dim": model.dim,
+        "unit_length": model.normalizes,
+        "similarity": embedder.similarity_fn_name,
+        "max_length": embedder.max_length,
+        "prompts": dict(embedder.prompts),
+        "default_prompt": embedder.default_prompt_name,
+        "tensors": dict(Counter(str(tensor.dtype) for tensor in checkpoint.stored)),
+        "tensors_unused": sorted(checkpoint.aside),
+    }
+
+
+def _describe_machine() -> dict[str, Any]:
+    """What `jaxemb info` says."""
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    from jaxemb.compilation import enable_persistent_cache
+
+    packages = ("jaxemb", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "compilation_cache": str(enable_persistent_cache()),
+    }

@@ -1,0 +1,306 @@
+"""The options of the `jaxemb` command, and the help that it prints."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+from jaxemb.cli import commands as run
+
+Command = Callable[[argparse.Namespace], None]
+
+_EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples, and adds defaults to the help of options that have one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; what it returns has `command`, to be called with it, and that command's `name`."""
+    import jaxemb
+
+    parser = argparse.ArgumentParser(
+        prog="jaxemb",
+        usage="jaxemb [--help] [--version] COMMAND [OPTIONS]",
+        formatter_class=_Formatter,
+        description="Train, use, evaluate and search embedding models in JAX.",
+        epilog=f"`jaxemb COMMAND --help` shows a command's options and examples.\n{_EXIT_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxemb {jaxemb.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND [OPTIONS]", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--quiet", action="store_true", help="no progress bar")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    model = argparse.ArgumentParser(add_help=False)
+    group = model.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
+    group.add_argument(
+        "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
+    )
+
+    encoding = argparse.ArgumentParser(add_help=False)
+    group = encoding.add_argument_group("encoding")
+    group.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens per batch (default: suits the device)")
+    group.add_argument("--dim", type=_count, metavar="N", help="keep the first N dimensions of the vectors")
+
+    texts = argparse.ArgumentParser(add_help=False)
+    group = texts.add_argument_group("files of texts")
+    group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
+    group.add_argument(
+        "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
+    )
+
+    processes = argparse.ArgumentParser(add_help=False)
+    group = processes.add_argument_group("several processes that train as one")
+    group.add_argument(
+        "--distributed", action="store_true", help="join the others; TPU slices, GKE and Slurm say who they are"
+    )
+    group.add_argument(
+        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0 that all can reach"
+    )
+    group.add_argument("--num-processes", type=_count, metavar="N", help="how many they are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+
+    def command(
+        name: str,
+        runs: Command,
+        about: str,
+        examples: str,
+        *parents: argparse.ArgumentParser,
+    ) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            prog=f"jaxemb {name}",
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=f"examples:\n{examples.rstrip()}\n\n{_EXIT_CODES}",
+            formatter_class=_Formatter,
+            parents=[*parents, common],
+        )
+        sub.set_defaults(command=runs, name=name)
+        return sub
+
+    sub = command(
+        "quickstart",
+        run.quickstart,
+        "fine-tune all-MiniLM-L6-v2 for code search, with measurements and a report",
+        """\
+  jaxemb quickstart
+  jaxemb quickstart --out runs/mine --steps 400 --seed 1""",
+    )
+    sub.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything is written")
+    sub.add_argument("--model", metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)")
+    sub.add_argument("--steps", type=_count, metavar="N", help="training steps (default: the recipe's)")
+    sub.add_argument("--batch-size", type=_count, metavar="N", help="pairs per step (default: the recipe's)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the pairs")
+    sub.add_argument("--limit", type=_count, metavar="N", help="at most N pairs of each split, for a quick trial")
+
+    sub = command(
+        "train",
+        run.train,
+        "run the training that a config file describes",
+        """\
+  jaxemb train experiments/code_search.py --out runs/code_search
+  jaxemb train my_run.py --out runs/mine --set steps=1000 --set learning_rate=3e-5
+  jaxemb train my_run.py --out runs/mine              # again: goes on where it stopped
+  jaxemb train my_run.py --out /shared/mine --distributed        # on every host of a TPU slice
+  jaxemb train my_run.py --out runs/mine --distributed --coordinator first-host:1234 \\
+      --num-processes 2 --process-id 0                # elsewhere: once per process, ids from 0""",
+        processes,
+    )
+    sub.add_argument("config", metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run")
+    sub.add_argument("--out", required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of run(): a Python literal or text",
+    )
+    sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
+
+    sub = command(
+        "rehearse",
+        run.rehearse,
+        "compile the training of a config file for a TPU slice and say what it will need; no TPU is used",
+        """\
+  jaxemb rehearse tpu/bert_base.py --topology v5e:8x8
+  jaxemb rehearse my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json
+  jaxemb rehearse my_run.py --topology v6e:16x16 --records 65536""",
+    )
+    sub.add_argument("config", metavar="CONFIG.py", help="as `jaxemb train` takes it")
+    sub.add_argument("--topology", required=True, metavar="NAME", help="v5e:AxB, v6e:AxB or v5p:AxBxC")
+    sub.add_argument(
+        "--mesh",
+        type=_axes,
+        metavar="AXIS=N,...",
+        help="sizes of data, fsdp, tensor (default: the config's, or all data)",
+    )
+    sub.add_argument("--records", type=_count, metavar="N", help="records per batch (default: as the data gives them)")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
+    )
+
+    sub = command(
+        "encode",
+        run.encode,
+        "turn texts into vectors, written as a .npy file",
+        """\
+  jaxemb encode sentences.txt --out vectors.npy
+  jaxemb encode pages.jsonl --column body --model runs/quickstart/model --dtype float16 --out pages.npy
+  zcat titles.gz | jaxemb encode - --prompt-name query --out titles.npy""",
+        model,
+        encoding,
+        texts,
+    )
+    sub.add_argument(
+        "files", nargs="+", metavar="FILE", help="txt (a text per line), csv, tsv, jsonl, parquet; - for stdin"
+    )
+    sub.add_argument("--out", required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
+    sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="type of the written vectors")
+    sub.add_argument("--normalize", action="store_true", help="give the vectors unit length")
+    sub.add_argument("--prompt", metavar="TEXT", help="text to put in front of each")
+    sub.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
+
+    sub = command(
+        "evaluate",
+        run.evaluate,
+        "measure a model on a similarity or retrieval data set",
+        """\
+  jaxemb evaluate --task sts --data stsb-en-dev.csv.gz --names sentence1,sentence2,score
+  jaxemb evaluate --task sts --data SICK_trial.txt.gz --format tsv \\
+      --columns sentence_A,sentence_B,relatedness_score
+  jaxemb evaluate --task retrieval --data scifact/ --split test --model runs/quickstart/model --json
+  jaxemb evaluate --task sts --data pairs.csv --grid --layers 2,4,6 --dims 64,128 --max-loss 0.01""",
+        model,
+        encoding,
+    )
+    sub.add_argument("--task", choices=("sts", "retrieval"), required=True, help="what is measured")
+    sub.add_argument("--data", required=True, metavar="PATH", help="sts: a file of pairs; retrieval: a BEIR directory")
+    sub.add_argument(
+        "--columns",
+        metavar="A,B,SCORE",
+        default="sentence1,sentence2,score",
+        help="sts: the columns of the two texts and the score",
+    )
+    sub.add_argument("--names", metavar="A,B,...", help="sts: the columns of a file without a header line")
+    sub.add_argument(
+        "--format", choices=("csv", "tsv", "jsonl", "parquet"), help="sts: of the file (default: by its name)"
+    )
+    sub.add_argument("--split", default="test", metavar="NAME", help="retrieval: which qrels")
+    group = sub.add_argument_group("every size of the model")
+    group.add_argument("--grid", action="store_true", help="quality, speed and index size by layers and dimensions")
+    group.add_argument("--layers", type=_counts, metavar="N,...", help="numbers of layers (default: up to six)")
+    group.add_argument("--dims", type=_counts, metavar="N,...", help="dimensions (default: powers of two from 32)")
+    group.add_argument(
+        "--max-loss", type=float, default=0.02, metavar="X", help="of quality, for the size that is recommended"
+    )
+
+    sub = command(
+        "search",
+        run.search,
+        "find the texts nearest to a query",
+        """\
+  jaxemb search runs/quickstart "parse an iso date"
+  jaxemb search notes.txt "what did we decide about the budget" -k 3
+  jaxemb search notes.txt "budget" --out notes.index      # keeps the vectors
+  jaxemb search notes.index "holidays" --json""",
+        model,
+        texts,
+    )
+    sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
+    sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for")
+    sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits")
+    sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
+
+    sub = command(
+        "mine",
+        run.mine,
+        "find hard negatives for pairs of query and positive, written as a .jsonl file",
+        """\
+  jaxemb mine pairs.csv --out negatives.jsonl
+  jaxemb mine pairs.jsonl --columns question,answer --corpus answers.txt --negatives 5 \\
+      --relative-margin 0.05 --out negatives.jsonl
+  jaxemb mine pairs.csv --output-format triplet --sampling random --range-max 50 --out triplets.jsonl""",
+        model,
+        encoding,
+    )
+    formats = ("txt", "csv", "tsv", "jsonl", "parquet")
+    sub.add_argument("file", metavar="FILE", help="records of a query and a positive each")
+    sub.add_argument("--out", required=True, metavar="FILE.jsonl", help="where the records with negatives are written")
+    sub.add_argument(
+        "--columns", metavar="QUERY,POSITIVE", default="query,positive", help="the columns of the two texts"
+    )
+    sub.add_argument("--format", choices=formats[1:], help="of the file (default: by its name)")
+    sub.add_argument("--corpus", metavar="FILE", help="more documents to search (default: the positives alone)")
+    sub.add_argument("--corpus-column", metavar="NAME", help="their column (default: 'text', or the only one)")
+    sub.add_argument("--corpus-format", choices=formats, help="of the corpus file (default: by its name)")
+    sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
+    sub.add_argument("--scores", action="store_true", help="write the scores as well")
+    sub.add_argument("--query-prompt", metavar="TEXT", help="text to put in front of queries")
+    sub.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
+    sub.add_argument("--corpus-prompt", metavar="TEXT", help="text to put in front of documents")
+    sub.add_argument("--corpus-prompt-name", metavar="NAME", help="or one of the model's (default: 'document')")
+    group = sub.add_argument_group("which negatives")
+    group.add_argument("--negatives", type=_count, default=3, metavar="N", help="how many for each query")
+    group.add_argument("--range-min", type=int, default=0, metavar="N", help="skip the N most similar")
+    group.add_argument("--range-max", type=_count, metavar="N", help="look no further than rank N")
+    group.add_argument("--max-score", type=float, metavar="S", help="none that is more similar")
+    group.add_argument("--min-score", type=float, metavar="S", help="none that is less similar")
+    group.add_argument("--absolute-margin", type=float, metavar="M", help="less similar than the positive by M")
+    group.add_argument(
+        "--relative-margin", type=float, metavar="M", help="or by the share M of its score, such as 0.05"
+    )
+    group.add_argument("--percentile", type=float, metavar="P", help="none above the P-th percentile of the positives")
+    group.add_argument("--sampling", choices=("top", "random"), default="top", help="the most similar, or any in range")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random sampling")
+    group.add_argument("--include-positives", action="store_true", help="rank the positives too, to test rerankers")
+
+    sub = command(
+        "info",
+        run.info,
+        "describe a model, or without one the software and devices here",
+        """\
+  jaxemb info
+  jaxemb info runs/quickstart/model
+  jaxemb info sentence-transformers/all-MiniLM-L6-v2 --json""",
+    )
+    sub.add_argument("model", nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
+    return parser
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _count(text: str) -> int:
+    """The type of an option that is a positive whole number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _axes(text: str) -> dict[str, int]:
+    """The type of an option that is AXIS=N,..."""
+    pairs = re.findall(r"(data|fsdp|tensor)=(-?\d+)(?:,|$)", text)
+    if not pairs or ",".join(f"{axis}={size}" for axis, size in pairs) != text or len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"must be sizes of data, fsdp, tensor, such as data=16,fsdp=4; got {text!r}")
+    return {axis: int(size) for axis, size in pairs}
+
+
+def _address(text: str) -> str:
+    """The type of an option that is HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT; got {text!r}")
+    return text
