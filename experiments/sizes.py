@@ -83,7 +83,7 @@ SMALL_SIZES = ((1, 12), (2, 24), (3, 48), (4, 96))
 # the specification's.
 SMALL: Mapping[Name, Training] = {
     "sts": Training(sizes=MINILM_SIZES, steps=179, learning_rate=1e-4, limit=200),
-    "intents": Training(sizes=SMALL_SIZES, steps=400, learning_rate=1e-3, pretraining=1500),
+    "intents": Training(sizes=SMALL_SIZES, steps=400, learning_rate=1e-3, pretraining=500),
 }
 SMOKE: Mapping[Name, Training] = {
     "intents": Training(sizes=((1, 12), (4, 96)), steps=2, learning_rate=1e-3, limit=77, records=3, pretraining=1),
