@@ -405,11 +405,14 @@ def curves(grids: Grids, trainings: Mapping[Name, Training]):
             ("layers, dimensions", t.sizes, lambda x, at=tuple(diagonal): x[at]),
         )
         for axis, (label, ticks, part) in zip(row, panels, strict=True):
-            for method, seeds in methods.items():
+            for colour, (method, seeds) in enumerate(methods.items()):
                 values = np.array([part(average(grid)) for grid in seeds])
                 spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(ticks))
                 if not np.isnan(values).all():
-                    axis.errorbar(range(len(ticks)), values.mean(axis=0), spread, marker="o", capsize=2, label=method)
+                    axis.errorbar(
+                        range(len(ticks)), values.mean(axis=0), spread, marker="o", capsize=2, label=method,
+                        color=f"C{colour}",
+                    )  # fmt: skip
             axis.set_xticks(range(len(ticks)), [str(tick).strip("()") for tick in ticks])
             axis.set(title=name, xlabel=label, ylabel="quality")
             axis.grid(alpha=0.3)

@@ -50,9 +50,9 @@ _REFERENCE = {
 
 
 _NOTE = (
-    '\n\nOn "intents" all methods are better here than in the reference run, and 2D Matryoshka is already within 1.2 of '
-    "separate training, which leaves little to gain. SMAE, {steps} steps on the 10,003 short training texts, costs 2 to 3 "
-    "points; the paper's reads billions of tokens of long texts."
+    '\n\nOn "intents" all methods are better here than in the reference run, and 2D Matryoshka is already within '
+    "1.2 of separate training, which leaves little to gain. SMAE, {steps} steps on the 10,003 short training texts, "
+    "costs 2 to 3 points; the paper's reads billions of tokens of long texts."
 )
 
 
