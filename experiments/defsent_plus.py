@@ -471,9 +471,10 @@ _REFERENCE = (
 )
 _NOTES = {
     "small": "\nFrom so small a language model DefSent+ is a negative result: to tell 4,000 entries apart it gives up "
-    "what made sentences alike. They spread (the mean cosine falls) but over fewer directions (the effective rank falls "
-    "to less than half). DefSent, which trains the words it predicts no further, gains a little, less than as many steps "
-    "of masked language modelling do. Of an encoder that knows more, see the preset minilm.\n",
+    "what made sentences alike. They spread (the mean cosine falls) but over fewer directions (the effective "
+    "rank falls to less than half). DefSent, which trains the words it predicts no further, gains a little, "
+    "less than as many steps of masked language modelling do. Of an encoder that knows more, see the preset "
+    "minilm.\n",
 }
 _STARTS = {
     "books": "a BERT-Tiny (2 layers, 128 dimensions) after {pretraining:,} steps of masked language modelling of "
