@@ -28,6 +28,7 @@ MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair",
 
 
 def quickstart(args: argparse.Namespace) -> None:
+    """Fine-tunes, measures and reports, by the quickstart's recipe."""
     from jaxemb.quickstart import quickstart
 
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
@@ -54,6 +55,7 @@ def _without_warnings(name: str) -> Iterator[None]:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Runs the training of a config file, alone or with other processes."""
     import jax
 
     from jaxemb.parallel import processes
@@ -77,6 +79,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def rehearse(args: argparse.Namespace) -> None:
+    """Compiles the training of a config file for a TPU slice; raises MemoryError if it does not fit."""
     from jaxemb import parallel
     from jaxemb.parallel.slices import tpu_slice
     from jaxemb.train.rehearsal import rehearse
@@ -92,6 +95,7 @@ def rehearse(args: argparse.Namespace) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
+    """Writes the vectors of files of texts."""
     if Path(args.out).suffix != ".npy":
         raise ValueError(f"--out must be a .npy file; got {args.out!r}")
     if not Path(args.out).parent.is_dir():
@@ -120,6 +124,7 @@ def encode(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    """Prints a model's measures on a data set, of every size with `--grid`."""
     from jaxemb import evaluate
 
     if args.task == "sts":
@@ -163,6 +168,7 @@ def _evaluate_grid(args: argparse.Namespace, evaluator: "Evaluator", metric: str
 
 
 def search(args: argparse.Namespace) -> None:
+    """Prints the texts nearest to a query."""
     from jaxemb.retrieval import build_index, open_index
 
     where, query = Path(args.where), " ".join(args.query)
@@ -188,6 +194,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def mine(args: argparse.Namespace) -> None:
+    """Writes records with hard negatives."""
     from jaxemb.data import read
     from jaxemb.retrieval import mine_hard_negatives
 
@@ -258,6 +265,7 @@ def mine(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
+    """Prints what a model, or this machine, is."""
     report = _describe_model(args.model) if args.model else _describe_machine()
     width = max(map(len, report))
     _print(args, report, "\n".join(f"{name.replace('_', ' '):<{width}}  {_shown(v)}" for name, v in report.items()))
