@@ -8,27 +8,10 @@ what is trained and measured. Learning rates were chosen for fine-tuning and are
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from experiments import common, sizes
 from jaxemb.compilation import enable_persistent_cache
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """The settings, and how they are trained."""
-
-    trainings: Mapping[sizes.Name, sizes.Training]
-    seeds: int = 3
-    keep: bool = True  # what is measured, to go on from; see `sizes.measured`
-
-
-PRESETS = {
-    "smoke": Preset(sizes.SMOKE, seeds=1, keep=False),
-    "small": Preset(sizes.SMALL),
-    "paper": Preset(sizes.PAPER, seeds=5),
-}
 
 # The specification's reference run of "intents": seeds 0 / 1.
 _REFERENCE = {
@@ -37,8 +20,6 @@ _REFERENCE = {
     "2D Matryoshka": ("66.1 / 63.2", "78.1 / 79.0", "80.1 / 80.6", "80.9 / 81.9", "77.9 / 78.0"),
     "separately trained": ("68.7 / 71.8", "79.6 / 81.0", "82.1 / 82.0", "83.5 / 83.6", ""),
 }
-
-
 _NOTE = (
     '\n\nOn "intents" all methods are better here than in the reference run, and fine-tuning by far at the smallest '
     "size: 30 more than that would be the quality of the full model."
@@ -59,7 +40,7 @@ def claims(rows: sizes.Rows) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    name, preset, seeds, out = common.arguments("matryoshka_2d", __doc__.split("\n")[0], PRESETS)
+    name, preset, seeds, out = common.arguments("matryoshka_2d", __doc__.split("\n")[0], sizes.PRESETS)
     enable_persistent_cache()
     grids = sizes.measured(preset.trainings, lambda training: sizes.METHODS, seeds, preset.keep)
     metrics = {"preset": name, **dataclasses.asdict(preset), "seeds": seeds}

@@ -95,6 +95,22 @@ PAPER: Mapping[Name, Training] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Preset:
+    """The settings, and how they are trained."""
+
+    trainings: Mapping[Name, Training]
+    seeds: int = 3
+    keep: bool = True  # what is measured, to go on from; see `measured`
+
+
+PRESETS = {
+    "smoke": Preset(SMOKE, seeds=1, keep=False),
+    "small": Preset(SMALL),
+    "paper": Preset(PAPER, seeds=5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """Data, model and measure of one setting; see `sts` and `intents`.
 

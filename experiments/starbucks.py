@@ -22,22 +22,6 @@ from jaxemb.embedder import Embedder
 from jaxemb.objectives import MaskedAutoEncoder, MaskedLanguageModel, masked_autoencoding, starbucks, word_pieces
 from jaxemb.train import adamw
 
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """The settings, and how they are trained."""
-
-    trainings: Mapping[sizes.Name, sizes.Training]
-    seeds: int = 3
-    keep: bool = True  # what is measured, to go on from; see `sizes.measured`
-
-
-PRESETS = {
-    "smoke": Preset(sizes.SMOKE, seeds=1, keep=False),
-    "small": Preset(sizes.SMALL),
-    "paper": Preset(sizes.PAPER, seeds=5),
-}
-
 _SRL, _NO_KL, _SMAE = "SRL", "SRL without KL", "Starbucks: SMAE, then SRL"
 # The specification's reference run of "intents": seeds 0 / 1.
 _REFERENCE = {
@@ -47,8 +31,6 @@ _REFERENCE = {
     _NO_KL: ("71.0 / 71.3", "79.3 / 81.0", "81.1 / 81.7", "81.6 / 81.6", ""),
     "separately trained": ("68.7 / 71.8", "79.6 / 81.0", "82.1 / 82.0", "83.5 / 83.6", ""),
 }
-
-
 _NOTE = (
     '\n\nOn "intents" all methods are better here than in the reference run, and 2D Matryoshka is already within '
     "1.2 of separate training, which leaves little to gain. SMAE, {steps} steps on the 10,003 short training texts, "
@@ -101,7 +83,7 @@ def claims(rows: sizes.Rows, trainings: Mapping[sizes.Name, sizes.Training]) -> 
 
 
 def main() -> None:
-    name, preset, seeds, out = common.arguments("starbucks", __doc__.split("\n")[0], PRESETS)
+    name, preset, seeds, out = common.arguments("starbucks", __doc__.split("\n")[0], sizes.PRESETS)
     enable_persistent_cache()
     grids = sizes.measured(preset.trainings, methods, seeds, preset.keep)
     metrics = {"preset": name, **dataclasses.asdict(preset), "seeds": seeds}
