@@ -222,10 +222,9 @@ def write(path: Path, text: str) -> None:
 
 def write_results(out: Path, metrics: Mapping[str, Any], table: str, figure=None) -> None:
     """Writes `metrics.json` (with the environment), `table.md`, and the matplotlib `figure` as `figure.png`."""
-    out.mkdir(parents=True, exist_ok=True)
     plain = json.dumps({**metrics, "environment": environment()}, indent=1, default=_plain)
-    (out / "metrics.json").write_text(plain + "\n", encoding="utf-8")
-    (out / "table.md").write_text(table, encoding="utf-8")
+    write(out / "metrics.json", plain + "\n")
+    write(out / "table.md", table)
     if figure is not None:
         figure.savefig(out / "figure.png", dpi=150, bbox_inches="tight")
 
