@@ -19,17 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import jaxemb
 from experiments import common
+from experiments.last_layers import cut, states_of
 from jaxemb.classifier import Classifier
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Evaluate, Experience, Predict, accuracy, joint, metrics, run_stream, split_by_class
-from jaxemb.data import pad
 from jaxemb.default_model import default_model
-from jaxemb.embedder import Embedder, SentenceEmbedder
-from jaxemb.encoders import Mlp, TransformerConfig
+from jaxemb.encoders import Mlp
 from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import TrainState
 from jaxemb.transforms import (
@@ -50,7 +48,6 @@ from jaxemb.transforms import (
     prototype_prediction,
     task_predictor,
 )
-from jaxemb.types import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,51 +76,6 @@ PRESETS = {
     ),
 }
 MAX_LENGTH = 24
-_ROWS = 256  # of texts at a time
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class States(Tokens):
-    """Tokens of one text per row, with the hidden states below the trained layers, `[B, T, D]`."""
-
-    states: jax.Array | None = None
-
-
-@nnx.dataclass
-class Given(nnx.Module):
-    """Stands for the embeddings and the layers that never change: their output comes with the batch."""
-
-    def __call__(self, tokens: States, config: TransformerConfig, key: jax.Array | None) -> jax.Array:
-        return tokens.states.astype(config.dtype)
-
-
-def cut(embedder: Embedder, layers: int) -> tuple[Embedder, Embedder]:
-    """The embedder's lower layers, and its last ones, which take the lower ones' states.
-
-    The heads are left out: the features are means of hidden states, not of unit length.
-    """
-    encoder = embedder.encoder
-    below = encoder.config.layers - layers
-    take = lambda which, number: dataclasses.replace(
-        encoder,
-        layers=jax.tree.map(lambda a: a[which], encoder.layers),
-        config=dataclasses.replace(encoder.config, layers=number),
-    )
-    upper = dataclasses.replace(take(slice(below, None), layers), embeddings=Given())
-    return (
-        dataclasses.replace(embedder, encoder=take(slice(below), below), heads=()),
-        dataclasses.replace(embedder, encoder=upper, heads=()),
-    )
-
-
-def columns_of(embedder: SentenceEmbedder, lower: Embedder, texts: list[str], labels: np.ndarray) -> dict[str, Any]:
-    """Training or test columns: the states of every text after the lower layers, f16, and its label."""
-    tokens = pad(embedder.tokenizer(texts, MAX_LENGTH), length=MAX_LENGTH)
-    forward = jax.jit(lambda rows: lower.encoder(rows).astype(jnp.float16))
-    take = lambda start: jax.tree.map(lambda a: np.take(a, range(start, start + _ROWS), 0, mode="clip"), tokens)
-    states = np.concatenate([forward(take(start)) for start in range(0, len(texts), _ROWS)])[: len(texts)]
-    return {"input": States(tokens.ids, tokens.segment_ids, tokens.positions, states=states), "label": labels}
 
 
 def make_setting(preset: Preset, name: str, seed: int) -> "Setting":
@@ -131,7 +83,8 @@ def make_setting(preset: Preset, name: str, seed: int) -> "Setting":
     embedder = jaxemb.load(default_model().path)
     lower, upper = cut(embedder.model, preset.layers)
     read = functools.partial(common.intents, name, per_intent=preset.per_intent[name])
-    train, test = (columns_of(embedder, lower, *read(split)) for split in ("train", "test"))
+    columns = lambda texts, labels: {"input": states_of(embedder, lower, texts, MAX_LENGTH), "label": labels}
+    train, test = (columns(*read(split)) for split in ("train", "test"))
     classes, dim = 1 + int(train["label"].max()), embedder.model.dim
     order = np.random.default_rng(seed).permutation(classes).tolist()
     stream = split_by_class(train, test, preset.tasks[name], order=order)
