@@ -306,7 +306,8 @@ def flat_columns(batch: Mapping[str, PyTree], shapes: Mapping[str, PyTree]) -> d
     """
     if missing := [name for name in shapes if name not in batch]:
         raise ValueError(f"the memory keeps {', '.join(missing)}; the batch has {', '.join(sorted(batch))}")
-    rows = math.prod(batch["label" if "label" in batch else next(iter(shapes))].shape)
+    leading = lambda leaf, like: math.prod(leaf.shape[: leaf.ndim - like.ndim + 1])
+    rows = max(jax.tree.leaves({name: jax.tree.map(leading, batch[name], shapes[name]) for name in shapes}))
 
     def flat(name: str, leaf: jax.Array, like: Any) -> jax.Array:
         row = tuple(like.shape[1:])

@@ -11,7 +11,14 @@ from jaxemb.objectives import classification
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
 from jaxemb.transforms import Task, agem, der, der_plus_plus, er_ace, experience_replay, identity
 from jaxemb.transforms.agem import without_conflict
-from jaxemb.transforms.replay import AceState, draw_records, reservoir, reservoir_insert
+from jaxemb.transforms.replay import (
+    AceState,
+    column_shapes,
+    draw_records,
+    flat_columns,
+    reservoir,
+    reservoir_insert,
+)
 
 B, M, C, INPUTS = 4, 6, 3, 5
 OBJECTIVE = classification()
@@ -140,6 +147,18 @@ def test_records_may_keep_the_classes_of_their_time():
     states, losses = run(experience_replay(B, B, data[0], columns=("input", "label", "classes")), data)
     assert states[1].carried.records["classes"].tolist() == [[True, True, False]] * B
     assert losses[1] == pytest.approx(float(ask(states[1].model, data[0])[0].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [(), (3,)], ids=["batch", "micro-batches"])
+def test_columns_without_labels_have_one_row_per_record(parts):
+    shape = (*parts, B, INPUTS)
+    given = {"text": {"ids": np.arange(np.prod(shape)).reshape(shape)}, "classes": np.array([True, False])}
+    shapes = column_shapes(
+        {"text": {"ids": given["text"]["ids"].reshape(-1, INPUTS)}, "classes": given["classes"]}, given
+    )
+    kept = flat_columns(given, shapes)
+    np.testing.assert_array_equal(kept["text"]["ids"], given["text"]["ids"].reshape(-1, INPUTS))
+    np.testing.assert_array_equal(kept["classes"], np.tile(given["classes"], (len(kept["text"]["ids"]), 1)))
 
 
 def test_a_gem_removes_what_raises_the_reference():
