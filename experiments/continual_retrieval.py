@@ -79,7 +79,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(pairs=8, tests=8, epochs=1, seeds=1, batch_size=4, length=12),
-    "small": Preset(pairs=1000, tests=300, epochs=2, seeds=3),
+    "small": Preset(pairs=500, tests=300, epochs=2, seeds=3),
     "paper": Preset(pairs=8000, tests=1000, epochs=3, seeds=5, layers=6, batch_size=128, length=128),
 }
 

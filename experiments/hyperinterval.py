@@ -413,6 +413,8 @@ def _table(name: str, results, passed: Mapping[str, bool] | None) -> str:
         header = ["method", "final", "after learning", "worst case", "residual", "violations"]
         header += ["reference"] if name == "small" else []
         text += f"\n## {stream}\n\n" + common.markdown_table(header, lines)
+    if name == "permuted_mnist":
+        text += _SHORTENED
     if passed is not None:
         text += (
             "\nOn permuted digits the worst case grows with the tasks, and the accuracy after learning falls with it; "
@@ -422,6 +424,13 @@ def _table(name: str, results, passed: Mapping[str, bool] | None) -> str:
         )
         text += "\n" + "".join(f"- {gate}: {'passed' if ok else 'NOT passed'}\n" for gate, ok in passed.items())
     return text
+
+
+_SHORTENED = (
+    "\nShortened: 600 instead of 5000 steps of each task, and a hypernetwork of 53 instead of 206 million weights. The "
+    "published setting is asked for at least 97.0; this does not show whether it gets there. The box of weights of the "
+    "schedule's second half comes early, and its worst case was not learnt in so few steps, other than on Split MNIST.\n"
+)
 
 
 def _figure(runs):
