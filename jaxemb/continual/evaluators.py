@@ -12,7 +12,7 @@ import scipy.optimize
 from scipy.spatial.distance import cdist
 
 from jaxemb.continual.loop import Evaluate
-from jaxemb.continual.streams import Columns, Experience, count, rows
+from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
 from jaxemb.evaluate import Encoder, RetrievalSet, StsSet, retrieval, score_run, sts
 from jaxemb.evaluate.encoder import encode_finite, stored_prompt
 from jaxemb.retrieval import topk_search
@@ -72,6 +72,20 @@ def accuracy(
             found += int(hits(state, batch["input"], batch["label"], np.int32(number), compete))
         return found / count(experience.test)
 
+    return evaluate
+
+
+def mean_over(stream: Sequence[Experience], score: Evaluate) -> Evaluate:
+    """The mean score over the tasks of a stream, whatever experience is asked for: for a run on `[joint(stream)]`.
+
+    What the score remembers is of that run's one task, so that `index_compatibility` has no place in it.
+    """
+
+    def evaluate(state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
+        return float(np.mean([score(state, task, t, seen) for t, task in enumerate(stream)]))
+
+    if hasattr(score, "remember"):
+        evaluate.remember = score.remember  # type: ignore[attr-defined]
     return evaluate
 
 
@@ -270,7 +284,7 @@ def embedding_score(
     """
 
     def evaluate(state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
-        match experience.test.get("collection"):
+        match experience.test.get(COLLECTION):
             case RetrievalSet(queries, corpus, qrels):
                 ks = (_cutoff(retrieval_metric),)
                 return retrieval(embed(state), queries, corpus, qrels, ks=ks)[retrieval_metric]
@@ -352,7 +366,7 @@ class _IndexCompatibility:
 
 
 def _collection(experience: Experience) -> RetrievalSet:
-    collection = experience.test.get("collection")
+    collection = experience.test.get(COLLECTION)
     if not isinstance(collection, RetrievalSet):
         raise ValueError(f"test['collection'] must be a RetrievalSet; got {type(collection).__name__}")
     return collection

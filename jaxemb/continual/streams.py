@@ -18,6 +18,8 @@ import numpy as np
 from scipy import ndimage
 
 Columns = Mapping[str, Any]
+COLLECTION = "collection"
+"""Where the `test` of a task of embeddings has what it is scored on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,13 +221,13 @@ def embedding_stream(domains: Mapping[str, tuple[Columns, Any]]) -> list[Experie
 
     Args:
       domains: by name, the training columns and a `RetrievalSet` or `StsSet` of `jaxemb.evaluate`, which becomes
-        `test["collection"]`.
+        `test[COLLECTION]`, that is "collection".
 
     Raises:
       ValueError: for fewer than 2 domains.
     """
     _check_tasks(len(domains))
-    return [Experience(name, train, {"collection": collection}) for name, (train, collection) in domains.items()]
+    return [Experience(name, train, {COLLECTION: collection}) for name, (train, collection) in domains.items()]
 
 
 def separate_heads(stream: Sequence[Experience]) -> list[Experience]:
@@ -252,6 +254,8 @@ def separate_heads(stream: Sequence[Experience]) -> list[Experience]:
 def joint(stream: Sequence[Experience], *, name: str = "joint") -> Experience:
     """All tasks as one: its training data are the upper bound of what a continual learner can reach.
 
+    Collections of an `embedding_stream` do not become one; score the tasks themselves, with `mean_over(stream, ...)`.
+
     Raises:
       ValueError: if the tasks have different columns.
     """
@@ -262,7 +266,8 @@ def joint(stream: Sequence[Experience], *, name: str = "joint") -> Experience:
         parts = [getattr(task, split) for task in stream]
         if any(part is None for part in parts):
             return None
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *[dict(part) for part in parts])
+        columns = [{name: column for name, column in part.items() if name != COLLECTION} for part in parts]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *columns)
 
     train, test = union("train"), union("test")
     assert train is not None and test is not None

@@ -16,7 +16,9 @@ from jaxemb.continual import (
     embedding_stream,
     evaluators,
     index_compatibility,
+    joint,
     logistic_regression,
+    mean_over,
     nearest_mean,
     nearest_neighbours,
     probe,
@@ -170,6 +172,28 @@ def test_new_queries_meet_the_index_of_the_old_model(tmp_path):
     forgetful.remember(state, stream, 2)
     with pytest.raises(ValueError, match="no index of task 0; a resumed run needs the `directory`"):
         forgetful(state, stream[0], 0, None)
+
+
+def test_the_joint_run_is_scored_on_every_task():
+    stream = embedding_stream({"a": ({"query": np.ones(4)}, QUERIES), "b": ({"query": np.zeros(2)}, QUERIES)})
+    together = joint(stream)
+    assert together.train["query"].tolist() == [1, 1, 1, 1, 0, 0] and not together.test
+    asked = []
+    score = mean_over(stream, lambda state, experience, number, seen: asked.append((experience, number)) or number)
+    result = run_stream(
+        [together], jnp.zeros(()), OBJECTIVE, optax.sgd(1.0), steps=1, batch_size=2, evaluate={"s": score}, future=False
+    )
+    assert asked == [(stream[0], 0), (stream[1], 1)] and result.R["s"] == [[0.5]]
+
+
+def test_the_mean_over_tasks_tells_its_score_what_to_remember():
+    probe_of_all = probe(nearest_mean(), lambda state, inputs: inputs, on="seen")
+    stream = split_by_class(*({"input": FEATURES[w], "label": LABELS[w].astype(np.int32)} for w in (TRAIN, TEST)), 3)
+    score = mean_over(stream, probe_of_all)
+    score.remember(None, [joint(stream)], 0)
+    expected = NearestCentroid().fit(FEATURES[TRAIN], LABELS[TRAIN])
+    found = [expected.score(task.test["input"], task.test["label"]) for task in stream]
+    assert score(None, joint(stream), 0, None) == pytest.approx(np.mean(found))
 
 
 def test_similarity_collections_and_bad_ones():
