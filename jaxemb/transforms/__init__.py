@@ -17,6 +17,7 @@ from jaxemb.transforms.hypernetwork import (
     HypernetworkConfig,
     HypernetworkParams,
     HypernetworkState,
+    at_task,
     hypernetwork,
     task_predictor,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "WithAlpha",
     "WithTemperature",
     "agem",
+    "at_task",
     "chain",
     "cross_batch_memory",
     "der",
