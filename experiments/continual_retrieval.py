@@ -36,6 +36,8 @@ from jaxemb.continual import (
     embedding_score,
     embedding_stream,
     index_compatibility,
+    joint,
+    mean_over,
     metrics,
     plots,
     run_stream,
@@ -50,6 +52,7 @@ from jaxemb.transforms import (
     Adapted,
     HypernetworkConfig,
     Transform,
+    at_task,
     experience_replay,
     hypernetwork,
     identity,
@@ -57,7 +60,6 @@ from jaxemb.transforms import (
     mas,
     merge_after_task,
 )
-from jaxemb.transforms.hypernetwork import at_task
 
 Pair = tuple[str, str]
 """A query and its document."""
@@ -129,6 +131,12 @@ DOMAINS: Mapping[str, Callable[[], tuple[list[Pair], list[Pair]]]] = {
 }
 
 
+@functools.cache
+def pairs_of(domain: str) -> tuple[list[Pair], list[Pair]]:
+    """Those for training and those for tests, which no seed changes."""
+    return DOMAINS[domain]()
+
+
 def _divided(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """For training, and a fifth of them, at most 1,000, for tests."""
     mixed = _shuffled(_unique(pairs))
@@ -198,8 +206,8 @@ def make_setting(preset: Preset, seed: int) -> Setting:
     lower, upper = cut(embedder.model, preset.layers)
     states = lambda texts: states_of(embedder, lower, texts, preset.length)
     domains, tested = {}, []
-    for name, read in DOMAINS.items():
-        train, test = read()
+    for name in DOMAINS:
+        train, test = pairs_of(name)
         train, test = _shuffled(train, seed)[: preset.pairs], test[: preset.tests]
         columns = {side: states([pair[i] for pair in train]) for i, side in enumerate(("query", "document"))}
         ids = [f"{i:04}" for i in range(len(test))]
@@ -291,11 +299,8 @@ def scores(preset: Preset, setting: Setting, method: Method, seed: int) -> dict[
     if method.of_task:
         evaluate = {name: OfTask(score) for name, score in evaluate.items()}
     if method.one_task:
-        score = evaluate["new index"]
-        train = jax.tree.map(lambda *parts: np.concatenate(parts), *[task.train for task in stream])
-        stream = [Experience("joint", train, {})]
-        over_domains = lambda state, *_: np.mean([score(state, task, 0, None) for task in setting.stream])
-        evaluate = {"new index": over_domains}
+        evaluate = {"new index": mean_over(stream, evaluate["new index"])}
+        stream = [joint(stream)]
     result = run_stream(
         stream,
         setting.model if method.model is None else method.model,
@@ -387,10 +392,10 @@ def _table(
     ]
     return (
         "# Continual learning of retrieval with MiniLM\n\n"
-        f"{len(DOMAINS)} domains of {preset.pairs} training pairs, {preset.epochs} epochs on each; trained: the last "
-        f"{preset.layers} of MiniLM's six layers. Tests: {preset.tests} pairs of each domain, every query among all of "
-        "the domain's documents. Mean ± standard deviation over seeds, which draw the training pairs. The old index of "
-        "a domain is that of the model right after it.\n\n"
+        f"{len(DOMAINS)} domains of up to {preset.pairs} training pairs, {preset.epochs} epochs on each; trained: the "
+        f"last {preset.layers} of MiniLM's six layers. Tests: up to {preset.tests} pairs of each domain, every query "
+        "among all of the domain's documents. Mean ± standard deviation over seeds, which draw the training pairs. The "
+        "old index of a domain is that of the model right after it.\n\n"
         + common.markdown_table(("after the last domain", *_MEASURES.values()), rows)
         + "\nnDCG@10 of each domain in the order of training, after the last one, documents encoded anew:\n\n"
         + common.markdown_table(("", *DOMAINS), by_domain)

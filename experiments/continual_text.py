@@ -25,7 +25,17 @@ from experiments import common
 from experiments.last_layers import cut, states_of
 from jaxemb.classifier import Classifier
 from jaxemb.compilation import enable_persistent_cache
-from jaxemb.continual import Evaluate, Experience, Predict, accuracy, joint, metrics, run_stream, split_by_class
+from jaxemb.continual import (
+    Evaluate,
+    Experience,
+    Predict,
+    accuracy,
+    joint,
+    mean_over,
+    metrics,
+    run_stream,
+    split_by_class,
+)
 from jaxemb.default_model import default_model
 from jaxemb.encoders import Mlp
 from jaxemb.objectives import Objective, classification, supervised_contrastive
@@ -215,12 +225,8 @@ def scores(preset: Preset, setting: Setting, method: Method, seed: int) -> dict[
     }
     stream = setting.stream
     if method.one_task:
-        over_tasks = lambda score: (
-            lambda state, experience, number, seen: np.mean(
-                [score(state, task, t, seen) for t, task in enumerate(setting.stream)]
-            )
-        )
-        stream, evaluate = [joint(stream)], {name: over_tasks(score) for name, score in evaluate.items()}
+        evaluate = {name: mean_over(stream, score) for name, score in evaluate.items()}
+        stream = [joint(stream)]
     result = run_stream(
         stream,
         setting.model if method.model is None else method.model,

@@ -54,7 +54,11 @@ def cut(embedder: Embedder, layers: int) -> tuple[Embedder, Embedder]:
 def states_of(embedder: SentenceEmbedder, lower: Embedder, texts: Sequence[str], length: int) -> States:
     """The states of every text after the lower layers; texts are cut or padded to `length` tokens."""
     tokens = pad(embedder.tokenizer(list(texts), length), length=length)
-    forward = jax.jit(lambda rows: lower.encoder(rows).astype(jnp.float16))
     take = lambda start: jax.tree.map(lambda a: np.take(a, range(start, start + _ROWS), 0, mode="clip"), tokens)
-    states = np.concatenate([forward(take(start)) for start in range(0, len(texts), _ROWS)])[: len(texts)]
+    states = np.concatenate([_forward(lower, take(start)) for start in range(0, len(texts), _ROWS)])[: len(texts)]
     return States(tokens.ids, tokens.segment_ids, tokens.positions, states=states)
+
+
+@jax.jit
+def _forward(lower: Embedder, rows: Tokens) -> jax.Array:
+    return lower.encoder(rows).astype(jnp.float16)
