@@ -106,7 +106,7 @@ def loss_alone(rounds: int) -> dict:
     import numpy as np
 
     from jaxemb.losses import info_nce
-    from jaxemb.losses.similarity import dot, unit
+    from jaxemb.nn.similarity import dot, unit
 
     def dense(queries, documents):
         logits = dot(unit(queries), unit(documents)) / 0.05

@@ -40,7 +40,7 @@ def ours(case: str) -> None:
     import jax
     import optax
 
-    from jaxemb.classifier import Classifier
+    from jaxemb.classifiers.linear import Classifier
     from jaxemb.compilation import enable_persistent_cache
     from jaxemb.encoders import Mlp
     from jaxemb.objectives import classification

@@ -36,7 +36,7 @@ def classifier():
     import jax
     import numpy as np
 
-    from jaxemb.classifier import Classifier
+    from jaxemb.classifiers.linear import Classifier
     from jaxemb.encoders import Mlp
     from jaxemb.objectives import classification
     from jaxemb.transforms import ema, ewc, experience_replay, identity, lwf, si

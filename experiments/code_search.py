@@ -17,10 +17,10 @@ import numpy as np
 from experiments import common
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Tokenizer
-from jaxemb.default_model import default_model
-from jaxemb.embedder import SentenceEmbedder
 from jaxemb.evaluate import RetrievalScores, metrics
-from jaxemb.quickstart import Pair, evaluate, pairs, run
+from jaxemb.recipes.offline_model import default_model
+from jaxemb.recipes.quickstart import Pair, evaluate, pairs, run
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import fit
 
 _REPORTED = ("ndcg@10", "mrr@10", "recall@1", "recall@5", "recall@10", "recall@50")

@@ -97,7 +97,7 @@ def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
       model: directory or hub id; None for MiniLM.
     """
     import jaxemb
-    from jaxemb.default_model import default_model
+    from jaxemb.recipes.offline_model import default_model
 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     name = "minilm" if model is None else re.sub(r"\W+", "-", model).strip("-")

@@ -28,7 +28,6 @@ import jaxemb
 from experiments import common
 from experiments.defsent_plus import wordnet
 from experiments.last_layers import States, cut, states_of
-from jaxemb import quickstart
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import (
     Evaluate,
@@ -42,11 +41,12 @@ from jaxemb.continual import (
     plots,
     run_stream,
 )
-from jaxemb.default_model import default_model
 from jaxemb.embedder import Embedder
 from jaxemb.evaluate import RetrievalSet, read_beir
 from jaxemb.losses import info_nce
 from jaxemb.merging import merge_average
+from jaxemb.recipes import quickstart
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.train import TrainState, express
 from jaxemb.transforms import (
     Adapted,

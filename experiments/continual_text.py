@@ -23,7 +23,8 @@ import optax
 import jaxemb
 from experiments import common
 from experiments.last_layers import cut, states_of
-from jaxemb.classifier import Classifier
+from jaxemb.classifiers import NMCState, nmc_logits
+from jaxemb.classifiers.linear import Classifier
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import (
     Evaluate,
@@ -36,15 +37,14 @@ from jaxemb.continual import (
     run_stream,
     split_by_class,
 )
-from jaxemb.default_model import default_model
 from jaxemb.encoders import Mlp
 from jaxemb.objectives import Objective, classification, supervised_contrastive
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.train import TrainState
 from jaxemb.transforms import (
     Adapted,
     HyperIntervalConfig,
     HyperIntervalState,
-    NMCState,
     Transform,
     ewc,
     experience_replay,
@@ -53,7 +53,6 @@ from jaxemb.transforms import (
     identity,
     lwf,
     nmc,
-    nmc_logits,
     prd,
     prototype_prediction,
     task_predictor,

@@ -2,7 +2,7 @@
 
     python -m experiments.cwcl --preset small
     jaxemb train experiments/cwcl.py --out runs/cwcl --set batch_size=512
-    jaxemb rehearse experiments/cwcl.py --topology v5e:16x16
+    jaxemb compile experiments/cwcl.py --topology v5e:16x16
 
 The other modality is another language: the frozen tower gives MiniLM's vectors of the English sentences of the
 STS-Benchmark, the learned one is a bag of hashed words and character n-grams of their German translations. Compared
@@ -22,10 +22,10 @@ import jaxemb
 from experiments import common, translations
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import batches, from_list
-from jaxemb.default_model import default_model
 from jaxemb.encoders import HashedBag
 from jaxemb.losses import cwcl, soft_targets, symmetric_info_nce
 from jaxemb.objectives import Objective, in_chunks
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.train import Run, adamw
 from jaxemb.transforms import WithTemperature, trained_temperature
 

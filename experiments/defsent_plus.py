@@ -39,15 +39,14 @@ from jaxemb.checkpoints import DirectoryFormat
 from jaxemb.checkpoints.weights import CheckpointFormat
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Definitions, Source, Tokenizer, batches, from_list, read_wordnet
-from jaxemb.default_model import default_model
-from jaxemb.embedder import Dense, Embedder, SentenceEmbedder
+from jaxemb.embedder import Dense, Embedder
 from jaxemb.encoders import Transformer, TransformerConfig
-from jaxemb.encoders.transformer import Linear
 from jaxemb.evaluate import StsSet, read_sts
-from jaxemb.objectives import (
+from jaxemb.nn import Linear
+from jaxemb.objectives import Objective
+from jaxemb.pretraining import (
     EntryPredictor,
     MaskedLanguageModel,
-    Objective,
     definition_to_entry,
     definition_to_word,
     entry_embeddings,
@@ -55,6 +54,8 @@ from jaxemb.objectives import (
     masked_language_modelling,
     word_pieces,
 )
+from jaxemb.recipes.offline_model import default_model
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import adamw, begin_task, init_state, make_train_step
 from jaxemb.transforms import Task, Transform, frozen, progressive_separate_training
 

@@ -22,11 +22,11 @@ import jaxemb
 from experiments import common
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Source, batches, concatenate, from_list, mixture, read
-from jaxemb.default_model import default_model
-from jaxemb.encoders.transformer import Linear
 from jaxemb.evaluate import metrics, read_sts, sts_evaluator
 from jaxemb.losses import gist, info_nce, masks
+from jaxemb.nn import Linear
 from jaxemb.objectives import on_columns
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
 from jaxemb.train import Run, adamw
 

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from experiments import common, images
-from jaxemb.classifier import Classifier
+from jaxemb.classifiers.linear import Classifier
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, metrics, permuted, run_stream, split_by_class
 from jaxemb.continual.plots import score_matrix, scores_over_tasks
@@ -32,7 +32,7 @@ from jaxemb.interval import worst_case_logits
 from jaxemb.objectives import classification
 from jaxemb.train import TrainState, express
 from jaxemb.transforms import Trained, Transform, at_task, ewc, identity, task_predictor
-from jaxemb.transforms.hyper_interval import (
+from jaxemb.transforms.continual.hyper_interval import (
     HyperIntervalConfig,
     at_box,
     at_universal,
@@ -41,8 +41,8 @@ from jaxemb.transforms.hyper_interval import (
     hyper_interval,
     make_interval_logits,
 )
-from jaxemb.transforms.hypernetwork import put
-from jaxemb.transforms.intercontinet import InterContiNetConfig, InterContiNetParams, intercontinet
+from jaxemb.transforms.continual.hypernetwork import put
+from jaxemb.transforms.continual.intercontinet import InterContiNetConfig, InterContiNetParams, intercontinet
 
 Stream = Literal["permuted", "split"]
 _TOLERANCE = 1e-4  # of float32, in counting what lies outside of a bound

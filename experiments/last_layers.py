@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from jaxemb.data import pad
-from jaxemb.embedder import Embedder, SentenceEmbedder
+from jaxemb.embedder import Embedder
 from jaxemb.encoders import TransformerConfig
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
 _ROWS = 256  # of texts at a time

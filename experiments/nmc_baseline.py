@@ -25,22 +25,14 @@ from flax import nnx
 
 from experiments import common, images
 from jaxemb import Classifier
+from jaxemb.classifiers import nmc_init, nmc_logits, nmc_prequential, nmc_update, slda_init, slda_logits, slda_update
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, joint, metrics, run_stream, split_by_class
 from jaxemb.continual.streams import count
-from jaxemb.default_model import HUB_ID
-from jaxemb.encoders.mlp import uniform_linear
+from jaxemb.nn import uniform_linear
 from jaxemb.objectives import classification
-from jaxemb.transforms import (
-    nmc_init,
-    nmc_logits,
-    nmc_prequential,
-    nmc_update,
-    slda_init,
-    slda_logits,
-    slda_update,
-)
-from jaxemb.transforms.nmc import unit
+from jaxemb.recipes.offline_model import HUB_ID
+from jaxemb.transforms.continual.nmc import unit
 
 BATCH = 16
 SHRINKAGE = 1e-2

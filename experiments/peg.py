@@ -2,7 +2,7 @@
 
     python -m experiments.peg --preset small
     jaxemb train experiments/peg.py --out runs/peg --set chunk=512
-    jaxemb rehearse tpu/peg.py --topology v5e:16x16
+    jaxemb compile tpu/peg.py --topology v5e:16x16
 
 As in experiments/cwcl.py, a bag of German n-grams learns to find MiniLM's vectors of the English originals. As those
 are frozen, a step of 128 queries may compare them with the documents of any number of other records. Documents of a
@@ -22,10 +22,10 @@ import jaxemb
 from experiments import common, translations
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import batches, from_list
-from jaxemb.default_model import default_model
 from jaxemb.encoders import HashedBag
 from jaxemb.losses import masks, progressive_info_nce
 from jaxemb.objectives import on_columns
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import hard_negatives
 from jaxemb.train import Run, adamw
 from jaxemb.transforms import WithAlpha, progressive_learning

@@ -23,14 +23,13 @@ from flax import nnx
 
 from experiments import common, images
 from jaxemb import Classifier
+from jaxemb.classifiers import NMCState, logistic_regression, nmc_logits
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, joint, metrics, plots, run_stream, split_by_class
-from jaxemb.continual.evaluators import logistic_regression
 from jaxemb.encoders import Mlp, ResNet18
 from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import express
 from jaxemb.transforms import (
-    NMCState,
     Transform,
     chain,
     ewc,
@@ -39,7 +38,6 @@ from jaxemb.transforms import (
     identity,
     lwf,
     nmc_head,
-    nmc_logits,
     prd,
     prototype_prediction,
     running_statistics,

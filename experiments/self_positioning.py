@@ -27,11 +27,7 @@ import jaxemb
 from experiments import common, gistembed
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import read
-from jaxemb.default_model import default_model
-from jaxemb.embedder import normalize
 from jaxemb.encoders import Mlp
-from jaxemb.encoders.mlp import uniform_linear
-from jaxemb.encoders.transformer import Linear
 from jaxemb.evaluate import metrics
 from jaxemb.losses import cosent, info_nce, masks, supcon
 from jaxemb.merging import (
@@ -49,7 +45,9 @@ from jaxemb.merging import (
     self_position,
     task_vector,
 )
+from jaxemb.nn import Linear, uniform_linear, unit
 from jaxemb.objectives import Objective
+from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
 from jaxemb.types import Tokens
 
@@ -287,7 +285,7 @@ class Residual(nnx.Module):
         return cls(uniform_linear(key, dim, hidden), Linear(jnp.zeros((hidden, dim)), jnp.zeros(dim)))
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        return normalize(x + self.down(jax.nn.gelu(self.up(x))))
+        return unit(x + self.down(jax.nn.gelu(self.up(x))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,12 +28,14 @@ from experiments import common, stsb
 from jaxemb.checkpoints import DirectoryFormat
 from jaxemb.checkpoints.weights import CheckpointFormat
 from jaxemb.data import Tokenizer, batches, pad
-from jaxemb.default_model import default_model
-from jaxemb.embedder import Embedder, SentenceEmbedder, normalize
+from jaxemb.embedder import Embedder
 from jaxemb.encode import plan
 from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.losses import cosent, info_nce
+from jaxemb.nn import unit
 from jaxemb.objectives import ColumnsObjective, matryoshka, matryoshka_2d, on_columns
+from jaxemb.recipes.offline_model import default_model
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import adamw
 
 Name = Literal["sts", "intents"]
@@ -152,7 +154,7 @@ class Setting:
         for batch in plan(embedder.tokenizer(self.texts, length), batch_tokens=1024, max_length=length):
             vectors[:, batch.indices] = np.asarray(at_layers(model, batch.tokens))[batch.slots].swapaxes(0, 1)
         cells = [
-            [self.quality(np.asarray(normalize(jax.numpy.asarray(x[:, :dim])))) for dim in self.training.dims]
+            [self.quality(np.asarray(unit(jax.numpy.asarray(x[:, :dim])))) for dim in self.training.dims]
             for x in vectors
         ]
         return {name: [[100 * cell[name] for cell in row] for row in cells] for name in cells[0][0]}

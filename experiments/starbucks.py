@@ -19,7 +19,8 @@ from experiments import common, sizes
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import batches, from_list
 from jaxemb.embedder import Embedder
-from jaxemb.objectives import MaskedAutoEncoder, MaskedLanguageModel, masked_autoencoding, starbucks, word_pieces
+from jaxemb.objectives import starbucks
+from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel, masked_autoencoding, word_pieces
 from jaxemb.train import adamw
 
 _SRL, _NO_KL, _SMAE = "SRL", "SRL without KL", "Starbucks: SMAE, then SRL"

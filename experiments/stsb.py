@@ -21,11 +21,11 @@ import jaxemb
 from experiments import common
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Source, batches, tfds
-from jaxemb.default_model import default_model
-from jaxemb.embedder import SentenceEmbedder
 from jaxemb.evaluate import StsSet, read_sts, sts, sts_evaluator
 from jaxemb.losses import cosent
 from jaxemb.objectives import on_columns
+from jaxemb.recipes.offline_model import default_model
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import Run, adamw, fit
 
 _COLUMNS = {"sentence1": "sentence1", "sentence2": "sentence2", "scores": "score"}

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxemb import (
+        aot,
         checkpoints,
+        classifiers,
         continual,
         data,
         encoders,
@@ -20,16 +22,18 @@ if TYPE_CHECKING:
         isotropy,
         losses,
         merging,
+        nn,
         objectives,
         parallel,
         pooling,
+        pretraining,
         retrieval,
         train,
         transforms,
     )
-    from jaxemb.checkpoints import load
-    from jaxemb.classifier import Classifier
-    from jaxemb.embedder import Embedder, SentenceEmbedder
+    from jaxemb.classifiers.linear import Classifier
+    from jaxemb.embedder import Embedder
+    from jaxemb.sentence_embedder import SentenceEmbedder, load
     from jaxemb.types import Tokens
 
 __version__ = "0.1.0"
@@ -39,7 +43,9 @@ __all__ = [
     "Embedder",
     "SentenceEmbedder",
     "Tokens",
+    "aot",
     "checkpoints",
+    "classifiers",
     "continual",
     "data",
     "encoders",
@@ -49,20 +55,22 @@ __all__ = [
     "load",
     "losses",
     "merging",
+    "nn",
     "objectives",
     "parallel",
     "pooling",
+    "pretraining",
     "retrieval",
     "train",
     "transforms",
 ]
 
 _HOMES = {
-    "Classifier": "jaxemb.classifier",
+    "Classifier": "jaxemb.classifiers.linear",
     "Embedder": "jaxemb.embedder",
-    "SentenceEmbedder": "jaxemb.embedder",
+    "SentenceEmbedder": "jaxemb.sentence_embedder",
     "Tokens": "jaxemb.types",
-    "load": "jaxemb.checkpoints",
+    "load": "jaxemb.sentence_embedder",
 }
 
 

@@ -1,25 +1,20 @@
-"""Encoder, pooling and heads as one module (`Embedder`), and that module with its tokenizer (`SentenceEmbedder`)."""
+"""Encoder, pooling and heads as one module."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxemb import pooling
-from jaxemb.encoders.transformer import Linear, Norm, Transformer
+from jaxemb.encoders.transformer import Transformer
+from jaxemb.nn import ACTIVATIONS, Linear, Norm, unit
 from jaxemb.types import Tokens
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxemb.checkpoints import DirectoryFormat
-    from jaxemb.data import Tokenizer
+    pass
 
 # The names that sentence-transformers gives them in a model directory.
 POOLINGS: Mapping[str, pooling.Pooling] = {
@@ -30,19 +25,6 @@ POOLINGS: Mapping[str, pooling.Pooling] = {
     "weightedmean": pooling.weighted_mean,
     "lasttoken": pooling.last_token,
 }
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "identity": lambda x: x,
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-    "sigmoid": jax.nn.sigmoid,
-}
-
-
-def normalize(x: jax.Array) -> jax.Array:
-    """`x / max(|x|, 1e-12)` along the last axis, with a finite gradient at 0."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 @nnx.dataclass
@@ -61,7 +43,7 @@ class Normalize(nnx.Module):
     """Head that gives embeddings unit length."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return normalize(x)
+        return unit(x)
 
 
 Head = Dense | Normalize | Norm
@@ -150,7 +132,7 @@ class Embedder(nnx.Module):
         if dim is None or dim == x.shape[-1]:
             return x
         self._check_dim(dim, x.shape[-1])
-        return normalize(x[..., :dim]) if self.normalizes else x[..., :dim]
+        return unit(x[..., :dim]) if self.normalizes else x[..., :dim]
 
     @staticmethod
     def _check_dim(dim: int, most: int) -> None:
@@ -167,138 +149,3 @@ class Embedder(nnx.Module):
         """Dimension D of the embeddings."""
         kernels = [head.linear.kernel for head in self.heads if isinstance(head, Dense)]
         return kernels[-1].shape[-1] if kernels else self.encoder.config.dim * len(self.pooling)
-
-
-def similarity(a, b, kind: str = "cosine") -> np.ndarray:
-    """Similarity of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; larger is more alike.
-
-    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1.
-
-    Raises:
-      ValueError: for an unknown kind or vectors of different dimension.
-    """
-    a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
-    if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a and b must have the same dimension; got {a.shape} and {b.shape}")
-    if kind in ("cosine", "dot"):
-        if kind == "cosine":
-            a, b = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
-        return a @ b.T
-    from scipy.spatial.distance import cdist
-
-    metric = {"euclidean": "euclidean", "manhattan": "cityblock"}.get(kind)
-    if metric is None:
-        raise ValueError(f"kind must be cosine, dot, euclidean or manhattan; got {kind!r}")
-    return -cdist(a, b, metric).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class SentenceEmbedder:
-    """A model as people use it: texts in, vectors out. `jaxemb.load` returns one.
-
-    Attributes:
-      model: the pytree; `model(tokens) -> [N, D]`.
-      tokenizer: texts to token ids.
-      max_length: longest text in tokens, special tokens included; longer ones are cut.
-      prompts: texts to put in front, by name (such as "query" and "document").
-      default_prompt_name: the prompt used when none is asked for.
-      similarity_fn_name: how vectors of this model are compared.
-      format: where the weights came from and how to write them back.
-    """
-
-    model: Embedder
-    tokenizer: "Tokenizer"
-    max_length: int
-    format: "DirectoryFormat"
-    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    default_prompt_name: str | None = None
-    similarity_fn_name: str = "cosine"
-
-    def save(self, path: str | Path) -> None:
-        """Writes a sentence-transformers directory, which other software loads; all or nothing."""
-        from jaxemb.checkpoints import sentence_transformers
-
-        sentence_transformers.save(self, path)
-
-    def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":
-        """A smaller model: the first `layers` layers, the first `dim` dimensions of the embeddings; None keeps all.
-
-            embedder.truncate(layers=6, dim=128).save("small")  # loads at that size everywhere
-
-        Raises:
-          ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
-        """
-        from jaxemb.checkpoints import weights
-
-        model = self.model.truncate(layers, dim)
-        format = dataclasses.replace(self.format, encoder=weights.truncate(self.format.encoder, layers))
-        return self.replace(model=model, format=format)
-
-    def replace(self, **changes: Any) -> "SentenceEmbedder":
-        """A copy with some attributes replaced, such as `model`."""
-        return dataclasses.replace(self, **changes)
-
-    def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
-        """The text to put in front: `prompt`, or the stored prompt called `prompt_name`, or the default one.
-
-        Raises:
-          ValueError: if no prompt has that name.
-        """
-        name = prompt_name or self.default_prompt_name
-        if prompt is not None or name is None:
-            return prompt or ""
-        if name not in self.prompts:
-            raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {name!r}")
-        return self.prompts[name]
-
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        dim: int | None = None,
-        normalize: bool = False,
-        batch_tokens: int | None = None,
-        dtype: str = "float32",
-        out: str | Path | None = None,
-        mesh: "Mesh | None" = None,
-        show_progress: bool = False,
-    ) -> np.ndarray:
-        """Embeddings of `texts` in their order, `[N, D]` (`[D]` for a single string).
-
-        Args:
-          texts: the texts; an empty string is a text, and longer ones than `max_length` are cut with one warning.
-          prompt: text to put in front of each.
-          prompt_name: or the name of a stored prompt; by default the model's default prompt, if it has one.
-          dim: keep the first `dim` dimensions.
-          normalize: give the vectors unit length, also where the model does not.
-          batch_tokens: tokens per compiled batch; by default what suits the platform.
-          dtype: of the result, `float32` or `float16`.
-          out: write to this memory-mapped `.npy` file and return it; for results larger than memory.
-          mesh: split every batch over the devices of this mesh. Where it has devices of several processes, each calls
-            with the same arguments and gets the whole result; process 0 writes `out`, which all must be able to read.
-          show_progress: show a bar with texts/s and the time left.
-
-        Raises:
-          TypeError: naming the index of the first element that is not a string.
-          ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`.
-        """
-        from jaxemb.encode import encode
-
-        return encode(
-            self,
-            texts,
-            prompt=self.prompt(prompt, prompt_name),
-            dim=dim,
-            normalize=normalize,
-            batch_tokens=batch_tokens,
-            dtype=dtype,
-            out=out,
-            mesh=mesh,
-            show_progress=show_progress,
-        )
-
-    def similarity(self, a, b) -> np.ndarray:
-        """Similarity of every row of `a` `[N, D]` with every row of `b` `[M, D]`, by the model's own measure."""
-        return similarity(a, b, self.similarity_fn_name)

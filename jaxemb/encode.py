@@ -19,9 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxemb import embedder as _embedder
 from jaxemb import parallel
 from jaxemb.data.packing import bucket, pack, pad
+from jaxemb.data.tokenizer import Tokenizer
+from jaxemb.embedder import Embedder
+from jaxemb.nn import unit
+from jaxemb.progress import progress_bar
 from jaxemb.types import Tokens
 
 _PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attention, shorter ones leave gaps
@@ -89,13 +92,15 @@ def _fill(tokens: Tokens, batch_tokens: int, shards: int) -> Tokens:
 @functools.partial(jax.jit, static_argnames=("dim", "normalize", "dtype", "sharding"))
 def _embed(model, tokens: Tokens, *, dim: int | None, normalize: bool, dtype: str, sharding=None) -> jax.Array:
     x = model(tokens, dim=dim)
-    x = (_embedder.normalize(x) if normalize else x).astype(dtype)
+    x = (unit(x) if normalize else x).astype(dtype)
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def encode(
-    embedder: "_embedder.SentenceEmbedder",
-    texts: str | Sequence[str],
+    model: Embedder,
+    tokenizer: Tokenizer,
+    max_length: int,
+    texts: Sequence[str],
     *,
     prompt: str = "",
     dim: int | None = None,
@@ -107,14 +112,8 @@ def encode(
     show_progress: bool = False,
 ) -> np.ndarray:
     """Embeddings of `texts`, `[N, D]`; see `SentenceEmbedder.encode`."""
-    from jaxemb.progress import progress_bar
-
-    if isinstance(texts, str):
-        return encode(
-            embedder, [texts], prompt=prompt, dim=dim, normalize=normalize, batch_tokens=batch_tokens, dtype=dtype
-        )[0]
-    model, width = embedder.model, dim or embedder.model.dim
-    _check(texts, batch_tokens, dtype, dim, embedder.model.dim)
+    _check(texts, batch_tokens, dtype, dim, model.dim)
+    width = dim or model.dim
     shards, gathered = 1, None
     if mesh is not None:
         shards, model = mesh.size, parallel.place(model, mesh, ((r".*", PartitionSpec()),))
@@ -127,9 +126,7 @@ def encode(
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     starts = range(0, len(texts), window)
-    tokenise = lambda start: embedder.tokenizer.encode(
-        [prompt + t for t in texts[start : start + window]], embedder.max_length
-    )
+    tokenise = lambda start: tokenizer.encode([prompt + t for t in texts[start : start + window]], max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 
@@ -146,7 +143,7 @@ def encode(
             truncated += encoding.truncated
             if start + window < len(texts):
                 ahead = thread.submit(tokenise, start + window)
-            for batch in plan(encoding.ids, batch_tokens * shards, embedder.max_length, shards):
+            for batch in plan(encoding.ids, batch_tokens * shards, max_length, shards):
                 tokens = batch.tokens if mesh is None else _over_all_devices(batch.tokens, mesh)
                 result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
                 in_flight.append((start + batch.indices, batch.slots, result))
@@ -155,7 +152,7 @@ def encode(
         while in_flight:
             fetch(advance)
     if truncated:
-        logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), embedder.max_length)
+        logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), max_length)
     if isinstance(vectors, np.memmap):
         vectors.flush()
     if out is not None and gathered is not None:

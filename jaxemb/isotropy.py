@@ -14,6 +14,8 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
+from jaxemb.similarity import unit_rows
+
 
 @dataclasses.dataclass(frozen=True)
 class AffineTransform:
@@ -128,7 +130,7 @@ def mean_cosine(x: np.ndarray) -> float:
     Raises ValueError for fewer than two rows or values that are not finite.
     """
     x = _checked(x, least=2)
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    unit = unit_rows(x)
     own = np.square(unit).sum()
     return float((np.square(unit.sum(axis=0)).sum() - own) / (len(x) * (len(x) - 1)))
 

@@ -12,6 +12,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
 
 import pytest  # noqa: E402
+from budget import Costs  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from jaxemb.compilation import enable_persistent_cache  # noqa: E402
@@ -23,6 +24,11 @@ settings.register_profile(
     "jaxemb", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("jaxemb")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Costs(), "costs")
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

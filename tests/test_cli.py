@@ -14,7 +14,7 @@ import pytest
 import jaxemb
 from jaxemb.cli import main
 
-COMMANDS = ("quickstart", "train", "rehearse", "encode", "evaluate", "search", "mine", "info")
+COMMANDS = ("quickstart", "train", "compile", "encode", "evaluate", "search", "mine", "info")
 TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
 
 
@@ -245,7 +245,7 @@ def test_info_about_the_machine(capsys):
 
 
 CONFIG = """
-from jaxemb import quickstart
+from jaxemb.recipes import quickstart
 
 def run(steps=2, **options):
     return quickstart.run(steps=steps, limit=16, batch_size=8, **options)
@@ -430,7 +430,7 @@ def test_an_option_that_run_does_not_take(capsys, tmp_path):
     assert "must return a jaxemb.train.Run; got NoneType" in fail(capsys, 2, *arguments)
 
 
-# rehearse
+# compile
 
 
 TOY = """
@@ -442,11 +442,11 @@ def run(size=5):
 """
 
 
-def test_rehearse_says_what_a_run_needs(capsys, tmp_path):
+def test_compile_says_what_a_run_needs(capsys, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
     (tmp_path / "config.py").write_text(TOY)
     arguments = (
-        "rehearse",
+        "compile",
         tmp_path / "config.py",
         "--topology",
         "v5e:2x2",
@@ -461,10 +461,10 @@ def test_rehearse_says_what_a_run_needs(capsys, tmp_path):
     assert succeed(capsys, *arguments).startswith("v5e:2x2: 4 chips, mesh data=2 fsdp=2 tensor=1; 16 records")
 
 
-def test_rehearse_fails_if_the_run_does_not_fit(capsys, tmp_path):
+def test_compile_fails_if_the_run_does_not_fit(capsys, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
     (tmp_path / "config.py").write_text(TOY)
-    arguments = ["rehearse", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--set", "size=1000000"]
+    arguments = ["compile", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--set", "size=1000000"]
     assert main(arguments) == 1
     printed = capsys.readouterr()
     assert "DOES NOT FIT" in printed.out and "Traceback" not in printed.err
@@ -473,12 +473,12 @@ def test_rehearse_fails_if_the_run_does_not_fit(capsys, tmp_path):
 
 @pytest.mark.parametrize("mesh", ["data", "data=", "rows=4", "data=2,data=2", "data=2;fsdp=2", ""])
 def test_a_mesh_that_is_none(capsys, mesh):
-    message = fail(capsys, 2, "rehearse", "config.py", "--topology", "v5e:2x2", "--mesh", mesh)
+    message = fail(capsys, 2, "compile", "config.py", "--topology", "v5e:2x2", "--mesh", mesh)
     assert "argument --mesh: must be sizes of data, fsdp, tensor, such as data=16,fsdp=4" in message
 
 
 def test_a_topology_that_is_none(capsys):
-    assert "a topology is v5e:AxB" in fail(capsys, 2, "rehearse", "config.py", "--topology", "v5e")
+    assert "a topology is v5e:AxB" in fail(capsys, 2, "compile", "config.py", "--topology", "v5e")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_no_other_framework_is_imported():
 
 def test_public_names_are_listed_and_found():
     assert set(jaxemb.__all__) <= set(dir(jaxemb))
-    assert jaxemb.load.__module__.startswith("jaxemb.checkpoints")
+    assert jaxemb.load.__module__.startswith("jaxemb.sentence_embedder")
     assert jaxemb.train.fit and jaxemb.transforms.chain and jaxemb.losses.info_nce
 
 

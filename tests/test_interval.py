@@ -16,8 +16,9 @@ from tiny_run import text_batch, tiny_model
 
 from jaxemb import interval
 from jaxemb.encoders import Mlp
-from jaxemb.encoders.transformer import Norm, _average, _gelu
+from jaxemb.encoders.transformer import _average
 from jaxemb.interval import bilinear
+from jaxemb.nn import ACTIVATIONS, Norm
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4)).astype(np.float32)
@@ -103,7 +104,7 @@ def test_worked_softmax_and_worst_case():
 ELEMENTWISE = {  # exact
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": jax.nn.gelu,
-    "encoder_gelu": _gelu,
+    "encoder_gelu": ACTIVATIONS["gelu"],
     "silu": jax.nn.silu,
     "mish": jax.nn.mish,
     "softplus": jax.nn.softplus,
@@ -373,7 +374,7 @@ def test_jit_vmap_and_itself():
 
 def test_gradient_of_the_bounds():
     """Against finite differences, through every kind of product."""
-    f = lambda w, v, x: jax.nn.log_softmax(jax.nn.relu(_gelu(x @ w) @ w) @ v)
+    f = lambda w, v, x: jax.nn.log_softmax(jax.nn.relu(ACTIVATIONS["gelu"](x @ w) @ w) @ v)
     x, w, v, radius, direction = RNG.normal(size=(5, 4, 4)).astype(np.float32)
 
     @jax.jit

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.embedder import Embedder, normalize
+from jaxemb.embedder import Embedder
 from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.nn import unit
 from jaxemb.objectives import on_columns
 from jaxemb.train import Run, adamw
 from jaxemb.types import Tokens
@@ -81,13 +82,13 @@ def pairs(embedder=None, *, records: int = 40, batch_size: int = 8, seed: int = 
 
 def in_batch_softmax(queries, documents):
     """`-log softmax(10 cos(q, d))` at the own document, `[N]`."""
-    scores = 10 * normalize(queries) @ normalize(documents).T
+    scores = 10 * unit(queries) @ unit(documents).T
     return -jnp.diagonal(jax.nn.log_softmax(scores, axis=-1))
 
 
 def distance(queries, documents):
     """`1 - cos(q, d)`, `[N]`: every record on its own."""
-    return 1 - jnp.sum(normalize(queries) * normalize(documents), axis=-1)
+    return 1 - jnp.sum(unit(queries) * unit(documents), axis=-1)
 
 
 CONTRASTIVE = on_columns(in_batch_softmax, "query", "document")

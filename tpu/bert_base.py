@@ -1,9 +1,9 @@
 """InfoNCE on pairs with a BERT-base, any batch size.
 
-    jaxemb rehearse tpu/bert_base.py --topology v5e:8x8
+    jaxemb compile tpu/bert_base.py --topology v5e:8x8
     jaxemb train tpu/bert_base.py --out /mnt/run --distributed --set data=/mnt/pairs.parquet
 
-Without `data` the weights are random and the texts made up: enough to rehearse a run, and to time it on a slice.
+Without `data` the weights are random and the texts made up: enough to compile a run, and to time it on a slice.
 """
 
 import functools

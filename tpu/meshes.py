@@ -1,4 +1,4 @@
-"""Mesh presets: how to split a model over the chips of a slice, and the rehearsals that say so.
+"""Mesh presets: how to split a model over the chips of a slice, and the compiled programs that say so.
 
     python -m tpu.meshes > tpu/results/meshes.jsonl
 
@@ -11,9 +11,9 @@ import json
 from functools import partial
 
 from jaxemb import parallel
-from jaxemb.parallel.slices import tpu_slice
+from jaxemb.aot import compile_run
+from jaxemb.aot.slices import tpu_slice
 from jaxemb.train import load_run
-from jaxemb.train.rehearsal import rehearse
 from tpu.shapes import bert
 
 MODELS = {"6.5 B": (4096, 32), "1.3 B": (2048, 24)}  # width, layers
@@ -33,7 +33,7 @@ def main() -> None:
                     "tpu/bert_base.py", {"batch_size": 8192, "chunk": 1024, "fsdp": FSDP[model][chips.chip.name]}
                 )
             run = dataclasses.replace(run, embedder=partial(bert, dim, layers, vocab_size=30_522, dropout=0.0))
-            report = rehearse(run, chips).as_json()
+            report = compile_run(run, chips).as_json()
             row = {name: value for name, value in report.items() if name not in ("largest", "traffic", "advice")}
             print(json.dumps({"model": model} | row), flush=True)
 

@@ -1,6 +1,6 @@
 """PEG's recipe: a BERT-large, 80,000 records a batch with 5 hard negatives each, weighted by their difficulty.
 
-    jaxemb rehearse tpu/peg.py --topology v5e:16x16
+    jaxemb compile tpu/peg.py --topology v5e:16x16
     jaxemb train tpu/peg.py --out /mnt/run --distributed --set data=/mnt/mined.parquet
 
 Every query is compared with all documents and all hard negatives of the batch: 6 x 80,128 candidates. The batch is the

@@ -1,6 +1,6 @@
 """What the configs of this directory have in common: pretrained encoders and files of records, or stand-ins for both.
 
-What a step costs depends on shapes alone, so that random weights and made-up texts are enough to rehearse a run.
+What a step costs depends on shapes alone, so that random weights and made-up texts are enough to compile a run.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import numpy as np
 
 import jaxemb
 from jaxemb.data import batches, read
-from jaxemb.embedder import Embedder, SentenceEmbedder
+from jaxemb.embedder import Embedder
 from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
 

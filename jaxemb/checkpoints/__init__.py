@@ -1,7 +1,13 @@
-"""Checkpoints people already have: Hugging Face and sentence-transformers directories, read and written."""
+"""Checkpoints people already have: Hugging Face and sentence-transformers directories as plain values."""
 
 from jaxemb.checkpoints.hub import resolve
-from jaxemb.checkpoints.sentence_transformers import DirectoryFormat, load, load_encoder, save
+from jaxemb.checkpoints.sentence_transformers import (
+    DirectoryFormat,
+    ModelDirectory,
+    load_encoder,
+    read_directory,
+    write_directory,
+)
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import CheckpointFormat, load_weights, save_weights
 
@@ -9,12 +15,13 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormat",
     "DirectoryFormat",
-    "load",
+    "ModelDirectory",
     "load_encoder",
     "load_weights",
+    "read_directory",
     "read_tensors",
     "resolve",
-    "save",
     "save_weights",
+    "write_directory",
     "write_tensors",
 ]

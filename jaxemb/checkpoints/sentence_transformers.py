@@ -12,13 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import CheckpointFormat, load_weights, save_weights
 from jaxemb.data.tokenizer import Tokenizer
-from jaxemb.embedder import POOLINGS, Dense, Embedder, Head, Normalize, SentenceEmbedder
+from jaxemb.embedder import POOLINGS, Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import family_of
-from jaxemb.encoders.transformer import Linear, Norm, Transformer
+from jaxemb.encoders.transformer import Transformer
+from jaxemb.nn import Linear, Norm
+from jaxemb.similarity import PAIRED
 
 # The flags by which releases before 5.4 say the pooling mode, in the order in which they concatenate several.
 _POOLING_FLAGS = {
@@ -39,7 +40,6 @@ _ACTIVATIONS = {
 }
 _ACTIVATION_OF_CLASS = {path.rpartition(".")[2]: name for name, path in _ACTIVATIONS.items()}
 _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has no option for it
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
 )
@@ -60,35 +60,46 @@ class DirectoryFormat:
     do_lower_case: bool = False
 
 
-def load(
-    path_or_id: str | Path,
-    *,
-    revision: str | None = None,
-    layers: int | None = None,
-    dim: int | None = None,
-    **overrides: Any,
-) -> SentenceEmbedder:
-    """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
+@dataclasses.dataclass(frozen=True)
+class ModelDirectory:
+    """What a model directory holds.
+
+    Attributes:
+      model: the pytree; `model(tokens) -> [N, D]`.
+      tokenizer: texts to token ids.
+      max_length: longest text in tokens, special tokens included; longer ones are cut.
+      format: where the weights came from and how to write them back.
+      prompts: texts to put in front, by name (such as "query" and "document").
+      default_prompt_name: the prompt used when none is asked for.
+      similarity_fn_name: how vectors of this model are compared.
+    """
+
+    model: Embedder
+    tokenizer: Tokenizer
+    max_length: int
+    format: DirectoryFormat
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+
+
+def read_directory(root: str | Path, **overrides: Any) -> ModelDirectory:
+    """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
     Args:
-      path_or_id: a local directory or a hub id.
-      revision: branch, tag or commit of a hub id.
-      layers: keep the first layers of the encoder only.
-      dim: keep the first dimensions of the embeddings only.
+      root: a local directory.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
-      FileNotFoundError: if there is neither such a directory nor such a model on the hub.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
-      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
-        or if the model has less layers or dimensions than are to be kept.
+      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation.
     """
-    root = resolve(path_or_id, revision=revision)
+    root = Path(root)
     modules = _modules(root)
     config = _json(root / "config_sentence_transformers.json", {})
     similarity = config.get("similarity_fn_name") or "cosine"
-    if similarity not in _SIMILARITIES:
-        raise ValueError(f"{root}: similarity_fn_name must be one of {_SIMILARITIES}; got {similarity!r}")
+    if similarity not in PAIRED:
+        raise ValueError(f"{root}: similarity_fn_name must be one of {list(PAIRED)}; got {similarity!r}")
     encoder_path = root / modules[0]["path"]
     encoder, encoder_format = load_encoder(encoder_path, **overrides)
     pooling = _read_pooling(root / modules[1]["path"]) if len(modules) > 1 else ("mean",)
@@ -107,7 +118,7 @@ def load(
             f"{encoder.config.vocab_size} embeddings"
         )
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
-    embedder = SentenceEmbedder(
+    return ModelDirectory(
         model=Embedder(encoder=encoder, heads=tuple(heads), pooling=pooling),
         tokenizer=tokenizer,
         max_length=min(stated_length or encoder.config.max_positions, encoder.config.max_positions),
@@ -116,13 +127,12 @@ def load(
         default_prompt_name=config.get("default_prompt_name"),
         similarity_fn_name=similarity,
     )
-    return embedder.truncate(layers=layers, dim=dim)
 
 
 def load_encoder(path: str | Path, **overrides: Any) -> tuple[Transformer, CheckpointFormat]:
     """The encoder of a Hugging Face directory (`config.json`, safetensors) and the format to save it in again.
 
-    `overrides` are fields of `TransformerConfig`. Raises as `load` does.
+    `overrides` are fields of `TransformerConfig`. Raises as `read_directory` does.
     """
     path = Path(path)
     if (hf_config := _json(path / "config.json", None)) is None:
@@ -135,7 +145,7 @@ def load_encoder(path: str | Path, **overrides: Any) -> tuple[Transformer, Check
     return load_weights(config, read_tensors(path), family, hf_config)
 
 
-def save(embedder: SentenceEmbedder, path: str | Path) -> None:
+def write_directory(path: str | Path, contents: ModelDirectory) -> None:
     """Writes a directory that sentence-transformers (2 and later), transformers and text-embeddings-inference load.
 
     The directory appears at once or not at all: it is written beside `path` and renamed. A model directory at `path`
@@ -150,7 +160,7 @@ def save(embedder: SentenceEmbedder, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         fresh = _folder(Path(temporary) / "model")
-        _write(embedder, fresh)
+        _write(contents, fresh)
         if not path.exists():
             os.rename(fresh, path)
             return
@@ -160,22 +170,22 @@ def save(embedder: SentenceEmbedder, path: str | Path) -> None:
         shutil.rmtree(replaced)
 
 
-def _write(embedder: SentenceEmbedder, root: Path) -> None:
-    model, format = embedder.model, embedder.format
-    embedder.tokenizer.save(root)
+def _write(contents: ModelDirectory, root: Path) -> None:
+    model, format = contents.model, contents.format
+    contents.tokenizer.save(root)
     write_tensors(root, save_weights(model.encoder, format.encoder))
     _write_json(root / "config.json", format.encoder.config)
     _write_json(
         root / "sentence_bert_config.json",
-        {"max_seq_length": embedder.max_length, "do_lower_case": format.do_lower_case},
+        {"max_seq_length": contents.max_length, "do_lower_case": format.do_lower_case},
     )
     _write_json(
         root / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
-            "prompts": dict(embedder.prompts),
-            "default_prompt_name": embedder.default_prompt_name,
-            "similarity_fn_name": embedder.similarity_fn_name,
+            "prompts": dict(contents.prompts),
+            "default_prompt_name": contents.default_prompt_name,
+            "similarity_fn_name": contents.similarity_fn_name,
         },
     )
     _write_json(_folder(root / "1_Pooling") / "config.json", _pooling_config(model.encoder.config.dim, model.pooling))

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jax.sharding import Mesh
 
-    from jaxemb.embedder import SentenceEmbedder
     from jaxemb.evaluate import Evaluator
     from jaxemb.retrieval import Hit
+    from jaxemb.sentence_embedder import SentenceEmbedder
     from jaxemb.train import Run
 
 MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
@@ -29,7 +29,7 @@ MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair",
 
 def quickstart(args: argparse.Namespace) -> None:
     """Fine-tunes, measures and reports, by the quickstart's recipe."""
-    from jaxemb.quickstart import quickstart
+    from jaxemb.recipes.quickstart import quickstart
 
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
     given = {name: value for name, value in options.items() if value is not None}
@@ -78,17 +78,17 @@ def train(args: argparse.Namespace) -> None:
     _print(args, report, "\n".join([*lines, f"the model is {args.out}/model"]))
 
 
-def rehearse(args: argparse.Namespace) -> None:
+def compile_(args: argparse.Namespace) -> None:
     """Compiles the training of a config file for a TPU slice; raises MemoryError if it does not fit."""
     from jaxemb import parallel
-    from jaxemb.parallel.slices import tpu_slice
-    from jaxemb.train.rehearsal import rehearse
+    from jaxemb.aot import compile_run
+    from jaxemb.aot.slices import tpu_slice
 
     slice_ = tpu_slice(args.topology)
     with parallel.default_devices(slice_.devices):  # the config's mesh, if it makes one, is of these
         run = _load_run(args)
         mesh = None if args.mesh is None else parallel.make_mesh(**args.mesh)
-    report = rehearse(run, slice_, mesh=mesh, records=args.records)
+    report = compile_run(run, slice_, mesh=mesh, records=args.records)
     _print(args, report.as_json(), str(report))
     if not report.fits:
         raise MemoryError(f"{args.config} needs more than the memory of a chip of {args.topology}")
@@ -310,7 +310,7 @@ def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> No
 def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
     """The model that the command asks for, and how it is found again."""
     import jaxemb
-    from jaxemb.default_model import default_model
+    from jaxemb.recipes.offline_model import default_model
 
     name = Path(args.model or default_model().path)
     name = name.resolve() if name.is_dir() else name

@@ -130,13 +130,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
 
     sub = command(
-        "rehearse",
-        run.rehearse,
+        "compile",
+        run.compile_,
         "compile the training of a config file for a TPU slice and say what it will need; no TPU is used",
         """\
-  jaxemb rehearse tpu/bert_base.py --topology v5e:8x8
-  jaxemb rehearse my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json
-  jaxemb rehearse my_run.py --topology v6e:16x16 --records 65536""",
+  jaxemb compile tpu/bert_base.py --topology v5e:8x8
+  jaxemb compile my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json
+  jaxemb compile my_run.py --topology v6e:16x16 --records 65536""",
     )
     sub.add_argument("config", metavar="CONFIG.py", help="as `jaxemb train` takes it")
     sub.add_argument("--topology", required=True, metavar="NAME", help="v5e:AxB, v6e:AxB or v5p:AxBxC")

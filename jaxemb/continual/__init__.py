@@ -6,10 +6,7 @@ from jaxemb.continual.evaluators import (
     accuracy,
     embedding_score,
     index_compatibility,
-    logistic_regression,
     mean_over,
-    nearest_mean,
-    nearest_neighbours,
     probe,
 )
 from jaxemb.continual.loop import Evaluate, StreamResult, run_stream
@@ -37,11 +34,8 @@ __all__ = [
     "from_domains",
     "index_compatibility",
     "joint",
-    "logistic_regression",
     "mean_over",
     "metrics",
-    "nearest_mean",
-    "nearest_neighbours",
     "permuted",
     "plots",
     "probe",

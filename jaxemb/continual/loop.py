@@ -17,8 +17,8 @@ from jaxemb.objectives import Objective
 from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step
 from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
+from jaxemb.trees import PyTree
 
-PyTree = Any
 Compete = Literal["task", "seen", "all"]
 Evaluate = Callable[[TrainState, Experience, int, np.ndarray | None], float]
 """A score of a train state on the test data of an experience; see `run_stream`."""

@@ -3,8 +3,9 @@
 from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, merge_small, mixture
 from jaxemb.data.definitions import Definitions, read_dictionary, read_wordnet
 from jaxemb.data.packing import bucket, pack, pad, padding_share, row_bucket
-from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read, tfds
+from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read
 from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
+from jaxemb.data.tfds import tfds
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 
 __all__ = [

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.encoders.mlp import uniform_linear
-from jaxemb.encoders.transformer import Linear
+from jaxemb.nn import Linear, uniform_linear
 
 NormKind = Literal["batch", "group", "none"]
 _CHANNELS_PER_GROUP = 16

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.encoders.transformer import Linear
+from jaxemb.nn import Linear
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

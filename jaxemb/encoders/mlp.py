@@ -1,13 +1,12 @@
 """The multi-layer perceptron: an encoder of flat inputs, and the usual projection head."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import jax
 from flax import nnx
 
-from jaxemb.encoders.transformer import Linear
+from jaxemb.nn import Linear, uniform_linear
 
 
 @nnx.dataclass
@@ -44,11 +43,3 @@ class Mlp(nnx.Module):
             if number < len(self.layers) or self.final_activation:
                 x = jax.nn.relu(x)
         return x
-
-
-def uniform_linear(key: jax.Array, inputs: int, outputs: int) -> Linear:
-    """A layer whose weights and biases are uniform in `±1 / sqrt(inputs)`, PyTorch's default."""
-    key_kernel, key_bias = jax.random.split(key)
-    bound = 1 / math.sqrt(inputs)
-    kernel = jax.random.uniform(key_kernel, (inputs, outputs), minval=-bound, maxval=bound)
-    return Linear(kernel, jax.random.uniform(key_bias, (outputs,), minval=-bound, maxval=bound))

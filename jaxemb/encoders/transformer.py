@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import chex
@@ -13,30 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from jaxemb.nn import ACTIVATIONS, Linear, Norm
 from jaxemb.parallel.mesh import batch_axes
 from jaxemb.types import Tokens
-
-
-@jax.custom_vjp
-def _gelu(x: jax.Array) -> jax.Array:
-    """`x Phi(x)`. Its own gradient, `Phi(x) + x phi(x)`, takes a fifth off the feed-forward's backward pass on CPU."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-def _gelu_backward(x, gradient):
-    cumulative = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
-    return (gradient * (cumulative + x * density),)
-
-
-_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
-
-_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": _gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +96,8 @@ class TransformerConfig:
             raise ValueError(f"heads must divide dim unless head_dim is given; got dim={self.dim}, heads={self.heads}")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"kv_heads must divide heads; got heads={self.heads}, kv_heads={self.n_kv_heads}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}; got {self.activation!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}; got {self.activation!r}")
         for name in ("windows", "rope_of_layer"):
             if (n := len(getattr(self, name))) not in (0, self.layers):
                 raise ValueError(f"{name} must have one entry per layer ({self.layers}) or none; got {n}")
@@ -132,52 +111,11 @@ class TransformerConfig:
         return self.head_dim or self.dim // self.heads
 
 
-@nnx.dataclass
-class Linear(nnx.Module):
-    """`y = x W + b` with W `[in, out]`."""
-
-    kernel: jax.Array = nnx.data()
-    bias: jax.Array | None = nnx.data(default=None)
-
-    @classmethod
-    def init(cls, key, n_in: int, n_out: int, bias: bool, std: float) -> "Linear":
-        kernel = std * jax.random.truncated_normal(key, -2.0, 2.0, (n_in, n_out))
-        return cls(kernel, jnp.zeros(n_out) if bias else None)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # As a matrix: XLA's CPU backend takes twice as long for a kernel gradient that contracts two axes of x.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
-        y = y if self.bias is None else y + self.bias.astype(x.dtype)
-        return y.reshape(*x.shape[:-1], -1)
-
-
-@nnx.dataclass
-class Norm(nnx.Module):
-    """LayerNorm or RMSNorm over the last axis, computed in f32."""
-
-    weight: jax.Array = nnx.data()
-    bias: jax.Array | None = nnx.data(default=None)
-    kind: str = nnx.static(default="layer")
-    eps: float = nnx.static(default=1e-12)
-    weight_offset: float = nnx.static(default=0.0)
-
-    @classmethod
-    def init(cls, config: TransformerConfig, dim: int) -> "Norm":
-        return cls(
-            weight=jnp.full(dim, 1.0 - config.norm_weight_offset),
-            bias=jnp.zeros(dim) if config.norm_bias else None,
-            kind=config.norm,
-            eps=config.norm_eps,
-            weight_offset=config.norm_weight_offset,
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        if self.kind == "layer":
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = y * (self.weight + self.weight_offset)
-        return (y if self.bias is None else y + self.bias).astype(x.dtype)
+def make_norm(config: TransformerConfig, dim: int) -> Norm:
+    """A new norm of the kind that the configuration names."""
+    return Norm.init(
+        dim, kind=config.norm, bias=config.norm_bias, eps=config.norm_eps, offset=config.norm_weight_offset
+    )
 
 
 @nnx.dataclass
@@ -195,7 +133,7 @@ class Attention(nnx.Module):
     def init(cls, key, c: TransformerConfig) -> "Attention":
         kq, kk, kv, ko = jax.random.split(key, 4)
         q_dim, kv_dim = c.heads * c.head_size, c.n_kv_heads * c.head_size
-        norm = Norm.init(c, c.head_size) if c.query_key_norm else None
+        norm = make_norm(c, c.head_size) if c.query_key_norm else None
         return cls(
             query=Linear.init(kq, c.dim, q_dim, c.qkv_bias, c.initializer_range),
             key=Linear.init(kk, c.dim, kv_dim, c.qkv_bias, c.initializer_range),
@@ -248,7 +186,7 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, c: TransformerConfig) -> jax.Array:
-        act = _ACTIVATIONS[c.activation]
+        act = ACTIVATIONS[c.activation]
         return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
 
 
@@ -271,7 +209,7 @@ class Layer(nnx.Module):
     @classmethod
     def init(cls, key, c: TransformerConfig) -> "Layer":
         ka, km = jax.random.split(key)
-        norm = Norm.init(c, c.dim)
+        norm = make_norm(c, c.dim)
         out_norm = norm if c.norm_placement == "sandwich" else None
         return cls(
             attention=Attention.init(ka, c),
@@ -315,7 +253,7 @@ class Embeddings(nnx.Module):
             tokens=c.initializer_range * jax.random.normal(keys[0], (c.vocab_size, c.dim)),
             positions=table(keys[1], c.position_table),
             types=table(keys[2], c.token_types),
-            norm=Norm.init(c, c.dim) if c.embedding_norm else None,
+            norm=make_norm(c, c.dim) if c.embedding_norm else None,
         )
 
     def __call__(self, tokens: Tokens, c: TransformerConfig, key) -> jax.Array:
@@ -346,7 +284,7 @@ class Transformer(nnx.Module):
         return cls(
             embeddings=Embeddings.init(ke, config),
             layers=jax.vmap(lambda k: Layer.init(k, config))(jax.random.split(kl, config.layers)),
-            final_norm=Norm.init(config, config.dim) if config.final_norm else None,
+            final_norm=make_norm(config, config.dim) if config.final_norm else None,
             relative_bias=config.initializer_range * jax.random.normal(kr, (buckets, config.heads))
             if buckets
             else None,

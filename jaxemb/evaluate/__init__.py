@@ -1,7 +1,6 @@
 """Evaluation: metrics as pure functions, and evaluators that take an embedder and return named numbers."""
 
 from jaxemb.evaluate import metrics
-from jaxemb.evaluate.encoder import Encoder, Evaluator
 from jaxemb.evaluate.grid import Cell, Grid, grid
 from jaxemb.evaluate.retrieval import (
     RetrievalScores,
@@ -13,6 +12,7 @@ from jaxemb.evaluate.retrieval import (
     score_run,
 )
 from jaxemb.evaluate.sts import StsSet, read_sts, sts, sts_evaluator
+from jaxemb.text_encoder import Encoder, Evaluator
 
 __all__ = [
     "Cell",

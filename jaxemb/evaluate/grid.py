@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.evaluate.encoder import Evaluator
+from jaxemb.similarity import unit_rows
+from jaxemb.text_encoder import Evaluator
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.sentence_embedder import SentenceEmbedder
 
 _SAMPLE = 512  # texts that speed is measured on
 _BYTES_PER_VALUE = 4  # index directories hold float32
@@ -160,9 +161,7 @@ class _Prefixes:
         if key not in self.known:
             self.known[key] = self.encode_whole(self.embedder, texts, prompt_name)
         vectors = self.known[key][:, : self.dim]
-        if not self.embedder.model.normalizes:
-            return vectors
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit_rows(vectors) if self.embedder.model.normalizes else vectors
 
     def texts_per_second(self) -> float:
         """On a sample of what it has encoded; the first pass compiles."""

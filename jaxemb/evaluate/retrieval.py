@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
-from jaxemb.evaluate.encoder import Encoder, Evaluator, encode_finite, stored_prompt
+from jaxemb.retrieval.exact import topk_search
+from jaxemb.text_encoder import Encoder, Evaluator, encode_finite, stored_prompt
 
 Qrels = Mapping[str, Mapping[str, int]]
 TieBreak = Literal["trec", "lower_id"]
@@ -105,8 +107,6 @@ def retrieval_per_query(
       ValueError: if no query has both text and judgements, the corpus is empty, a k is < 1, embeddings are not finite,
         or (strict) a judged document is missing.
     """
-    from jaxemb.retrieval import topk_search
-
     _check_ks(ks)
     if not corpus:
         raise ValueError("corpus must not be empty")
@@ -198,8 +198,6 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
       FileNotFoundError: naming a file that is not there, and the splits that are.
       ValueError: naming file and line of a malformed row, or an id that comes twice.
     """
-    from jaxemb.data.records import read
-
     directory = Path(directory)
     if qrels is None:
         qrels = _file(directory / "qrels" / f"{split}.tsv")
@@ -214,8 +212,6 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
 
 def _texts(path: Path) -> dict[str, str]:
     """Texts by id, the title in front."""
-    from jaxemb.data.records import read
-
     source = read(path)
     texts: dict[str, str] = {}
     for number, record in enumerate(source.__getitems__(range(len(source)))):

@@ -1,13 +1,15 @@
 """Semantic textual similarity: how well similarities of embeddings order pairs of texts as people do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
-from jaxemb.evaluate.encoder import Encoder, Evaluator, encode_finite
+from jaxemb.similarity import PAIRED
+from jaxemb.text_encoder import Encoder, Evaluator, encode_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +22,6 @@ class StsSet:
 
     def __len__(self) -> int:
         return len(self.first)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
-
-
-# Similarities of row i with row i, `[N, D], [N, D] -> [N]`.
-_SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "cosine": _cosine,
-    "dot": lambda a, b: (a * b).sum(axis=1),
-    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=1),
-    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
-}
 
 
 def sts(
@@ -66,13 +54,13 @@ def sts(
         raise ValueError(
             f"first, second and scores must have one entry per pair; got {len(first)}, {len(second)} and {scores.shape}"
         )
-    if unknown := set(similarities) - set(_SIMILARITIES):
-        raise ValueError(f"similarities must be among {list(_SIMILARITIES)}; got {sorted(unknown)}")
+    if unknown := set(similarities) - set(PAIRED):
+        raise ValueError(f"similarities must be among {list(PAIRED)}; got {sorted(unknown)}")
     embeddings = encode_finite(embedder, [*first, *second], prompt_name, "sentences").astype(np.float64)
     a, b = embeddings[: len(first)], embeddings[len(first) :]
     result = {}
     for name in similarities:
-        predicted = _SIMILARITIES[name](a, b)
+        predicted = PAIRED[name](a, b)
         result[f"{name}_spearman"] = metrics.spearman(predicted, scores)
         result[f"{name}_pearson"] = metrics.pearson(predicted, scores)
     return result
@@ -111,8 +99,6 @@ def read_sts(
     Raises:
       ValueError: naming file and line of a malformed row, as a score that is no finite number.
     """
-    from jaxemb.data.records import read
-
     first, second, score = columns
     mapping = {"first": first, "second": second, "score": score}
     source = read(path, format=format, columns=mapping, names=names, types={"score": _finite})

@@ -10,8 +10,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxemb.interval.box import PATTERNS, RULES, Box, Call, Products, Source
-
-PyTree = Any
+from jaxemb.trees import PyTree
 
 
 def bound(

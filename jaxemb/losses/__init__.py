@@ -29,11 +29,11 @@ from jaxemb.losses.pairs import contrastive, cosine_similarity_mse, online_contr
 from jaxemb.losses.progressive import progressive_info_nce, progressive_weights
 from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
 from jaxemb.losses.siglip import siglip
-from jaxemb.losses.similarity import SIMILARITIES, Similarity, cosine, dot, euclidean
 from jaxemb.losses.soft_targets import cwcl, soft_target_contrastive
 from jaxemb.losses.sparse import csr_reconstruction, flops, flops_ramp, k_sparse, normalized_mse
 from jaxemb.losses.supcon import supcon
 from jaxemb.losses.triplet import batch_all_triplet, batch_hard_triplet, batch_semi_hard_triplet, triplet
+from jaxemb.nn.similarity import SIMILARITIES, Similarity, cosine, dot, euclidean
 
 __all__ = [
     "SIMILARITIES",

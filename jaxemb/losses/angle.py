@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.losses.cosent import pair_ranking
-from jaxemb.losses.similarity import unit
+from jaxemb.nn.similarity import unit
 
 
 def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:

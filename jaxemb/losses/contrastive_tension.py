@@ -7,7 +7,7 @@ import optax
 from jaxemb.losses.info_nce import symmetric_info_nce
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.reductions import TILE
-from jaxemb.losses.similarity import Similarity, dot, paired
+from jaxemb.nn.similarity import Similarity, dot, paired
 
 
 def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.similarity import Similarity, paired, similarity_function
+from jaxemb.nn.similarity import Similarity, paired, similarity_function
 
 
 def cosent(

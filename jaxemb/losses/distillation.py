@@ -13,8 +13,8 @@ import optax
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
-from jaxemb.losses.similarity import Similarity, cosine, dot, paired, similarity_function, unit
 from jaxemb.losses.soft_targets import Targets, soft_target_contrastive
+from jaxemb.nn.similarity import Similarity, cosine, dot, paired, similarity_function, unit
 
 
 def margin_mse(

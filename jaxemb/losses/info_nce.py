@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Side, Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE
-from jaxemb.losses.similarity import Similarity
+from jaxemb.nn.similarity import Similarity
 
 Direction = Literal["q2d", "d2q", "q2q", "d2d", "p2p"]
 Partition = Literal["joint", "per_direction"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.losses.masks import Mask, Pairs, dense
-from jaxemb.losses.similarity import dot
+from jaxemb.nn.similarity import dot
 
 _EMPTY = -1e9  # the score of a document without tokens: below every other
 

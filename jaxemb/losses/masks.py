@@ -11,15 +11,14 @@ Whatever the rule says, losses never mask a record's own positive.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.losses.similarity import dot, paired, unit
-
-PyTree = Any
+from jaxemb.nn.similarity import dot, paired, unit
+from jaxemb.trees import PyTree
 
 
 class Pairs(NamedTuple):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import SUM, TILE, constant, top
-from jaxemb.losses.similarity import Similarity
+from jaxemb.nn.similarity import Similarity
 
 _ROUNDING = 1e-6  # similarities that differ by no more, relative to their size, are equally large
 

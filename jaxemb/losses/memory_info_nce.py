@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, reduce_rows
-from jaxemb.losses.similarity import Similarity, paired, similarity_function
+from jaxemb.nn.similarity import Similarity, paired, similarity_function
 
 
 def memory_info_nce(

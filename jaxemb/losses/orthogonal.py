@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.similarity import unit
+from jaxemb.nn.similarity import unit
 
 
 def orthogonal_regularization(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.losses.similarity import cosine, paired
+from jaxemb.nn.similarity import cosine, paired
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 Feature = Literal["both", "difference", "product"]

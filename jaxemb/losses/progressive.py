@@ -9,7 +9,7 @@ import numpy as np
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
-from jaxemb.losses.similarity import Similarity
+from jaxemb.nn.similarity import Similarity
 
 
 class Weighted(NamedTuple):

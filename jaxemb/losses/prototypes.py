@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.losses.similarity import cosine, unit
+from jaxemb.nn.similarity import cosine, unit
 
 
 def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxemb.losses.masks import Mask, Pairs, Rule, dense
 from jaxemb.losses.reductions import Block, Reduction, reduce_rows
-from jaxemb.losses.similarity import Similarity, cosine, dot, paired, similarity_function, unit
+from jaxemb.nn.similarity import Similarity, cosine, dot, paired, similarity_function, unit
 
 Side = Literal["queries", "documents", "candidates"]
 

@@ -13,15 +13,15 @@ would take too much memory, moving round the ring of devices one shard at a time
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxemb.parallel.mesh import batch_axes
+from jaxemb.trees import PyTree
 
-PyTree = Any
 Block = tuple[jax.Array, ...]
 Entries = Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], Block]
 

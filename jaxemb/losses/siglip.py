@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import SUM, TILE
-from jaxemb.losses.similarity import Similarity
+from jaxemb.nn.similarity import Similarity
 
 
 def siglip(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxemb.losses.info_nce import info_nce
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
-from jaxemb.losses.similarity import Similarity, dot, unit
+from jaxemb.nn.similarity import Similarity, dot, unit
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import numpy as np
 from jaxemb.losses.masks import same_label
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
-from jaxemb.losses.similarity import Similarity
+from jaxemb.nn.similarity import Similarity
 
 
 def supcon(

@@ -7,7 +7,7 @@ Only differences of distances matter, so that d is minus the similarity, and not
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.similarity import Similarity, similarity_function
+from jaxemb.nn.similarity import Similarity, similarity_function
 
 
 def triplet(

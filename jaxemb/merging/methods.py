@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxemb.merging.trees import (
     Match,
     Path,
-    PyTree,
     apply_task_vectors,
     match_vectors,
     named_leaves,
     stacked_layers,
     wide,
 )
+from jaxemb.trees import PyTree
 
 _LINEAR = 0.9995  # of the cosine: beyond it SLERP is a linear interpolation
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.encoders.transformer import Linear
 from jaxemb.merging.trees import PyTree
+from jaxemb.nn import Linear
 from jaxemb.objectives import Objective
 from jaxemb.objectives.classification import competing
 
@@ -85,7 +85,7 @@ def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: It
 
     Args:
       forward: `(model, batch) -> outputs`, such as the objective's forward pass.
-      model: a model with `jaxemb.encoders.transformer.Linear` layers.
+      model: a model with `jaxemb.nn.Linear` layers.
       batches: batches, at least one.
 
     Raises:

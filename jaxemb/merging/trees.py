@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxemb.embedder import Embedder, SentenceEmbedder
+from jaxemb.trees import PyTree
 
-PyTree = Any
+if TYPE_CHECKING:
+    from jaxemb.embedder import Embedder
+    from jaxemb.sentence_embedder import SentenceEmbedder
+
 Path = Callable[[str], bool]  # is said of a path such as ".encoder.layers.mlp.up.kernel"
 
 

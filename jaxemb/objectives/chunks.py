@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxemb.parallel.mesh import batch_axes
+from jaxemb.trees import PyTree
 
-PyTree = Any
 Encode = Callable[[PyTree, PyTree, jax.Array | None], PyTree]
 
 

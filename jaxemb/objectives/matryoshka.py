@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 
 from jaxemb.embedder import Embedder
-from jaxemb.embedder import normalize as _unit
+from jaxemb.nn import unit as _unit
 from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings
 from jaxemb.types import Tokens
 

@@ -9,13 +9,13 @@ import contextvars
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-PyTree = Any
+from jaxemb.trees import PyTree
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # those that records are split over
 

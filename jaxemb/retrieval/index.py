@@ -19,7 +19,7 @@ import numpy as np
 from jaxemb.retrieval.exact import topk_search
 
 if TYPE_CHECKING:
-    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.sentence_embedder import SentenceEmbedder
 
 _FORMAT = 1
 _MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from jaxemb.data.records import Source
-from jaxemb.evaluate.encoder import Encoder, stored_prompt
 from jaxemb.retrieval.exact import topk_search
+from jaxemb.similarity import PAIRED
+from jaxemb.text_encoder import Encoder, stored_prompt
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -390,12 +391,7 @@ def _pair_scores(queries, corpus, of: np.ndarray, document: np.ndarray, metric: 
     for start in range(0, len(of), _PAIRS):
         part = slice(start, start + _PAIRS)
         a, b = np.asarray(queries[of[part]], np.float32), np.asarray(corpus[document[part]], np.float32)
-        if metric == "euclidean":
-            scores[part] = -np.linalg.norm(a - b, axis=1)
-            continue
-        if metric == "cosine":
-            a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
-        scores[part] = np.einsum("pd,pd->p", a, b)
+        scores[part] = PAIRED[metric](a, b)
     return scores
 
 

@@ -29,7 +29,7 @@ from jaxemb.train.step import make_train_step
 from jaxemb.transforms import Task
 
 if TYPE_CHECKING:
-    from jaxemb.embedder import SentenceEmbedder
+    from jaxemb.sentence_embedder import SentenceEmbedder
 
 _log = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
 
-PyTree = Any
+from jaxemb.trees import PyTree
 
 
 def decayed(tree: PyTree) -> PyTree:

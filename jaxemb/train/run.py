@@ -18,8 +18,8 @@ from jaxemb.transforms import Transform, identity
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxemb.embedder import SentenceEmbedder
     from jaxemb.parallel.mesh import Rules
+    from jaxemb.sentence_embedder import SentenceEmbedder
 
 Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
 # What may change when a run is resumed: how it is watched, and where it runs.

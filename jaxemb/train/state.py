@@ -1,15 +1,13 @@
 """What training carries from step to step."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxemb.transforms import Context, Task, Trained, Transform
-
-PyTree = Any
+from jaxemb.trees import PyTree
 
 
 @jax.tree_util.register_dataclass

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -12,8 +11,8 @@ import optax
 from jaxemb.objectives import Objective
 from jaxemb.train.state import TrainState
 from jaxemb.transforms import Context, Trained, Transform, identity
+from jaxemb.trees import PyTree
 
-PyTree = Any
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
 

@@ -17,13 +17,14 @@ fixed order and knows no method by name:
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Optional, TypeVar
+from typing import NamedTuple, Optional, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from jaxemb.trees import PyTree
+
 State = TypeVar("State")
 
 

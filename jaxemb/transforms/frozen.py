@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, PyTree, Trained, Transform
-from jaxemb.transforms.paths import Where, chosen, replaced
+from jaxemb.transforms.base import Carried, Context, Trained, Transform
+from jaxemb.trees import PyTree, Where, chosen, replaced
 
 
 def frozen(where: Where) -> Transform:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.reductions import TILE
-from jaxemb.losses.similarity import Similarity
-from jaxemb.transforms.base import Carried, PyTree, Transform
+from jaxemb.nn.similarity import Similarity
+from jaxemb.transforms.base import Carried, Transform
+from jaxemb.trees import PyTree
 
 
 class Memory(NamedTuple):

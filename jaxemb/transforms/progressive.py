@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.transforms.base import Carried, Context, PyTree, Transform
+from jaxemb.transforms.base import Carried, Context, Transform
+from jaxemb.trees import PyTree
 
 
 @jax.tree_util.register_dataclass

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.transforms.base import Carried, Context, PyTree, Task, Trained, Transform
+from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.trees import PyTree
 
 
 class EntryState(NamedTuple):
@@ -40,7 +41,7 @@ def progressive_separate_training(
     is the loop's to reset. Stands first in a chain; parameters of other transforms are not reset.
 
     Args:
-      make_entries: `(stage, model) -> [V, D]`, stages counted from 0: `objectives.entry_embeddings`, and what makes
+      make_entries: `(stage, model) -> [V, D]`, stages counted from 0: `pretraining.entry_embeddings`, and what makes
         them isotropic in the stages where that is wanted.
       shape: (V, D).
 

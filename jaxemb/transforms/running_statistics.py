@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.encoders.convolutional import Statistics
-from jaxemb.transforms.base import Context, PyTree, Trained, Transform
+from jaxemb.transforms.base import Context, Trained, Transform
+from jaxemb.trees import PyTree
 
 
 def running_statistics(momentum: float = 0.1) -> Transform:

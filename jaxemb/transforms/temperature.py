@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, PyTree, Transform
+from jaxemb.transforms.base import Carried, Transform
+from jaxemb.trees import PyTree
 
 
 @jax.tree_util.register_dataclass

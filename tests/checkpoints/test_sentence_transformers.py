@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxemb.checkpoints import CheckpointError, load, read_tensors, save, write_tensors
+from jaxemb.checkpoints import CheckpointError, read_tensors, write_tensors
 from jaxemb.embedder import Dense, Normalize
-from jaxemb.encoders.transformer import Norm
+from jaxemb.nn import Norm
+from jaxemb.sentence_embedder import load
 
 
 def _modules(*types: str) -> list[dict]:
@@ -81,7 +82,7 @@ def test_everything_in_a_directory_is_read(directory):
 
 def test_saving_what_was_loaded_gives_the_same_directory(directory, tmp_path):
     embedder = load(directory)
-    save(embedder, tmp_path / "saved")
+    embedder.save(tmp_path / "saved")
     for folder in ("", "2_Dense", "3_LayerNorm"):
         original, saved = read_tensors(directory / folder), read_tensors(tmp_path / "saved" / folder)
         assert {n: (t.dtype, t.tobytes()) for n, t in saved.items()} == {
@@ -103,7 +104,7 @@ def test_saving_what_was_loaded_gives_the_same_directory(directory, tmp_path):
 def test_minilm_round_trip_is_byte_equal(minilm, tmp_path):
     embedder = load(minilm)
     assert (embedder.model.pooling, embedder.max_length, embedder.model.encoder.config.layers) == (("mean",), 256, 6)
-    save(embedder, tmp_path / "saved")
+    embedder.save(tmp_path / "saved")
     original, saved = read_tensors(minilm), read_tensors(tmp_path / "saved")
     assert set(saved) == set(original)
     assert {"pooler.dense.weight", "embeddings.position_ids"} <= set(saved)
@@ -157,7 +158,7 @@ def test_pooling_in_old_and_new_keys_is_read_and_kept(directory, tmp_path, confi
     _write_json(directory / "1_Pooling" / "config.json", config)
     embedder = load(directory)
     assert embedder.model.pooling == expected
-    save(embedder, tmp_path / "saved")
+    embedder.save(tmp_path / "saved")
     assert load(tmp_path / "saved").model.pooling == expected
 
 
@@ -240,22 +241,22 @@ def test_a_norm_that_the_format_cannot_say_is_not_saved(directory, tmp_path):
         encoder=embedder.model.encoder, heads=(dense, other, normalize), pooling=("cls", "mean")
     )
     with pytest.raises(ValueError, match="a norm head must be a LayerNorm with bias and eps=1e-05"):
-        save(embedder.replace(model=model), tmp_path / "saved")
+        embedder.replace(model=model).save(tmp_path / "saved")
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]  # nothing half-written stays behind
 
 
 def test_a_model_directory_is_replaced_whole(directory, tmp_path):
     embedder = load(directory)
-    save(embedder, tmp_path / "saved")
+    embedder.save(tmp_path / "saved")
     (tmp_path / "saved" / "stale").touch()
-    save(embedder, tmp_path / "saved")
+    embedder.save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "stale").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "saved"]
 
 
 def test_saving_over_the_directory_it_came_from_works(directory):
     before = {name: tensor.tobytes() for name, tensor in read_tensors(directory).items()}
-    save(load(directory), directory)
+    load(directory).save(directory)
     assert {name: tensor.tobytes() for name, tensor in read_tensors(directory).items()} == before
 
 
@@ -265,5 +266,5 @@ def test_other_directories_and_files_are_not_overwritten(directory, tmp_path):
     (tmp_path / "file").touch()
     for name in ("home", "file"):
         with pytest.raises(FileExistsError, match=f"{name} exists and is no model directory; give another path"):
-            save(load(directory), tmp_path / name)
+            load(directory).save(tmp_path / name)
     assert (tmp_path / "home" / "thesis.tex").exists()

@@ -9,6 +9,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
+from jaxemb.classifiers import logistic_regression, nearest_mean, nearest_neighbours
 from jaxemb.continual import (
     Experience,
     accuracy,
@@ -17,10 +18,7 @@ from jaxemb.continual import (
     evaluators,
     index_compatibility,
     joint,
-    logistic_regression,
     mean_over,
-    nearest_mean,
-    nearest_neighbours,
     probe,
     run_stream,
     split_by_class,

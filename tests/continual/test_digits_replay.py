@@ -7,11 +7,11 @@ import pytest
 
 from experiments import images
 from jaxemb import Classifier
+from jaxemb.classifiers import NMCState, nmc_logits
 from jaxemb.continual import accuracy, metrics, permuted, run_stream, split_by_class
 from jaxemb.encoders import Mlp
 from jaxemb.objectives import classification
-from jaxemb.transforms import agem, der_plus_plus, er_ace, experience_replay, find_state, icarl, nmc_logits
-from jaxemb.transforms.nmc import NMCState
+from jaxemb.transforms import agem, der_plus_plus, er_ace, experience_replay, find_state, icarl
 
 EXAMPLE = {"input": np.zeros((1, 64), np.float32), "label": np.zeros(1, np.int32)}
 SCORE = accuracy(scenario="class")

@@ -29,13 +29,13 @@ from jaxemb import pooling
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Number, Text, Tokenizer, batches
 from jaxemb.data.records import Source
-from jaxemb.embedder import SentenceEmbedder
 from jaxemb.evaluate import retrieval
 from jaxemb.losses import duplicates, info_nce
 from jaxemb.losses.masks import guided
 from jaxemb.objectives import on_columns
 from jaxemb.parallel import make_mesh
 from jaxemb.retrieval import topk_search
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import Run, fit, read_metrics
 
 BATCH, STEPS = 16, 4

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxemb import parallel
+from jaxemb.aot.hlo import Program
 from jaxemb.encoders import Transformer, TransformerConfig
-from jaxemb.parallel.hlo import Program
 from jaxemb.types import Tokens
 
 ROWS, LENGTH = 40, 24  # sizes that no parameter has

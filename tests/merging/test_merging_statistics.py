@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxemb.classifier import Classifier
+from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
-from jaxemb.encoders.transformer import Linear, Transformer, TransformerConfig
+from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.merging import collect_fisher, collect_grams, gradient_conflict, interference_report, sampled_labels
+from jaxemb.nn import Linear
 from jaxemb.types import Tokens
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from jaxemb.checkpoints import load, save_weights
-from jaxemb.objectives import EntryPredictor, MaskedLanguageModel, definition_to_entry, definition_to_word
+from jaxemb.checkpoints import save_weights
+from jaxemb.pretraining import EntryPredictor, MaskedLanguageModel, definition_to_entry, definition_to_word
+from jaxemb.sentence_embedder import load
 from jaxemb.types import Tokens
 
 _SIZES = {"vocab_size": 11, "num_hidden_layers": 2, "initializer_range": 0.3, "max_position_embeddings": 20}

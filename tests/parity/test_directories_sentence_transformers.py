@@ -8,8 +8,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer import modules
 
-from jaxemb.checkpoints import load, save
 from jaxemb.data import pad
+from jaxemb.sentence_embedder import load
 
 TEXTS = ["a", "b c a d", "e f", "c c c a b e f d e a b c"]
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
@@ -42,7 +42,7 @@ def test_every_pooling_goes_both_ways(encoder, pooling, tmp_path):
     theirs.save(str(tmp_path / "theirs"), create_model_card=False)
     expected = theirs.encode(TEXTS)
     np.testing.assert_allclose(_embed(tmp_path / "theirs"), expected, atol=1e-5)
-    save(load(tmp_path / "theirs"), tmp_path / "ours")
+    load(tmp_path / "theirs").save(tmp_path / "ours")
     again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     np.testing.assert_array_equal(again.encode(TEXTS), expected)
 
@@ -71,7 +71,7 @@ def test_heads_prompts_and_similarity_go_both_ways(encoder, activation, tmp_path
 
     ours = load(tmp_path / "theirs")
     assert (ours.prompts, ours.default_prompt_name) == ({"query": "a b ", "document": ""}, "document")
-    save(ours, tmp_path / "ours")
+    ours.save(tmp_path / "ours")
     again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     np.testing.assert_array_equal(again.encode(TEXTS), expected)
     assert (again.prompts, again.default_prompt_name) == (theirs.prompts, theirs.default_prompt_name)
@@ -85,7 +85,7 @@ def test_a_bare_encoder_gives_the_same_vectors(encoder, tmp_path):
 
 
 def test_minilm_saved_here_gives_the_same_vectors_there(minilm, tmp_path):
-    save(load(minilm), tmp_path / "ours")
+    load(minilm).save(tmp_path / "ours")
     texts = ["The cat sat on the mat.", "Ein Satz auf Deutsch", ""]
     expected = SentenceTransformer(str(minilm), device="cpu").encode(texts)
     np.testing.assert_allclose(_embed(tmp_path / "ours", texts), expected, atol=1e-5)

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from jaxemb.checkpoints import load, save, save_weights
-from jaxemb.objectives import MaskedAutoEncoder, MaskedLanguageModel
+from jaxemb.checkpoints import save_weights
+from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel
+from jaxemb.sentence_embedder import load
 from jaxemb.types import Tokens
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
@@ -63,7 +64,7 @@ def test_loss_gradients_and_checkpoints(family, tmp_path):
             np.testing.assert_allclose(found[name], parameter.grad, atol=1e-5, rtol=1e-4, err_msg=name)
 
     changed = dataclasses.replace(model, head=jax.tree.map(lambda leaf: leaf * 1.5, model.head))
-    save(changed.into(embedder), tmp_path / "ours")
+    changed.into(embedder).save(tmp_path / "ours")
     again = type(theirs).from_pretrained(tmp_path / "ours").state_dict()
     np.testing.assert_allclose(again[_bias(again)], 1.5 * theirs.state_dict()[_bias(again)], rtol=1e-6)
     same = MaskedLanguageModel.of(load(tmp_path / "ours"), jax.random.key(1)).head

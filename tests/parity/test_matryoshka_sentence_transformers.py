@@ -10,10 +10,11 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer import losses as reference
 from sentence_transformers.sentence_transformer import modules
 
-from jaxemb.checkpoints import load, save_weights
+from jaxemb.checkpoints import save_weights
 from jaxemb.data import pad
 from jaxemb.losses import info_nce
 from jaxemb.objectives import adaptive_layers, matryoshka, on_columns
+from jaxemb.sentence_embedder import load
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
 QUERIES, DOCUMENTS = ["a b", "c", "d e f a"], ["a", "c c b", "f e"]

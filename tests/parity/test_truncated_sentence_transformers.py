@@ -10,9 +10,9 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from test_families_transformers import CONFIGS
 
-from jaxemb.checkpoints import load
 from jaxemb.embedder import Dense, Normalize
-from jaxemb.encoders.transformer import Linear
+from jaxemb.nn import Linear
+from jaxemb.sentence_embedder import load
 
 TEXTS = ["a b c a", "d e f"]
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")

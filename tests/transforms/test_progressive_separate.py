@@ -11,8 +11,8 @@ from flax import nnx
 from tiny_run import assert_bitwise_equal
 
 from jaxemb.embedder import Dense
-from jaxemb.encoders.transformer import Linear
-from jaxemb.objectives import entry_cross_entropy
+from jaxemb.nn import Linear
+from jaxemb.pretraining import entry_cross_entropy
 from jaxemb.train import begin_task, init_state, make_train_step
 from jaxemb.transforms import EntryState, Task, find_state, progressive_separate_training
 

@@ -1,0 +1,158 @@
+"""The nearest mean classifier: one mean of features per class, from sums and counts, and no training."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxemb.nn import unit
+
+Metric = Literal["euclidean", "cosine"]
+
+
+class NMCState(NamedTuple):
+    """Sums of the features of each class, f32 `[C, D]`, and their numbers, int32 `[C]`; both add up over devices."""
+
+    sums: jax.Array
+    counts: jax.Array
+
+
+def nmc_init(classes: int, dim: int) -> NMCState:
+    """No class seen yet.
+
+    Raises:
+      ValueError: for fewer than one class or dimension.
+    """
+    if classes < 1 or dim < 1:
+        raise ValueError(f"classes and dim must be at least 1; got {classes} and {dim}")
+    return NMCState(jnp.zeros((classes, dim), jnp.float32), jnp.zeros(classes, jnp.int32))
+
+
+def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> NMCState:
+    """Adds features to the sums of their classes: the same state for any order, batching or split of the data.
+
+    With features and labels sharded over devices, XLA adds up the devices' sums.
+
+    Args:
+      state: C classes.
+      features: `[B, D]`; summed in f32. For the cosine metric give them in unit length (`unit`).
+      labels: int `[B]`, 0..C-1.
+      weights: how often each record counts, int or bool `[B]`; 0 for padding, whatever its label. None is once.
+
+    Raises:
+      ValueError: for shapes that do not fit and weights that are not integers; outside of `jit` also for a label
+        outside 0..C-1 and features that are not finite (inside, such a label counts for no class).
+    """
+    classes, dim = state.sums.shape
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features must be [B, {dim}]; got {features.shape}")
+    if labels.shape != features.shape[:1] or (weights is not None and weights.shape != labels.shape):
+        shapes = labels.shape if weights is None else (labels.shape, weights.shape)
+        raise ValueError(f"labels and weights must be one for each of {features.shape[0]} features; got {shapes}")
+    if weights is not None and not (weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.integer)):
+        raise ValueError(f"weights must be integers or bool, as they are counted; got {weights.dtype}")
+    used = jnp.ones(labels.shape, jnp.int32) if weights is None else jnp.asarray(weights, jnp.int32)
+    if not _traced(features, labels, used):
+        real = np.asarray(used) != 0
+        wrong = np.asarray(labels)[real & ((np.asarray(labels) < 0) | (np.asarray(labels) >= classes))]
+        if wrong.size:
+            raise ValueError(f"labels must be in 0..{classes - 1}; got {wrong[0]}")
+        if not np.isfinite(np.asarray(features, np.float32)[real]).all():
+            raise ValueError("features must be finite")
+    slot = jnp.where((labels >= 0) & (labels < classes) & (used != 0), labels, classes)  # `classes` is dropped
+    rows = jnp.where((used != 0)[:, None], features.astype(jnp.float32), 0.0) * used[:, None]
+    sums = jax.ops.segment_sum(rows, slot, classes)
+    return NMCState(state.sums + sums, state.counts + jax.ops.segment_sum(used, slot, classes))
+
+
+def nmc_merge(a: NMCState, b: NMCState) -> NMCState:
+    """The state of the data of both."""
+    return NMCState(a.sums + b.sums, a.counts + b.counts)
+
+
+def nmc_means(state: NMCState, normalise: bool = False) -> jax.Array:
+    """Means `[C, D]`, scaled to unit length if `normalise`; 0 for a class without features.
+
+    Raises:
+      ValueError: outside of `jit`, if a class that has features has a zero mean, which has no direction.
+    """
+    means = state.sums / jnp.maximum(state.counts, 1)[:, None]
+    if not normalise:
+        return means
+    if not _traced(*state) and (zero := np.asarray((state.counts > 0) & ~jnp.any(means != 0, axis=1))).any():
+        raise ValueError(f"the mean of class {int(np.argmax(zero))} is zero: it has no cosine")
+    return unit(means)
+
+
+def nmc_logits(
+    state: NMCState, features: jax.Array, metric: Metric = "euclidean", class_mask: jax.Array | None = None
+) -> jax.Array:
+    """The nearer the mean, the larger the logit, `[B, C]` f32.
+
+        euclidean   f·M_c - |M_c|²/2,  that is -|f - M_c|²/2 without the term -|f|²/2, which all classes share
+        cosine      f·M_c / (|f| |M_c|)
+
+    A class without features has -inf, and so has one outside of the mask.
+
+    Args:
+      state: C classes.
+      features: `[B, D]`.
+      metric: for "cosine" the state should be that of features of unit length.
+      class_mask: the classes that compete, bool `[C]` or `[B, C]`, such as those of a task; None for all.
+
+    Raises:
+      ValueError: for another metric and shapes that do not fit; outside of `jit` also as long as no class was seen, and
+        for "cosine" if the mean of a class is zero.
+    """
+    check_metric(metric)
+    if features.ndim != 2 or features.shape[1] != state.sums.shape[1]:
+        raise ValueError(f"features must be [B, {state.sums.shape[1]}]; got {features.shape}")
+    if not _traced(*state) and not np.asarray(state.counts > 0).any():
+        raise ValueError("no class was seen yet: there is no mean to compare with")
+    means = nmc_means(state, normalise=metric == "cosine")
+    x = features.astype(jnp.float32)
+    x = unit(x) if metric == "cosine" else x
+    logits = jnp.matmul(x, means.T, precision="highest")
+    if metric == "euclidean":
+        logits = logits - 0.5 * jnp.sum(jnp.square(means), axis=1)
+    competes = state.counts > 0 if class_mask is None else (state.counts > 0) & class_mask
+    return jnp.where(competes, logits, -jnp.inf)
+
+
+def nmc_predict(
+    state: NMCState, features: jax.Array, metric: Metric = "euclidean", class_mask: jax.Array | None = None
+) -> jax.Array:
+    """The nearest class, int32 `[B]`; arguments and errors are those of `nmc_logits`."""
+    return jnp.argmax(nmc_logits(state, features, metric, class_mask), axis=-1).astype(jnp.int32)
+
+
+def nmc_prequential(
+    state: NMCState, features: jax.Array, labels: jax.Array, metric: Metric = "euclidean"
+) -> tuple[NMCState, jax.Array]:
+    """Task-free evaluation of a stream of S batches: each is predicted before the state learns from it.
+
+    Args:
+      state: what was learnt before the stream.
+      features, labels: `[S, B, D]` and int `[S, B]`, in the order of arrival.
+
+    Returns:
+      The state after the stream, and the accuracy of each batch, f32 `[S]`; 0 as long as no class was seen.
+    """
+
+    def one(state: NMCState, batch: tuple[jax.Array, jax.Array]) -> tuple[NMCState, jax.Array]:
+        x, y = batch
+        right = (nmc_predict(state, x, metric) == y) & jnp.any(state.counts > 0)
+        return nmc_update(state, unit(x) if metric == "cosine" else x, y), jnp.mean(right.astype(jnp.float32))
+
+    return jax.lax.scan(one, state, (features, labels))
+
+
+def check_metric(metric: str) -> None:
+    """Raises ValueError unless it is one of the two."""
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
+
+
+def _traced(*arrays: jax.Array) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in arrays)

@@ -1,0 +1,110 @@
+"""Classifiers fitted to frozen features, to see what these hold: `fit(features, labels) -> classify`."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+from scipy.spatial.distance import cdist
+
+from jaxemb.retrieval import topk_search
+from jaxemb.similarity import unit_rows
+
+Classify = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, np.ndarray], Classify]
+"""Features `[N, D]` and labels `[N]` to what gives other features, `[M, D]`, their labels, `[M]`."""
+
+
+def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
+    """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
+
+    Minimises `mean_n -log softmax(f_n W + b)[y_n] + |W|² / (2 C N)` by L-BFGS from zero.
+
+    Args:
+      C: inverse strength of the penalty.
+      normalise: scale features to unit length first.
+      tolerance: largest entry of the gradient at the end.
+      steps: most iterations.
+
+    Raises:
+      ValueError: for a C that is not positive.
+    """
+    if not C > 0:
+        raise ValueError(f"C must be > 0; got {C}")
+    scaled = unit_rows if normalise else lambda features: features
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        x = jnp.asarray(scaled(features), jnp.float32)
+        classes, y = np.unique(labels, return_inverse=True)
+        if len(classes) == 1:
+            return lambda other: np.full(len(other), classes[0])
+        dim, many = x.shape[1], len(classes)
+
+        def value_and_grad(flat: np.ndarray):
+            value, grad = _logistic(jnp.asarray(flat, jnp.float32).reshape(dim + 1, many), x, y, C)
+            return float(value), np.asarray(grad, np.float64).ravel()
+
+        best = scipy.optimize.minimize(
+            value_and_grad,
+            np.zeros((dim + 1) * many),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-9},
+        )
+        weights = best.x.reshape(dim + 1, many)
+        return lambda other: classes[np.argmax(scaled(other) @ weights[:-1] + weights[-1], axis=1)]
+
+    return fit
+
+
+@jax.jit
+@jax.value_and_grad
+def _logistic(weights: jax.Array, x: jax.Array, y: jax.Array, C: float) -> jax.Array:
+    logits = jnp.matmul(x, weights[:-1], precision="highest") + weights[-1]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+    return jnp.mean(losses) + jnp.sum(jnp.square(weights[:-1])) / (2 * C * len(x))
+
+
+def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
+    """The class whose mean feature is nearest, for a `probe`; "cosine" takes means of features in unit length.
+
+    Raises:
+      ValueError: for another metric.
+    """
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        x = unit_rows(features) if metric == "cosine" else features
+        classes = np.unique(labels)
+        means = np.stack([x[labels == c].mean(axis=0, dtype=np.float64) for c in classes])
+        return lambda other: classes[np.argmin(cdist(other, means, metric), axis=1)]
+
+    return fit
+
+
+def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
+    """The most frequent label of the k most similar training features, the lowest of equals, for a `probe`.
+
+    Args:
+      k: number of neighbours.
+      metric: "cosine", "dot" or "euclidean".
+
+    Raises:
+      ValueError: for k below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+
+    def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        def classify(other: np.ndarray) -> np.ndarray:
+            _, ids = topk_search(other, features, min(k, len(features)), metric=metric)
+            votes = labels[ids]
+            return np.argmax((votes[:, :, None] == np.arange(1 + labels.max())).sum(axis=1), axis=1)
+
+        return classify
+
+    return fit

@@ -1,0 +1,31 @@
+"""LayerNorm and RMSNorm."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@nnx.dataclass
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in f32."""
+
+    weight: jax.Array = nnx.data()
+    bias: jax.Array | None = nnx.data(default=None)
+    kind: str = nnx.static(default="layer")
+    eps: float = nnx.static(default=1e-12)
+    weight_offset: float = nnx.static(default=0.0)
+
+    @classmethod
+    def init(
+        cls, dim: int, *, kind: str = "layer", bias: bool = True, eps: float = 1e-12, offset: float = 0.0
+    ) -> "Norm":
+        """Scales by 1 and shifts by 0; the weight is stored less `offset`."""
+        return cls(jnp.full(dim, 1.0 - offset), jnp.zeros(dim) if bias else None, kind, eps, offset)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * (self.weight + self.weight_offset)
+        return (y if self.bias is None else y + self.bias).astype(x.dtype)

@@ -1,0 +1,42 @@
+"""Models and objectives that make backbones: masked language modelling, TSDAE, SMAE, learning from definitions."""
+
+from jaxemb.pretraining.definitions import (
+    EntryPredictor,
+    definition_to_entry,
+    definition_to_word,
+    entry_cross_entropy,
+    entry_embeddings,
+    isotropic_entries,
+    mask_pooling,
+    prompted,
+)
+from jaxemb.pretraining.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.pretraining.masked_autoencoder import MaskedAutoEncoder, hide_words, masked_autoencoding
+from jaxemb.pretraining.masked_language_model import (
+    MaskedLanguageHead,
+    MaskedLanguageModel,
+    hide_tokens,
+    masked_language_modelling,
+)
+
+__all__ = [
+    "DenoisingAutoEncoder",
+    "EntryPredictor",
+    "MaskedAutoEncoder",
+    "MaskedLanguageHead",
+    "MaskedLanguageModel",
+    "definition_to_entry",
+    "definition_to_word",
+    "delete_words",
+    "denoising",
+    "entry_cross_entropy",
+    "entry_embeddings",
+    "hide_tokens",
+    "hide_words",
+    "isotropic_entries",
+    "mask_pooling",
+    "masked_autoencoding",
+    "masked_language_modelling",
+    "prompted",
+    "word_pieces",
+]

@@ -1,0 +1,134 @@
+"""A model as people use it (`SentenceEmbedder`): load, encode, compare, save."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxemb.checkpoints.hub import resolve
+from jaxemb.checkpoints.sentence_transformers import ModelDirectory, read_directory, write_directory
+from jaxemb.checkpoints.weights import truncate as truncate_format
+from jaxemb.encode import encode
+from jaxemb.similarity import similarity
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    layers: int | None = None,
+    dim: int | None = None,
+    **overrides: Any,
+) -> "SentenceEmbedder":
+    """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
+
+    Args:
+      path_or_id: a local directory or a hub id.
+      revision: branch, tag or commit of a hub id.
+      layers: keep the first layers of the encoder only.
+      dim: keep the first dimensions of the embeddings only.
+      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
+
+    Raises:
+      FileNotFoundError: if there is neither such a directory nor such a model on the hub.
+      CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
+      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
+        or if the model has less layers or dimensions than are to be kept.
+    """
+    contents = read_directory(resolve(path_or_id, revision=revision), **overrides)
+    return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceEmbedder(ModelDirectory):
+    """A model as people use it: texts in, vectors out. `jaxemb.load` returns one; the attributes are its files'."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes a sentence-transformers directory, which other software loads; all or nothing."""
+        write_directory(path, self)
+
+    def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":
+        """A smaller model: the first `layers` layers, the first `dim` dimensions of the embeddings; None keeps all.
+
+            embedder.truncate(layers=6, dim=128).save("small")  # loads at that size everywhere
+
+        Raises:
+          ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
+        """
+        model = self.model.truncate(layers, dim)
+        format = dataclasses.replace(self.format, encoder=truncate_format(self.format.encoder, layers))
+        return self.replace(model=model, format=format)
+
+    def replace(self, **changes: Any) -> "SentenceEmbedder":
+        """A copy with some attributes replaced, such as `model`."""
+        return dataclasses.replace(self, **changes)
+
+    def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """The text to put in front: `prompt`, or the stored prompt called `prompt_name`, or the default one.
+
+        Raises:
+          ValueError: if no prompt has that name.
+        """
+        name = prompt_name or self.default_prompt_name
+        if prompt is not None or name is None:
+            return prompt or ""
+        if name not in self.prompts:
+            raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {name!r}")
+        return self.prompts[name]
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        normalize: bool = False,
+        batch_tokens: int | None = None,
+        dtype: str = "float32",
+        out: str | Path | None = None,
+        mesh: Mesh | None = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of `texts` in their order, `[N, D]` (`[D]` for a single string).
+
+        Args:
+          texts: the texts; an empty string is a text, and longer ones than `max_length` are cut with one warning.
+          prompt: text to put in front of each.
+          prompt_name: or the name of a stored prompt; by default the model's default prompt, if it has one.
+          dim: keep the first `dim` dimensions.
+          normalize: give the vectors unit length, also where the model does not.
+          batch_tokens: tokens per compiled batch; by default what suits the platform.
+          dtype: of the result, `float32` or `float16`.
+          out: write to this memory-mapped `.npy` file and return it; for results larger than memory.
+          mesh: split every batch over the devices of this mesh. Where it has devices of several processes, each calls
+            with the same arguments and gets the whole result; process 0 writes `out`, which all must be able to read.
+          show_progress: show a bar with texts/s and the time left.
+
+        Raises:
+          TypeError: naming the index of the first element that is not a string.
+          ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`.
+        """
+        several = [texts] if isinstance(texts, str) else texts
+        vectors = encode(
+            self.model,
+            self.tokenizer,
+            self.max_length,
+            several,
+            prompt=self.prompt(prompt, prompt_name),
+            dim=dim,
+            normalize=normalize,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            out=out,
+            mesh=mesh,
+            show_progress=show_progress,
+        )
+        return vectors if several is texts else vectors[0]
+
+    def similarity(self, a, b) -> np.ndarray:
+        """`jaxemb.similarity.similarity` of every row of `a` with every row of `b`, by the model's own measure."""
+        return similarity(a, b, self.similarity_fn_name)

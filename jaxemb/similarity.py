@@ -1,0 +1,44 @@
+"""Similarities of vectors on the host, in NumPy: what is encoded is compared with. Larger is more alike.
+
+Losses compare on the device: see `jaxemb.nn.similarity`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+#: Of row i of `a` with row i of `b`: `[N, D]`, `[N, D]` to `[N]`.
+PAIRED: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cosine": lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b)),
+    "dot": lambda a, b: np.einsum("nd,nd->n", a, b),
+    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=1),
+    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+}
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """`x / |x|` of every row of `[N, D]`; a zero stays zero."""
+    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(norms > 1e-12, norms, 1)
+
+
+def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
+    """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`.
+
+    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1.
+
+    Raises:
+      ValueError: for an unknown kind or vectors of different dimension.
+    """
+    a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a and b must have the same dimension; got {a.shape} and {b.shape}")
+    match kind:
+        case "cosine":
+            return unit_rows(a) @ unit_rows(b).T
+        case "dot":
+            return a @ b.T
+        case "euclidean" | "manhattan":
+            return -cdist(a, b, {"euclidean": "euclidean", "manhattan": "cityblock"}[kind]).astype(np.float32)
+    raise ValueError(f"kind must be one of {', '.join(PAIRED)}; got {kind!r}")

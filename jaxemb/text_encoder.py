@@ -1,0 +1,40 @@
+"""What search and evaluation ask of a model: texts in, vectors out."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class Encoder(Protocol):
+    """Anything that encodes texts as `SentenceEmbedder` does."""
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray: ...
+
+
+Evaluator = Callable[[Encoder], dict[str, float]]
+"""A measurement of a model: named numbers, such as `{"cosine_spearman": 0.867}`. What `Run.evaluators` holds."""
+
+
+def encode_finite(encoder: Encoder, texts: Sequence[str], prompt_name: str | None, what: str) -> np.ndarray:
+    """The embeddings `[N, D]` of `texts`, checked.
+
+    Raises:
+      ValueError: if they have another shape, or hold values that are not finite; says where the first is.
+    """
+    embeddings = np.asarray(encoder.encode(texts, prompt_name=prompt_name))
+    if embeddings.ndim != 2 or len(embeddings) != len(texts):
+        raise ValueError(f"encode must give [{len(texts)}, D] for the {what}; got {embeddings.shape}")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"{bad.size} of {len(texts)} embeddings of the {what} are not finite, the first that of number {bad[0]}: "
+            f"{texts[bad[0]][:80]!r}"
+        )
+    return embeddings
+
+
+def stored_prompt(encoder: Encoder, *names: str) -> str | None:
+    """The first of `names` that the encoder has a prompt for."""
+    prompts = getattr(encoder, "prompts", {})
+    return next((name for name in names if name in prompts), None)

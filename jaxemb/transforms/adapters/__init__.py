@@ -1,0 +1,1 @@
+"""A few new parameters beside a frozen model."""

@@ -1,0 +1,1 @@
+"""Averages of a model over its training."""

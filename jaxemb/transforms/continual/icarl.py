@@ -1,0 +1,200 @@
+"""iCaRL: exemplars chosen by herding, distillation of old classes, and prediction by nearest means of exemplars."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxemb.classifiers import NMCState, nmc_init, nmc_update
+from jaxemb.similarity import unit_rows
+from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.continual.nmc import unit
+from jaxemb.transforms.continual.replay import (
+    COLUMNS,
+    at_least_one,
+    column_shapes,
+    draw_records,
+    flat_columns,
+    instead_of_cross_entropy,
+    replay_keys,
+)
+from jaxemb.trees import PyTree
+
+
+class IcarlState(NamedTuple):
+    """What iCaRL carries.
+
+    Attributes:
+      records: the exemplars, columns with M rows, those of one class together, in the order of herding.
+      owner: the class of each row, int32 `[M]`; -1 for rows that are still empty.
+      means: sums and numbers of the exemplars' features in unit length, by the model after the last task.
+      teacher: that model.
+      old, current: the classes of earlier tasks and of this one, bool `[C]`.
+    """
+
+    records: dict[str, PyTree]
+    owner: jax.Array
+    means: NMCState
+    teacher: PyTree
+    old: jax.Array
+    current: jax.Array
+
+
+def icarl(
+    capacity: int,
+    minibatch: int,
+    example: Mapping[str, PyTree],
+    classes: int,
+    dim: int,
+    *,
+    columns: Sequence[str] = COLUMNS,
+) -> Transform:
+    """Incremental classifier and representation learning, for the objective `classification()`, whose loss it replaces.
+
+    The loss is the mean over the batch with a minibatch of exemplars, and over all classes seen so far, of the sigmoid
+    cross-entropy. Its target is `sigmoid(teacher's logit)` for an old class, the teacher being the model after the last
+    task, and whether the record is of it for a new one. At the end of a task with K classes seen so far each class has
+    the first M // K of its exemplars, in the order of `herding`.
+
+    Predictions are `nmc_logits(find_state(state, NMCState), express(transform, state).features(inputs), "cosine")`: the
+    nearest mean of exemplars' features in unit length. Between the ends of tasks the means are those of the last end.
+
+    Args:
+      capacity, minibatch, example, columns: as for `experience_replay`; "label" must be among the columns.
+      classes: C, of the whole stream.
+      dim: D of the objective's "features".
+
+    Raises:
+      ValueError: as `experience_replay`; for columns without "label"; at the beginning of a task without classes, at
+        its end without data or if the memory has fewer than one exemplar for each class.
+
+    Source: Rebuffi et al. 2017, arXiv 1611.07725, algorithms 1 to 5.
+    """
+    at_least_one(capacity=capacity, minibatch=minibatch, classes=classes, dim=dim)
+    if minibatch > capacity:
+        raise ValueError(f"minibatch must be at most the capacity, {capacity}; got {minibatch}")
+    if "label" not in columns:
+        raise ValueError(f"columns must have 'label'; got {', '.join(columns)}")
+    shapes = column_shapes(example, columns)
+
+    def init(key: jax.Array, model: PyTree) -> Carried:
+        empty = lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+        records, nothing = jax.tree.map(empty, shapes), jnp.zeros(classes, bool)
+        owner = jnp.full(capacity, -1, jnp.int32)
+        return Carried(state=IcarlState(records, owner, nmc_init(classes, dim), model, nothing, nothing))
+
+    def begin_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
+        if task.classes is None:
+            raise ValueError("icarl needs the classes of a task; the loop gives none")
+        return context.trained, state._replace(current=jnp.asarray(task.classes) & ~state.old)
+
+    def loss(context: Context, params: PyTree, state: IcarlState) -> jax.Array:
+        filled = state.owner >= 0
+        key_rows, key_model = replay_keys(context.key)
+        rows, weights = draw_records(key_rows, state.records, filled, minibatch)
+
+        def summed(model: PyTree, batch: PyTree, logits: jax.Array, weights: jax.Array) -> jax.Array:
+            taught = context.objective(state.teacher, batch, None)[1]["logits"]
+            return jnp.sum(weights * icarl_loss(logits, taught, batch["label"], state.old, state.current))
+
+        def of_exemplars() -> jax.Array:
+            batch = {**context.batch, **rows}
+            logits = context.objective(context.model, batch, key_model)[1]["logits"]
+            return summed(context.model, batch, logits, weights)
+
+        logits = context.outputs["logits"]
+        total = summed(context.model, context.batch, logits, jnp.ones(logits.shape[0]))
+        total = total + jax.lax.cond(filled.any(), of_exemplars, lambda: jnp.zeros(()))
+        number = logits.shape[0] + jnp.where(filled.any(), jnp.sum(weights), 0.0)
+        return instead_of_cross_entropy(context, total / number)
+
+    def end_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
+        if task.batches is None:
+            raise ValueError("icarl chooses exemplars at the end of a task; the loop gives it no data of the task")
+        model = context.express(context.trained)
+        features = jax.jit(lambda model, batch: unit(context.objective(model, batch, None)[1]["features"]))
+        batches = list(task.batches())
+        found = np.concatenate([np.asarray(features(model, batch)) for batch in batches])
+        host = [jax.tree.map(np.asarray, flat_columns(batch, shapes)) for batch in batches]
+        data = jax.tree.map(lambda *parts: np.concatenate(parts), *host)
+
+        seen = state.old | state.current
+        each = capacity // int(seen.sum())
+        if each < 1:
+            raise ValueError(
+                f"a memory of {capacity} has no place for an exemplar of each of {int(seen.sum())} classes"
+            )
+        owner = np.asarray(state.owner)
+        parts, owners = [], []
+        for c in np.flatnonzero(seen):
+            if state.old[c]:
+                source, rows = state.records, np.flatnonzero(owner == c)[:each]
+            else:
+                own = np.flatnonzero(data["label"] == c)
+                source, rows = data, own[herding(found[own], min(each, len(own)))]
+            parts.append(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], source))
+            owners.append(np.full(len(rows), c, np.int32))
+        count = sum(map(len, owners))
+        padded = lambda old, *new: np.concatenate([*new, np.zeros_like(np.asarray(old)[count:])])
+        records = jax.tree.map(padded, state.records, *parts)
+        owner = np.concatenate([*owners, np.full(capacity - count, -1, np.int32)])
+
+        batch = {**batches[0], **records}
+        means = nmc_update(nmc_init(classes, dim), features(model, batch), jnp.asarray(owner), jnp.asarray(owner >= 0))
+        nothing = jnp.zeros(classes, bool)
+        kept = jax.tree.map(jnp.asarray, records)
+        return context.trained, IcarlState(kept, jnp.asarray(owner), means, model, seen, nothing)
+
+    return Transform(init=init, begin_task=begin_task, loss=loss, end_task=end_task)
+
+
+def icarl_loss(
+    logits: jax.Array, taught: jax.Array, labels: jax.Array, old: jax.Array, current: jax.Array
+) -> jax.Array:
+    """`mean over c in old and current of BCE(sigmoid(z_c), t_c)`, `t_c` = sigmoid(taught_c) if c is old, else [c = y].
+
+    Args:
+      logits, taught: of the model and of its teacher, `[N, C]`.
+      labels: int `[N]`.
+      old, current: classes, bool `[C]`.
+
+    Returns:
+      f32 `[N]`.
+    """
+    targets = jnp.where(old, jax.nn.sigmoid(taught), jax.nn.one_hot(labels, logits.shape[-1]))
+    values = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), jax.lax.stop_gradient(targets))
+    seen = old | current
+    return jnp.sum(jnp.where(seen, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(seen), 1)
+
+
+def herding(features: np.ndarray, count: int) -> np.ndarray:
+    """Rows whose means approach the mean of all as fast as they can, best first: every prefix is a good choice too.
+
+    With `f_i` the features in unit length, mu their mean and `w = mu`, repeatedly: take the i not yet taken with the
+    largest `w·f_i`, then `w <- w + mu - f_i`.
+
+    Args:
+      features: `[N, D]`.
+      count: rows to choose, 0..N.
+
+    Returns:
+      Row numbers, int `[count]`; the first of equal ones is taken.
+
+    Raises:
+      ValueError: for a count outside 0..N.
+
+    Source: Welling 2009; Rebuffi et al. 2017, algorithm 4, whose argmin is this argmax for features of unit length.
+    """
+    if not 0 <= count <= len(features):
+        raise ValueError(f"count must be in 0..{len(features)}; got {count}")
+    x = unit_rows(np.asarray(features, np.float64))
+    mean = x.mean(axis=0) if len(x) else x.sum(axis=0)
+    w, free, chosen = mean.copy(), np.ones(len(x), bool), np.zeros(count, np.int64)
+    for k in range(count):
+        chosen[k] = best = int(np.argmax(np.where(free, x @ w, -np.inf)))
+        free[best] = False
+        w += mean - x[best]
+    return chosen

@@ -1,0 +1,203 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxemb.classifiers.linear import Classifier
+from jaxemb.encoders import Mlp
+from jaxemb.nn import Linear
+from jaxemb.objectives import classification
+from jaxemb.train import begin_task, express, init_state, make_train_step
+from jaxemb.transforms import Task, chain, ema
+from jaxemb.transforms.continual.hypernetwork import (
+    HypernetworkConfig,
+    HypernetworkParams,
+    HypernetworkState,
+    at_task,
+    generate,
+    hypernetwork,
+    output_regulariser,
+    put,
+    task_predictor,
+)
+
+REFERENCES = Path(__file__).parent / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
+CONFIG = HypernetworkConfig(tasks=3, embed_dim=4, hidden=(5,), beta=0.3)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCES) as file:
+        return dict(file)
+
+
+def network(reference, name):
+    values = [reference[f"{name}/{i}"] for i in range(6)]
+    return Mlp(tuple(Linear(k, b) for k, b in zip(values[::2], values[1::2], strict=True)), False)
+
+
+def classifier(seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    return Classifier.init(keys[0], Mlp.init(keys[1], (3, 6)), 6, 4)
+
+
+def batch(seed=0, n=8):
+    rng = np.random.default_rng(seed)
+    return {"input": rng.normal(size=(n, 3)).astype(np.float32), "label": rng.integers(0, 4, n).astype(np.int32)}
+
+
+def train(config, tasks=2, steps=2, optimizer=None, wrap=lambda method: method):
+    """The states after every step of some tasks."""
+    transform, optimizer = wrap(hypernetwork(config)), optimizer or optax.adamw(0.01, weight_decay=0.1)
+    state = init_state(jax.random.key(1), classifier(), optimizer, transform)
+    step = jax.jit(make_train_step(classification(), optimizer, transform))
+    history = [state]
+    for number in range(tasks):
+        state = begin_task(transform, classification(), state, Task(number, steps=steps))
+        for i in range(steps):
+            state, metrics = step(state, batch(10 * number + i))
+            history.append((state, metrics))
+    assert step._cache_size() == 1
+    return transform, history
+
+
+def test_it_is_hypnettorchs_hmlp(reference):
+    weights = generate(CONFIG, network(reference, "plain"), None, reference["plain/embeddings"], 23)
+    np.testing.assert_allclose(weights, reference["plain/weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_in_chunks_it_is_hypnettorchs_chunked_hmlp(reference):
+    config = dataclasses.replace(CONFIG, chunk=9, chunk_dim=4)
+    embeddings, chunks = reference["chunked/embeddings"], reference["chunked/chunks"]
+    weights = generate(config, network(reference, "chunked"), chunks, embeddings, 23)
+    np.testing.assert_allclose(weights, reference["chunked/weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_its_regulariser_is_hypnettorchs(reference):
+    weights = generate(CONFIG, network(reference, "moved"), None, reference["moved/embeddings"], 23)
+    value = output_regulariser(CONFIG, weights, reference["plain/weights"], jnp.asarray(2))
+    np.testing.assert_allclose(value, reference["moved/regulariser"], rtol=1e-5)
+
+
+def test_regulariser_by_hand():
+    official = dataclasses.replace(CONFIG, normalisation="official")
+    now, before = jnp.array([[0.1, 0.0], [1.0, 1.0], [9.0, 9.0]]), jnp.array([[0.0, 0.2], [1.0, 3.0], [0.0, 0.0]])
+    for config, task, expected in [
+        (CONFIG, 0, 0),
+        (CONFIG, 1, 0.05),
+        (official, 1, 0.05),
+        (CONFIG, 2, (0.05 + 4) / 2),
+        (official, 2, (0.05 + 4) / 4),
+        (dataclasses.replace(CONFIG, reduction="mean"), 2, (0.05 + 4) / 4),
+    ]:
+        np.testing.assert_allclose(output_regulariser(config, now, before, jnp.asarray(task)), expected, rtol=1e-6)
+
+
+def test_it_expresses_the_weights_of_the_task():
+    transform, history = train(CONFIG)
+    state = history[-1][0]
+    for number in range(2):
+        expressed = express(transform, at_task(state, number))
+        chex.assert_trees_all_equal_shapes_and_dtypes(expressed, state.model)
+        weights = state.params.network(state.params.embeddings[number][None])[0]
+        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(expressed)])
+        np.testing.assert_allclose(flat, weights, rtol=1e-6)
+    chex.assert_trees_all_equal(express(transform, state), express(transform, at_task(state, 1)))
+    predict, inputs = jax.jit(task_predictor(transform)), batch()["input"]
+    np.testing.assert_allclose(predict(state, inputs, 1), express(transform, state)(inputs), rtol=1e-5)
+    np.testing.assert_array_equal(predict(state, inputs, 2), predict(state, inputs, 1))  # not begun: the newest
+    assert np.abs(predict(state, inputs, 0) - predict(state, inputs, 1)).max() > 1e-3
+
+
+def test_only_the_tasks_embedding_moves_and_nothing_of_the_model():
+    _, history = train(CONFIG)
+    states = [history[0], history[2][0], history[4][0]]  # at the beginning, after either task
+    for number, (before, after) in enumerate(itertools.pairwise(states)):
+        moved = np.abs(after.params.embeddings - before.params.embeddings).max(axis=1) > 0
+        assert moved.tolist() == [row == number for row in range(3)]
+        chex.assert_trees_all_equal(after.model, before.model)
+
+
+def test_the_loss_of_the_second_task_has_the_regulariser():
+    transform, history = train(CONFIG)
+    (first, _), (second, _), (_, metrics) = history[2:5]
+    losses, _ = classification()(express(transform, second), batch(11), None)
+    difference = second.params.network(first.params.embeddings) - first.params.network(first.params.embeddings)
+    assert np.square(difference[0]).sum() > 1e-4
+    np.testing.assert_allclose(metrics["loss"], losses.mean() + 0.3 * np.square(difference[0]).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"targets": "recompute"}, {"chunk": 10, "targets": "recompute"}])
+def test_recomputed_targets_are_the_stored_ones(change):
+    _, recomputed = train(dataclasses.replace(CONFIG, **change))
+    _, stored = train(dataclasses.replace(CONFIG, **change | {"targets": "store"}))
+    chex.assert_trees_all_close(recomputed[-1][0].params, stored[-1][0].params, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_look_ahead_evaluates_the_regulariser_after_the_tasks_step():
+    transform, history = train(dataclasses.replace(CONFIG, lookahead=optax.sgd(0.5)), optimizer=optax.sgd(0.01))
+    (first, _), (second, _), (_, metrics) = history[2:5]
+
+    def task_loss(params):
+        state = dataclasses.replace(second, params=params)
+        return classification()(express(transform, state), batch(11), None)[0].mean()
+
+    step = jax.grad(task_loss)(second.params)
+    moved = jax.tree.map(lambda p, g: p - 0.5 * g, second.params.network, step.network)
+    difference = moved(first.params.embeddings[:1]) - first.params.network(first.params.embeddings[:1])
+    expected = task_loss(second.params) + 0.3 * np.square(difference).sum()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+
+
+def test_a_subset_of_the_weights_may_be_added_to_the_stored_ones():
+    config = dataclasses.replace(CONFIG, where=r"head\.kernel", residual=True, scale=0.1)
+    transform, history = train(config, wrap=lambda method: chain(ema(), method))
+    state, start = history[-1][0], classifier()
+    expressed = express(transform, state)
+    chex.assert_trees_all_equal(expressed.encoder, start.encoder)
+    params = state.params[1]
+    weights = 0.1 * params.network(params.embeddings[1][None])
+    np.testing.assert_allclose(expressed.head.kernel, start.head.kernel + weights.reshape(6, 4), rtol=1e-5)
+    assert np.abs(expressed.head.kernel - express(transform, at_task(state, 0)).head.kernel).max() > 1e-4
+
+
+def test_put_is_one_to_one():
+    model = classifier()
+    flat = jnp.arange(52.0)
+    placed = put(CONFIG, model, flat)
+    np.testing.assert_array_equal(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(placed)]), flat)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": 0}, "tasks must be at least 1; got 0"),
+        ({"hidden": (3, 0)}, r"hidden must be sizes of at least 1; got \(3, 0\)"),
+        ({"beta": -1.0}, "beta must be >= 0; got -1.0"),
+        ({"chunk": 0}, "chunk must be at least 1; got 0"),
+        ({"targets": "keep"}, "targets must be one of .'store', 'recompute'.; got 'keep'"),
+    ],
+)
+def test_bad_configurations(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_bad_calls():
+    transform = hypernetwork(CONFIG)
+    state = init_state(jax.random.key(0), classifier(), optax.sgd(0.1), transform)
+    with pytest.raises(ValueError, match=r"number must be in \[0, 3\).*got 3"):
+        begin_task(transform, classification(), state, Task(3))
+    with pytest.raises(ValueError, match="task 0 was never trained; 0 tasks have begun"):
+        at_task(state, 0)
+    with pytest.raises(ValueError, match="'tail' chooses none of"):
+        hypernetwork(dataclasses.replace(CONFIG, where="tail")).init(jax.random.key(0), classifier())
+    assert isinstance(state.params, HypernetworkParams)
+    assert isinstance(state.carried, HypernetworkState)
