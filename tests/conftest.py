@@ -21,7 +21,12 @@ enable_persistent_cache()
 
 # The first call of a jitted function compiles it, so that a deadline would measure the compiler.
 settings.register_profile(
-    "jaxemb", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    "jaxemb",
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxemb")
 
