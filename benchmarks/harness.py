@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class Worker:
     """A process running `python -m MODULE --worker NAME`, which measures when asked."""
 
-    def __init__(self, module: str, name: str, case: str, threads: int):
+    def __init__(self, module: str, name: str, case: str, threads: int, checkout: Path = CHECKOUT):
         limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
         command = [sys.executable, "-m", module, "--worker", name, "--case", case, "--threads", str(threads)]
         cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
@@ -30,7 +31,14 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **limits, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
+            cwd=checkout,
+            env={
+                **os.environ,
+                **limits,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "true",
+                "PYTHONPATH": str(checkout),
+            },
         )
         self.ready = self._read()
 
@@ -72,11 +80,15 @@ def serve(
 
 
 def compare(module: str, case: str, threads: int, rounds: int, names: Sequence[str] = ("jaxemb", "peer")) -> dict:
-    """Alternates the two workers for `rounds` rounds; `ratio` is the peer's time over ours, larger is better for us."""
-    ours, peer = (Worker(module, name, case, threads) for name in names)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """`alternate` a worker of each of the two libraries."""
+    return alternate({name: Worker(module, name, case, threads) for name in names}, rounds)
+
+
+def alternate(workers: Mapping[str, Worker], rounds: int) -> dict:
+    """Two workers in turns for `rounds` rounds; `ratio` is the second's time over the first's."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(rounds):
-        for name, worker in zip(names, (ours, peer), strict=True):
+        for name, worker in workers.items():
             seconds[name].append(worker.measure()["seconds"])
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     result = {
@@ -85,7 +97,7 @@ def compare(module: str, case: str, threads: int, rounds: int, names: Sequence[s
         "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "seconds": seconds,
     }
-    for name, worker in zip(names, (ours, peer), strict=True):
+    for name, worker in workers.items():
         result[name] = {**worker.ready, **worker.close()}
     return result
 
