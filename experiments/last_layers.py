@@ -11,6 +11,7 @@ from flax import nnx
 from jaxemb.data import pad
 from jaxemb.embedder import Embedder
 from jaxemb.encoders import TransformerConfig
+from jaxemb.nn import Module
 from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
@@ -26,7 +27,7 @@ class States(Tokens):
 
 
 @nnx.dataclass
-class Given(nnx.Module):
+class Given(Module):
     """Stands for the embeddings and the layers that never change: their output comes with the batch."""
 
     def __call__(self, tokens: States, config: TransformerConfig, key: jax.Array | None) -> jax.Array:

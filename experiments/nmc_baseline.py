@@ -29,7 +29,7 @@ from jaxemb.classifiers import nmc_init, nmc_logits, nmc_prequential, nmc_update
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, joint, metrics, run_stream, split_by_class
 from jaxemb.continual.streams import count
-from jaxemb.nn import uniform_linear
+from jaxemb.nn import Module, uniform_linear
 from jaxemb.objectives import classification
 from jaxemb.recipes.offline_model import HUB_ID
 from jaxemb.transforms.continual.nmc import unit
@@ -139,7 +139,7 @@ def digits(seed: int) -> dict[str, float]:
 
 
 @nnx.dataclass
-class Given(nnx.Module):
+class Given(Module):
     """The encoder whose features are its inputs."""
 
     def __call__(self, inputs: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

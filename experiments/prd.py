@@ -27,6 +27,7 @@ from jaxemb.classifiers import NMCState, logistic_regression, nmc_logits
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, joint, metrics, plots, run_stream, split_by_class
 from jaxemb.encoders import Mlp, ResNet18
+from jaxemb.nn import Module
 from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import express
 from jaxemb.transforms import (
@@ -113,7 +114,7 @@ _RELATIONS: dict[str, dict[str, Any]] = {
 
 
 @nnx.dataclass
-class Centred(nnx.Module):
+class Centred(Module):
     """A ResNet-18 of images in [0, 1], which it takes as -1 to 1."""
 
     encoder: ResNet18 = nnx.data()

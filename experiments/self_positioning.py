@@ -45,7 +45,7 @@ from jaxemb.merging import (
     self_position,
     task_vector,
 )
-from jaxemb.nn import Linear, uniform_linear, unit
+from jaxemb.nn import Linear, Module, uniform_linear, unit
 from jaxemb.objectives import Objective
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
@@ -274,7 +274,7 @@ TEXT_TASKS = {"retrieval": "nDCG@10", "STS": "Spearman", "intents": "mAP@39"}
 
 
 @nnx.dataclass
-class Residual(nnx.Module):
+class Residual(Module):
     """`x + down(gelu(up(x)))`, of unit length: a change of frozen vectors that starts as none."""
 
     up: Linear = nnx.data()

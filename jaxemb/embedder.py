@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,8 @@ from flax import nnx
 
 from jaxemb import pooling
 from jaxemb.encoders.transformer import Transformer
-from jaxemb.nn import ACTIVATIONS, Linear, Norm, unit
+from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, unit
 from jaxemb.types import Tokens
-
-if TYPE_CHECKING:
-    pass
 
 # The names that sentence-transformers gives them in a model directory.
 POOLINGS: Mapping[str, pooling.Pooling] = {
@@ -28,7 +24,7 @@ POOLINGS: Mapping[str, pooling.Pooling] = {
 
 
 @nnx.dataclass
-class Dense(nnx.Module):
+class Dense(Module):
     """Head `activation(x W + b)`."""
 
     linear: Linear = nnx.data()
@@ -39,7 +35,7 @@ class Dense(nnx.Module):
 
 
 @nnx.dataclass
-class Normalize(nnx.Module):
+class Normalize(Module):
     """Head that gives embeddings unit length."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,7 +46,7 @@ Head = Dense | Normalize | Norm
 
 
 @nnx.dataclass
-class Embedder(nnx.Module):
+class Embedder(Module):
     """Tokens to one vector per text: encoder, then pooling (several are concatenated), then heads in order."""
 
     encoder: Transformer = nnx.data()

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxemb.nn import Linear, uniform_linear
+from jaxemb.nn import Linear, Module, uniform_linear
 
 
 @nnx.dataclass
-class Classifier(nnx.Module):
+class Classifier(Module):
     """`logits = f(x) W + b` for any encoder `f(x, key=key) -> [N, D]`: of images, of tokens, an `Embedder`.
 
     There is one logit for every class that will ever be seen. Which of them compete is the batch's business: see

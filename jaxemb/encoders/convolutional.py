@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.nn import Linear, uniform_linear
+from jaxemb.nn import Linear, Module, uniform_linear
 
 NormKind = Literal["batch", "group", "none"]
 _CHANNELS_PER_GROUP = 16
@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
 
 
 @nnx.dataclass
-class Convolution(nnx.Module):
+class Convolution(Module):
     """`y = x * W + b` of images `[N, H, W, C]`, W `[k, k, C, C']`."""
 
     kernel: jax.Array = nnx.data()
@@ -44,7 +44,7 @@ class Convolution(nnx.Module):
 
 
 @nnx.dataclass
-class ChannelNorm(nnx.Module):
+class ChannelNorm(Module):
     """`y = (x - mean) / sqrt(variance + 1e-5) * scale + bias`, channels last, in f32.
 
     Batch norm if there are `running` statistics: in training over all but the channels, otherwise `running` is used.
@@ -103,7 +103,7 @@ def _normalised(norm: ChannelNorm | None, x: jax.Array, training: bool) -> tuple
 
 
 @nnx.dataclass
-class _PlainNet(nnx.Module):
+class _PlainNet(Module):
     """Convolution, max-pooling (where `pools`), ReLU, norm; then linear layer, ReLU, norm."""
 
     convolutions: tuple[Convolution, ...] = nnx.data()
@@ -241,7 +241,7 @@ def _plain_layers(
 
 
 @nnx.dataclass
-class _Block(nnx.Module):
+class _Block(Module):
     """`relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))`; the shortcut is a 1x1 convolution where shapes change."""
 
     convolutions: tuple[Convolution, ...] = nnx.data()  # the third is the shortcut
@@ -268,7 +268,7 @@ class _Block(nnx.Module):
 
 
 @nnx.dataclass
-class ResNet18(nnx.Module):
+class ResNet18(Module):
     """ResNet-18 for small images: a 3x3 stem of stride 1, no max-pooling, four stages of two blocks."""
 
     blocks: tuple[_Block, ...] = nnx.data()

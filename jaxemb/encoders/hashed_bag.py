@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.nn import Linear
+from jaxemb.nn import Linear, Module
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -109,7 +109,7 @@ class Bags:
 
 
 @nnx.dataclass
-class HashedBag(nnx.Module):
+class HashedBag(Module):
     """`y = x + tanh(x W + b)` of the weighted mean x of the features' vectors."""
 
     table: jax.Array = nnx.data()  # [buckets, D]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from jaxemb.nn import Linear, uniform_linear
+from jaxemb.nn import Linear, Module, uniform_linear
 
 
 @nnx.dataclass
-class Mlp(nnx.Module):
+class Mlp(Module):
     """`x_{l+1} = relu(x_l W_l + b_l)`; the last layer has its ReLU only if `final_activation`."""
 
     layers: tuple[Linear, ...] = nnx.data()

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from jaxemb.nn import ACTIVATIONS, Linear, Norm
+from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.parallel.mesh import batch_axes
 from jaxemb.types import Tokens
 
@@ -119,7 +119,7 @@ def make_norm(config: TransformerConfig, dim: int) -> Norm:
 
 
 @nnx.dataclass
-class Attention(nnx.Module):
+class Attention(Module):
     """Multi-head attention; query head i reads key/value head `i // (heads / kv_heads)`."""
 
     query: Linear = nnx.data()
@@ -169,7 +169,7 @@ class Attention(nnx.Module):
 
 
 @nnx.dataclass
-class Mlp(nnx.Module):
+class Mlp(Module):
     """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))` when gated."""
 
     up: Linear = nnx.data()
@@ -191,7 +191,7 @@ class Mlp(nnx.Module):
 
 
 @nnx.dataclass
-class Layer(nnx.Module):
+class Layer(Module):
     """One block. `norm_placement` says where its norms stand:
 
     post:     x = N1(x + A(x));       x = N2(x + M(x))            (BERT)
@@ -237,7 +237,7 @@ class Layer(nnx.Module):
 
 
 @nnx.dataclass
-class Embeddings(nnx.Module):
+class Embeddings(Module):
     """Sum of token, position and token-type embeddings, then an optional norm."""
 
     tokens: jax.Array = nnx.data()
@@ -267,7 +267,7 @@ class Embeddings(nnx.Module):
 
 
 @nnx.dataclass
-class Transformer(nnx.Module):
+class Transformer(Module):
     """Token ids to hidden states. `layers` holds all layers stacked on a leading axis `L` and is run by one scan."""
 
     embeddings: Embeddings = nnx.data()

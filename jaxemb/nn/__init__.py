@@ -2,6 +2,7 @@
 
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.linear import Linear, uniform_linear
+from jaxemb.nn.module import Module
 from jaxemb.nn.norm import Norm
 from jaxemb.nn.similarity import SIMILARITIES, Similarity, cosine, dot, euclidean, paired, unit
 
@@ -9,6 +10,7 @@ __all__ = [
     "ACTIVATIONS",
     "SIMILARITIES",
     "Linear",
+    "Module",
     "Norm",
     "Similarity",
     "cosine",

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.nn.module import Module
+
 
 @nnx.dataclass
-class Linear(nnx.Module):
+class Linear(Module):
     """`y = x W + b` with W `[in, out]`."""
 
     kernel: jax.Array = nnx.data()

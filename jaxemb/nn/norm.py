@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.nn.module import Module
+
 
 @nnx.dataclass
-class Norm(nnx.Module):
+class Norm(Module):
     """LayerNorm or RMSNorm over the last axis, computed in f32."""
 
     weight: jax.Array = nnx.data()

@@ -30,6 +30,7 @@ import optax
 from flax import nnx
 
 from jaxemb.embedder import Embedder
+from jaxemb.nn import Module
 from jaxemb.nn import unit as _unit
 from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings
 from jaxemb.types import Tokens
@@ -403,7 +404,7 @@ def alignment_kl(
 
 
 @nnx.dataclass
-class _AtLayers(nnx.Module):
+class _AtLayers(Module):
     """An embedder that gives the embeddings of several depths when it is called, `[N, len(layers), D]`."""
 
     embedder: Embedder = nnx.data()

@@ -27,7 +27,7 @@ from flax import nnx
 
 from jaxemb import isotropy
 from jaxemb.embedder import Dense, Embedder
-from jaxemb.nn import Linear
+from jaxemb.nn import Linear, Module
 from jaxemb.objectives.columns import Batch, Objective
 from jaxemb.pooling import Pooling
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel
@@ -82,7 +82,7 @@ def definition_to_word(column: str = "definition", word: str = "word") -> Object
 
 
 @nnx.dataclass
-class EntryPredictor(nnx.Module):
+class EntryPredictor(Module):
     """An embedder u with the projection `v = act(u W + b)` that is compared with the embeddings of a dictionary's
     entries; called, it is the embedder, as the projection serves training only.
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxemb.embedder import Embedder
 from jaxemb.encoders.transformer import Layer, Transformer, make_norm
-from jaxemb.nn import Linear, Norm
+from jaxemb.nn import Linear, Module, Norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.types import Tokens
 
@@ -92,7 +92,7 @@ def delete_words(tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array,
 
 
 @nnx.dataclass
-class Decoder(nnx.Module):
+class Decoder(Module):
     """Restores texts from their embeddings, one token after the other.
 
     It is the encoder, made causal, with cross-attention to the embedding in front of each layer. As attention to a
@@ -187,7 +187,7 @@ class Decoder(nnx.Module):
 
 
 @nnx.dataclass
-class DenoisingAutoEncoder(nnx.Module):
+class DenoisingAutoEncoder(Module):
     """An embedder and the decoder that it is trained with; called, it is the embedder."""
 
     embedder: Embedder = nnx.data()
@@ -252,7 +252,7 @@ def denoising(column: str, pieces: np.ndarray, *, ratio: float = 0.6) -> Objecti
 
 
 @nnx.dataclass
-class _DecoderLayer(nnx.Module):
+class _DecoderLayer(Module):
     """One layer with its cross-attention in front; stands where a `Transformer` expects a `Layer`."""
 
     layer: Layer = nnx.data()

@@ -21,6 +21,7 @@ from flax import nnx
 
 from jaxemb import pooling
 from jaxemb.encoders.transformer import Embeddings, Layer, Transformer
+from jaxemb.nn import Module
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pretraining.denoising import CONTINUATION, SPECIAL
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel, replace_hidden
@@ -28,7 +29,7 @@ from jaxemb.types import Tokens
 
 
 @nnx.dataclass
-class MaskedAutoEncoder(nnx.Module):
+class MaskedAutoEncoder(Module):
     """A masked language model and the decoder of one layer that it is trained with; called, it is the embedder.
 
     The decoder shares token embeddings and head with the model.
@@ -217,7 +218,7 @@ def masked_autoencoding(
 
 
 @nnx.dataclass
-class _WithBottlenecks(nnx.Module):
+class _WithBottlenecks(Module):
     """Embeddings of tokens, those of the first tokens of texts replaced; stands where a `Transformer` has its own."""
 
     embeddings: Embeddings = nnx.data()

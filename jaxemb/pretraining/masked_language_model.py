@@ -20,7 +20,7 @@ from flax import nnx
 
 from jaxemb.embedder import Embedder
 from jaxemb.encoders.transformer import TransformerConfig, make_norm
-from jaxemb.nn import ACTIVATIONS, Linear, Norm
+from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pretraining.denoising import SPECIAL
 from jaxemb.types import Tokens
@@ -41,7 +41,7 @@ _TIED = ("cls.predictions.decoder.", "lm_head.decoder.", "vocab_projector.weight
 
 
 @nnx.dataclass
-class MaskedLanguageHead(nnx.Module):
+class MaskedLanguageHead(Module):
     """Logits of tokens from their states h, with the token embeddings E: `norm(gelu(h W + b)) E^T + c`."""
 
     transform: Linear = nnx.data()
@@ -69,7 +69,7 @@ class MaskedLanguageHead(nnx.Module):
 
 
 @nnx.dataclass
-class MaskedLanguageModel(nnx.Module):
+class MaskedLanguageModel(Module):
     """An embedder with the head that it is pre-trained with; called, it is the embedder."""
 
     embedder: Embedder = nnx.data()

@@ -11,7 +11,7 @@ from flax import nnx
 from tiny_run import assert_bitwise_equal
 
 from jaxemb.embedder import Dense
-from jaxemb.nn import Linear
+from jaxemb.nn import Linear, Module
 from jaxemb.pretraining import entry_cross_entropy
 from jaxemb.train import begin_task, init_state, make_train_step
 from jaxemb.transforms import EntryState, Task, find_state, progressive_separate_training
@@ -20,7 +20,7 @@ INPUTS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
 @nnx.dataclass
-class Predictor(nnx.Module):
+class Predictor(Module):
     pooler: Dense = nnx.data()
     entries: jax.Array | None = nnx.data(default=None)
 

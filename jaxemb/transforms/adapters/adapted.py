@@ -5,12 +5,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxemb.nn import Module
 from jaxemb.transforms.adapters.lora import Adapter, lora, merge_lora
 from jaxemb.trees import PyTree, Where
 
 
 @nnx.dataclass
-class Adapted(nnx.Module):
+class Adapted(Module):
     """A classifier or encoder with adapters merged in every call: `W + scale A B` (see `lora`).
 
     What `lora` keeps beside the model is part of it here, under "adapters", so that a hypernetwork can make it: with

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.nn import Module
 from jaxemb.transforms.base import Carried, Transform
 from jaxemb.transforms.frozen import frozen
 from jaxemb.trees import PyTree
@@ -16,7 +17,7 @@ from jaxemb.types import Tokens
 
 
 @nnx.dataclass
-class PromptedTable(nnx.Module):
+class PromptedTable(Module):
     """A token table `[V, D]` with the prompt's vectors `[P, D]` as the rows V to V + P - 1, without a copy of it."""
 
     tokens: jax.Array = nnx.data()
@@ -29,7 +30,7 @@ class PromptedTable(nnx.Module):
 
 
 @nnx.dataclass
-class PromptedTransformer(nnx.Module):
+class PromptedTransformer(Module):
     """The transformer with P virtual tokens in front of each text, which are seen but whose states are not returned."""
 
     transformer: Transformer = nnx.data()
