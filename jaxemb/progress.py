@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from jaxemb.packages import remedy
+
 
 @contextlib.contextmanager
 def progress_bar(total: int, unit: str, *, enabled: bool = True, label: str = "") -> Iterator[Callable[..., None]]:
@@ -10,15 +12,16 @@ def progress_bar(total: int, unit: str, *, enabled: bool = True, label: str = ""
     if not enabled:
         yield lambda n, label=None: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    with remedy():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
     columns = (
         TextColumn("{task.description}"),

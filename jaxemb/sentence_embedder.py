@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxemb.backends import without_absent_tpu
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.sentence_transformers import ModelDirectory, read_directory, write_directory
 from jaxemb.checkpoints.weights import truncate as truncate_format
@@ -38,6 +39,7 @@ def load(
       ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
         or if the model has less layers or dimensions than are to be kept.
     """
+    without_absent_tpu()
     contents = read_directory(resolve(path_or_id, revision=revision), **overrides)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
@@ -103,7 +105,8 @@ class SentenceEmbedder(ModelDirectory):
           normalize: give the vectors unit length, also where the model does not.
           batch_tokens: tokens per compiled batch; by default what suits the platform.
           dtype: of the result, `float32` or `float16`.
-          out: write to this memory-mapped `.npy` file and return it; for results larger than memory.
+          out: write to this memory-mapped `.npy` file and return it; for results larger than memory. The file is
+            `[N, D]` also for a single string, of which its one row is returned.
           mesh: split every batch over the devices of this mesh. Where it has devices of several processes, each calls
             with the same arguments and gets the whole result; process 0 writes `out`, which all must be able to read.
           show_progress: show a bar with texts/s and the time left.

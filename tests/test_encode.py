@@ -96,6 +96,15 @@ def test_results_go_to_a_memory_mapped_file(embedder, tmp_path, texts, one_by_on
     assert np.load(tmp_path / "none.npy").shape == (0, 384)
 
 
+def test_a_single_string_has_every_option_too(embedder, tmp_path, capsys):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    got = embedder.encode("one", out=tmp_path / "vector.npy", mesh=mesh, show_progress=True)
+    assert "texts" in capsys.readouterr().err
+    assert isinstance(got, np.memmap) and got.shape == (384,)
+    np.testing.assert_array_equal(np.load(tmp_path / "vector.npy"), got[None])
+    np.testing.assert_allclose(got, embedder.encode("one"), atol=1e-5)
+
+
 def test_texts_that_are_cut_are_counted_in_one_warning(embedder, caplog):
     with caplog.at_level(logging.WARNING):
         embedder.encode(["word " * 300, "short", "word " * 400])

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxemb"
 
 #: From the ground up: a room may import from its own floor's rooms below it and from the floors below.
 FLOORS = (
-    ("types", "trees", "similarity", "progress", "compilation"),
+    ("packages",),
+    ("types", "trees", "similarity", "progress", "compilation", "backends"),
     ("nn", "parallel"),
     ("losses", "pooling", "interval", "isotropy"),
     ("encoders", "data"),

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(exit_.code or OK)
     logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")
     try:
-        _enable_compilation_cache(args)
+        _prepare_jax(args)
         args.command(args)
         sys.stdout.flush()
         return OK
@@ -70,7 +70,10 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, _INPUT_ERRORS) else f"{type(error).__name__}: {text}"
 
 
-def _enable_compilation_cache(args: argparse.Namespace) -> None:
+def _prepare_jax(args: argparse.Namespace) -> None:
+    from jaxemb.backends import without_absent_tpu
+
+    without_absent_tpu()
     if args.name != "info":
         from jaxemb.compilation import enable_persistent_cache
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
     from jaxemb.train import Run
 
+# The packages that `jaxemb info` lists: first what everything needs.
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy"),
+    *("grain", "tensorflow-datasets", "array-record", "pyarrow", "rich", "matplotlib", "tensorboardX"),
+)
 MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
 
 
@@ -452,12 +457,19 @@ def _describe_machine() -> dict[str, Any]:
 
     import jax
 
+    import jaxemb
     from jaxemb.compilation import enable_persistent_cache
 
-    packages = ("jaxemb", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "absent"
+
     return {
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
+        "jaxemb": jaxemb.__version__,
+        **{package: version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "backend": jax.default_backend(),

@@ -1,17 +1,21 @@
 """Plots of matrices of scores; figures to save or to show."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from jaxemb.continual.metrics import estimate
+from jaxemb.packages import remedy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def score_matrix(
     R: ArrayLike, names: Sequence[str] | None = None, *, title: str = "", score: str = "accuracy"
-) -> Figure:
+) -> "Figure":
     """Heat map of `R[i, j]`, the score of task j (column) after training task i (row).
 
     Args:
@@ -29,7 +33,7 @@ def score_matrix(
     if len(names) != tasks:
         raise ValueError(f"names must be {tasks}, one per task; got {len(names)}")
     low, high = (0, 1) if score == "accuracy" else (np.nanmin(matrix), np.nanmax(matrix))
-    figure = Figure(figsize=(2.5 + 0.5 * tasks, 1.8 + 0.45 * tasks), layout="constrained")
+    figure = _figure(2.5 + 0.5 * tasks, 1.8 + 0.45 * tasks)
     axis = figure.add_subplot()
     image = axis.imshow(matrix, vmin=low, vmax=high, cmap="viridis")
     for (i, j), value in np.ndenumerate(matrix):
@@ -45,7 +49,7 @@ def score_matrix(
     return figure
 
 
-def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", score: str = "accuracy") -> Figure:
+def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", score: str = "accuracy") -> "Figure":
     """The mean score on the tasks so far, `mean_{j <= i} R[i, j]`, after every task i, with standard errors over seeds.
 
     Args:
@@ -58,7 +62,7 @@ def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", scor
     """
     if not methods:
         raise ValueError("methods must not be empty")
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(6, 4)
     axis = figure.add_subplot()
     for name, R in methods.items():
         seeds = _over_seeds(R)
@@ -79,3 +83,11 @@ def _over_seeds(R: ArrayLike) -> np.ndarray:
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not matrices.size:
         raise ValueError(f"R must be [T, T] or [seeds, T, T]; got {np.shape(R)}")
     return matrices
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure, made without pyplot: no display and no global state are involved."""
+    with remedy():
+        from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

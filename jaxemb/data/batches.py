@@ -17,6 +17,7 @@ from jaxemb.data import packing
 from jaxemb.data.records import RecordError, Source, concatenate
 from jaxemb.data.samplers import Epochs, Sampler
 from jaxemb.data.tokenizer import Tokenizer
+from jaxemb.packages import remedy
 from jaxemb.types import Tokens
 
 if TYPE_CHECKING:
@@ -172,10 +173,12 @@ def batches(
     Raises:
       ValueError: unusable arguments, an empty source, one smaller than a batch, or one of which the sampler can make
         no batch (this may show when the first batch is made).
+      ModuleNotFoundError: without the package grain.
       RecordError: the first record lacks a column, or another record (when its batch is made) has a value of the
         wrong kind there; names source, record and column.
     """
-    import grain
+    with remedy():
+        import grain
 
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count

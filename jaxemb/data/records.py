@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxemb.packages import remedy
+
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -417,9 +419,10 @@ def _parse(row: Record, mapping: Mapping[str, str] | None, types: Mapping[str, C
 
 
 def _read_parquet(path: Path, columns: Columns, on_error: str) -> Source:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    with remedy():
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
 
     malformed = _Malformed(str(path), on_error)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxemb.data.records import Columns, Source
+from jaxemb.packages import remedy
 
 
 def tfds(
@@ -34,10 +35,12 @@ def tfds(
 
     Raises:
       ValueError: no such dataset, config or split; it is not prepared, and `download` is false; `manual_dir` is empty.
+      ModuleNotFoundError: without the package tensorflow_datasets.
     """
-    import tensorflow_datasets
+    with remedy():
+        import tensorflow_datasets
 
-    from jaxemb.data import builders  # defines subclasses of the package's
+        from jaxemb.data import builders  # defines subclasses of the package's
 
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record", try_gcs=False)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -16,6 +16,13 @@ from jax.sharding import PartitionSpec
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.parallel.mesh import batch_axes
 from jaxemb.types import Tokens
+
+_NAMES = {
+    "activation": tuple(sorted(ACTIVATIONS)),
+    "norm": ("layer", "rms"),
+    "norm_placement": ("post", "pre", "sandwich"),
+    "dtype": ("float32", "bfloat16"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,9 @@ class RopeConfig:
     base: float = 10_000.0
     frequencies: tuple[float, ...] | None = None
     attention_factor: float = 1.0
+
+    def __post_init__(self):
+        _check(self, "finite and > 0", lambda x: 0 < x < math.inf, "base", "attention_factor")
 
     def tables(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
         """cos and sin of the angles in f32, each `[B, T, 1, head_dim]`."""
@@ -44,6 +54,9 @@ class TransformerConfig:
 
     Fields that vary from layer to layer (`windows`, `rope_of_layer`) are tuples with one entry per layer,
     empty meaning "the same everywhere", so that a stack with mixed layers still runs in one scan.
+
+    Raises:
+      ValueError: naming the field, for a value out of its range, or one that does not go with the others.
     """
 
     vocab_size: int
@@ -92,15 +105,43 @@ class TransformerConfig:
     unroll: int = 1  # layers per scan iteration; `layers` unrolls the stack
 
     def __post_init__(self):
+        sizes = ("vocab_size", "dim", "layers", "heads", "mlp_dim", "max_positions", "relative_max_distance", "unroll")
+        optional = tuple(name for name in ("kv_heads", "head_dim") if getattr(self, name) is not None)
+        _check(self, "an integer >= 1", lambda n: bool(isinstance(n, int | np.integer) and n >= 1), *sizes, *optional)
+        counts = ("position_table", "position_offset", "relative_buckets", "token_types")
+        _check(self, "an integer >= 0", lambda n: bool(isinstance(n, int | np.integer) and n >= 0), *counts)
+        _check(self, "in [0, 1)", lambda rate: 0 <= rate < 1, "dropout", "attention_dropout")
+        _check(self, "finite and > 0", lambda x: 0 < x < math.inf, "norm_eps", "embedding_scale")
+        _check(self, "finite and >= 0", lambda x: 0 <= x < math.inf, "initializer_range")
+        _check(self, "None, or finite and > 0", lambda x: x is None or 0 < x < math.inf, "attention_scale")
+        for name, options in _NAMES.items():
+            _check(self, f"one of {options}", options.__contains__, name)
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"heads must divide dim unless head_dim is given; got dim={self.dim}, heads={self.heads}")
         if self.heads % self.n_kv_heads:
             raise ValueError(f"kv_heads must divide heads; got heads={self.heads}, kv_heads={self.n_kv_heads}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}; got {self.activation!r}")
+        if self.position_table and self.position_table <= self.position_offset:
+            expected = f"position_table must be 0 or more than position_offset, {self.position_offset}"
+            raise ValueError(f"{expected}; got {self.position_table}")
+        exact = self.relative_buckets // 4  # distances with a bucket of their own
+        if self.relative_buckets and not (1 <= exact < self.relative_max_distance):
+            expected = (
+                f"relative_buckets must be 0 or from 4 to 4 x relative_max_distance, {self.relative_max_distance}"
+            )
+            raise ValueError(f"{expected}; got {self.relative_buckets}")
         for name in ("windows", "rope_of_layer"):
             if (n := len(getattr(self, name))) not in (0, self.layers):
                 raise ValueError(f"{name} must have one entry per layer ({self.layers}) or none; got {n}")
+        _check(self, "integers >= 0", lambda windows: all(window >= 0 for window in windows), "windows")
+        known = range(len(self.ropes))
+        expected = f"indices of the {len(known)} ropes"
+        _check(self, expected, lambda indices: all(i in known for i in indices), "rope_of_layer")
+        if self.ropes and self.head_size % 2:
+            raise ValueError(f"the size of a head must be even for rotary positions; got {self.head_size}")
+        for rope in self.ropes:
+            if rope.frequencies is not None and len(rope.frequencies) != self.head_size // 2:
+                expected = f"frequencies must be {self.head_size // 2} numbers, half of the size of a head"
+                raise ValueError(f"ropes: {expected}; got {len(rope.frequencies)}")
 
     @property
     def n_kv_heads(self) -> int:
@@ -109,6 +150,17 @@ class TransformerConfig:
     @property
     def head_size(self) -> int:
         return self.head_dim or self.dim // self.heads
+
+
+def _check(config: RopeConfig | TransformerConfig, expected: str, holds: Callable[[Any], bool], *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        try:
+            good = holds(value)
+        except TypeError:  # it does not compare with numbers, or is no sequence
+            good = False
+        if not good:
+            raise ValueError(f"{name} must be {expected}; got {value!r}")
 
 
 def make_norm(config: TransformerConfig, dim: int) -> Norm:
@@ -423,7 +475,7 @@ def _kept(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """True with probability `1 - rate`, from 16 random bits per element: a quarter of `bernoulli`'s time."""
     bits = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*shape[:-1], -1)
-    return halves[..., : shape[-1]] >= np.uint16(round(rate * 2**16))
+    return halves[..., : shape[-1]] >= np.uint16(min(round(rate * 2**16), 2**16 - 1))
 
 
 def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxemb.packages import remedy
+
 _BEFORE, _AFTER = "#8a94a3", "#2457d6"
 _GROUP_COLOURS = (
     "#2457d6",
@@ -218,7 +220,8 @@ def _svg(figure) -> str:
 
 
 def _axes(x_label: str, y_label: str):
-    from matplotlib.figure import Figure  # without pyplot, so that no display and no global state are involved
+    with remedy():
+        from matplotlib.figure import Figure  # without pyplot, so that no display and no global state are involved
 
     figure = Figure(figsize=(5.6, 3.3), layout="constrained")
     axes = figure.add_subplot()

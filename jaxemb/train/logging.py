@@ -1,6 +1,11 @@
-"""What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a line or a bar for whoever watches."""
+"""What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a line or a bar for whoever watches.
 
+Two packages are optional: without tensorboardX there are no events, and without rich there are lines instead of a bar.
+"""
+
+import importlib.util
 import json
+import logging
 import os
 import sys
 import time
@@ -9,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -38,7 +45,7 @@ class RunLog:
             _drop_after(path, self._resumed_at)
             self._file = path.open("a", encoding="utf-8")
             self._board = _tensorboard(self._out / "tensorboard", self._resumed_at)
-        if self._progress and sys.stderr.isatty():
+        if self._progress and sys.stderr.isatty() and importlib.util.find_spec("rich"):
             self._bar, self._task = _bar(self._steps, self._resumed_at)
             self._bar.start()
         return self
@@ -48,7 +55,8 @@ class RunLog:
             self._bar.stop()
         if self._is_first:
             self._file.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
     def advance(self, step: int) -> None:
         """Says that `step` is finished."""
@@ -62,8 +70,9 @@ class RunLog:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
         if self._bar is not None:
             if "train/loss" in values:
                 self._bar.update(self._task, loss=values["train/loss"], rate=values["train/records_per_second"])
@@ -76,7 +85,8 @@ class RunLog:
         """Returns once what was logged is on the disk."""
         if self._is_first:
             os.fsync(self._file.fileno())
-            self._board.flush()
+            if self._board is not None:
+                self._board.flush()
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -104,13 +114,18 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _tensorboard(directory: Path, resumed_at: int):
-    """A writer that hides what an earlier process wrote of later steps."""
+    """A writer that hides what an earlier process wrote of later steps; None without tensorboardX."""
     # tensorboardX imports torch if it is there, for its types alone: seconds, and gigabytes on some machines.
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
     try:
         from tensorboardX import SummaryWriter
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboardX":
+            raise
+        logger.warning("%s is not written: pip install tensorboardX", directory)
+        return None
     finally:
         if hidden:
             del sys.modules["torch"]

@@ -95,7 +95,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     (to one process, of several) saves a checkpoint and exits with code 0.
 
         out/run.json, config.py    what the run is
-        out/metrics.jsonl          losses and evaluation results; also in out/tensorboard
+        out/metrics.jsonl          losses and evaluation results; with tensorboardX also out/tensorboard
         out/checkpoints/           see `jaxemb.train.checkpoints`
         out/model/, best/          the final and the best model, as the embedder saves them
 

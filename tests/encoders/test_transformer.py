@@ -182,3 +182,46 @@ def test_bad_shapes_are_refused_before_compilation():
         dataclasses.replace(BASE, windows=(1, 2))
     with pytest.raises(ValueError, match="rows of 65 tokens, but the model has 64 positions"):
         _model("bert")(pad([np.zeros(65, int)], length=65))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
+        ({"attention_dropout": -0.1}, r"attention_dropout must be in \[0, 1\); got -0.1"),
+        ({"dropout": None}, r"dropout must be in \[0, 1\); got None"),
+        ({"layers": 0}, "layers must be an integer >= 1; got 0"),
+        ({"dim": 32.0}, r"dim must be an integer >= 1; got 32.0"),
+        ({"head_dim": 0}, "head_dim must be an integer >= 1; got 0"),
+        ({"token_types": -1}, "token_types must be an integer >= 0; got -1"),
+        ({"norm_eps": 0.0}, "norm_eps must be finite and > 0; got 0.0"),
+        ({"attention_scale": float("nan")}, "attention_scale must be None, or finite and > 0; got nan"),
+        ({"norm": "batch"}, r"norm must be one of \('layer', 'rms'\); got 'batch'"),
+        ({"norm_placement": "middle"}, "norm_placement must be one of .*; got 'middle'"),
+        ({"activation": "gelo"}, "activation must be one of .*; got 'gelo'"),
+        ({"dtype": "float16"}, "dtype must be one of .*; got 'float16'"),
+        ({"windows": (0, -1, 0)}, r"windows must be integers >= 0; got \(0, -1, 0\)"),
+        ({"rope_of_layer": (0, 0, 1), "ropes": (RopeConfig(),)}, "rope_of_layer must be indices of the 1 ropes"),
+        ({"ropes": (RopeConfig(),), "head_dim": 5}, "even for rotary positions; got 5"),
+        ({"ropes": (RopeConfig(frequencies=(1.0,)),)}, "ropes: frequencies must be 4 numbers.*; got 1"),
+        (
+            {"position_table": 2, "position_offset": 2},
+            "position_table must be .* position_offset, 2; got 2",
+        ),
+        ({"relative_buckets": 2}, "relative_buckets must be 0 or from 4 to .*; got 2"),
+    ],
+    ids=str,
+)
+def test_a_bad_configuration_names_field_value_and_what_is_expected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(BASE, **changes)
+
+
+def test_a_rope_has_a_positive_base():
+    with pytest.raises(ValueError, match="base must be finite and > 0; got 0"):
+        RopeConfig(0)
+
+
+def test_dropout_close_to_1_keeps_hardly_anything():
+    kept = np.asarray(_dropout(jnp.ones((100, 100)), 1 - 1e-9, jax.random.key(0))) > 0
+    assert kept.mean() < 0.01
