@@ -87,7 +87,7 @@ class Report:
 
     def html(self) -> str:
         """The page."""
-        page = string.Template(importlib.resources.files("jaxemb").joinpath("report.html").read_text("utf-8"))
+        page = string.Template(importlib.resources.files("jaxemb.recipes").joinpath("report.html").read_text("utf-8"))
         return page.substitute(
             title=escape(self.title),
             summary=escape(self.summary),
