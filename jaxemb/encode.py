@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import parallel
-from jaxemb.data.packing import bucket, pack, pad
+from jaxemb.data.packing import FINE, bucket, pack, pad
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder
 from jaxemb.nn import unit
@@ -29,8 +29,6 @@ from jaxemb.types import Tokens
 
 _PACKED_ROW = 64  # tokens of a row of several texts; longer rows waste attention, shorter ones leave gaps
 _LONGEST_PACKED = _PACKED_ROW // 2
-# Row lengths of longer texts: eight to an octave, so that rounding wastes 6 % on average.
-_LENGTHS = tuple(sorted({8 * n for n in range(1, 9)} | {(8 + i) * 2**k for k in range(3, 14) for i in range(1, 9)}))
 _LEAST_WINDOW = 4096  # texts tokenised and sorted together
 _IN_FLIGHT = 3  # batches given to the device before the oldest result is fetched
 
@@ -56,7 +54,7 @@ def plan(sequences: Sequence[np.ndarray], batch_tokens: int, max_length: int, sh
 
     start = 0
     while start < n_long:
-        length = min(bucket(int(lengths[order[start]]), _LENGTHS), max_length)
+        length = min(bucket(int(lengths[order[start]]), FINE), max_length)
         indices = order[start : min(start + _most_rows(batch_tokens, length, shards), n_long)]
         start += len(indices)
         tokens = pad([sequences[i] for i in indices], length=length)
@@ -65,7 +63,7 @@ def plan(sequences: Sequence[np.ndarray], batch_tokens: int, max_length: int, sh
     short = order[n_long:]
     if len(short):
         total = int(lengths[short].sum())
-        length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]])), _LENGTHS), max_length)
+        length = min(_PACKED_ROW, bucket(max(total, int(lengths[short[0]])), FINE), max_length)
         packed = pack([sequences[i] for i in short], row_length=length, texts_per_row=_PACKED_ROW // 4)
         per_row, step = packed.texts_per_row, _most_rows(batch_tokens, length, shards)
         slots = np.asarray(packed.slots)

@@ -1,4 +1,4 @@
-"""Arrays of a tree by their paths."""
+"""Arrays of a tree by their paths: how a leaf is called, and how leaves are chosen, everywhere in the library."""
 
 import re
 from collections.abc import Callable
@@ -9,22 +9,38 @@ import jax
 PyTree = Any
 
 Where = str | Callable[[str], bool]
+"""Which leaves: a regular expression that is searched for in the path ("" chooses all), or a function of the path."""
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """How the leaf at a path of `jax.tree_util` is called, such as "encoder.layers.attention.query.kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves of a tree by path, in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf)}
+
+
+def map_with_path(
+    function: Callable[[str, Any], Any], tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> PyTree:
+    """The tree of `function(path, leaf)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree, is_leaf=is_leaf)
+
+
+def selects(where: Where) -> Callable[[str], bool]:
+    """Whether `where` chooses the leaf at a path, as a function of the path."""
+    return where if callable(where) else lambda path: re.search(where, path) is not None
 
 
 def chosen(tree: PyTree, where: Where) -> dict[str, jax.Array]:
     """The arrays of `tree` that `where` chooses, by path.
 
-    Paths are `jax.tree_util.keystr(path, simple=True, separator=".")`, such as "encoder.layers.attention.query.kernel".
-
-    Args:
-      tree: a model.
-      where: a regular expression that is searched for in the path ("" chooses everything), or a function of the path.
-
     Raises:
       ValueError: if it chooses nothing.
     """
-    picks = _predicate(where)
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    picks, leaves = selects(where), by_path(tree)
     found = {name: leaf for name, leaf in leaves.items() if picks(name)}
     if not found:
         some = ", ".join(list(leaves)[:8])
@@ -34,18 +50,5 @@ def chosen(tree: PyTree, where: Where) -> dict[str, jax.Array]:
 
 def replaced(tree: PyTree, where: Where, replace: Callable[[str, jax.Array], jax.Array]) -> PyTree:
     """`tree` with `replace(path, leaf)` for the leaves that `where` chooses."""
-    picks = _predicate(where)
-
-    def one(path, leaf):
-        name = _name(path)
-        return replace(name, leaf) if picks(name) else leaf
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _predicate(where: Where) -> Callable[[str], bool]:
-    return where if callable(where) else lambda path: re.search(where, path) is not None
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    picks = selects(where)
+    return map_with_path(lambda name, leaf: replace(name, leaf) if picks(name) else leaf, tree)

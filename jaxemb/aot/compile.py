@@ -26,7 +26,7 @@ from jaxemb.train.run import Run
 from jaxemb.train.state import TrainState, begin_task, init_state
 from jaxemb.train.step import make_train_step
 from jaxemb.transforms import Task
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, map_with_path
 from jaxemb.types import Tokens
 
 GIB = 2**30
@@ -254,16 +254,15 @@ def _batch_shapes(run: Run, embedder, mesh: Mesh, records: int | None) -> dict[s
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def one(path, array):
+    def one(name, array):
         rows = -(-np.shape(array)[0] * wanted // have)
         if rows % shards:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(f"batch: the {rows} rows of {name} do not split over the {shards} shards of the mesh")
         shape = (run.accumulate,) * axis + (rows, *np.shape(array)[1:])
         dtype = jax.dtypes.canonicalize_dtype(np.asarray(array).dtype)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(one, first)
+    return map_with_path(one, first)
 
 
 def _placed(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxemb.checkpoints.tensors import CheckpointError
 from jaxemb.encoders.families import Family, Weight
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.trees import by_path
 
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's BERT
@@ -56,8 +57,8 @@ def load_weights(
     Raises:
       CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16.
     """
-    leaves, structure = _by_path(jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0)))
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    like = jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in by_path(like).items()}
     names, table = _match(tensors, family)
     rows = {
         short: (weight, layer)
@@ -85,7 +86,7 @@ def load_weights(
             f"the tensors do not fit config.json (model_type {hf_config.get('model_type')!r}):\n  "
             + "\n  ".join(problems)
         )
-    model = jax.tree.unflatten(structure, [jnp.asarray(array) for array in arrays.values()])
+    model = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(array) for array in arrays.values()])
     format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in aside.values()}, shapes)
     return model, format
 
@@ -99,7 +100,7 @@ def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.n
     Raises:
       ValueError: if a leaf has not the shape that was read (layers dropped, vocabulary changed).
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in _by_path(model)[0].items()}
+    leaves = {path: np.asarray(leaf) for path, leaf in by_path(model).items()}
     for path, shape in format.shapes.items():
         if leaves[path].shape != shape:
             raise ValueError(f"model.{path}: shape {list(leaves[path].shape)}, but its checkpoint has {list(shape)}")
@@ -147,12 +148,6 @@ def _fill(targets: Sequence[np.ndarray], tensor: np.ndarray, is_transposed: bool
     for target, part in zip(targets, np.split(tensor, ends, axis=-1), strict=True):
         target[...] = part
     return None
-
-
-def _by_path(tree) -> tuple[dict[str, Any], Any]:
-    """The leaves by dotted path, and the tree's structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}, structure
 
 
 def _match(tensors: Mapping[str, np.ndarray], family: Family) -> tuple[dict[str, str], tuple[Weight, ...]]:

@@ -34,63 +34,35 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"`jaxemb COMMAND --help` shows a command's options and examples.\n{_EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"jaxemb {jaxemb.__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND [OPTIONS]", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND [OPTIONS]", required=True)
+    for add in (_quickstart, _train, _compile, _encode, _evaluate, _search, _mine, _info):
+        add(commands)
+    return parser
 
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print the result as JSON")
-    common.add_argument("--quiet", action="store_true", help="no progress bar")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    model = argparse.ArgumentParser(add_help=False)
-    group = model.add_argument_group("model")
-    group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
-    group.add_argument(
-        "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
+def _command(
+    commands, name: str, runs: Command, about: str, examples: str, *shared: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """A new command; `shared` are groups of options that it has in common with others."""
+    sub = commands.add_parser(
+        name,
+        prog=f"jaxemb {name}",
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"examples:\n{examples.rstrip()}\n\n{_EXIT_CODES}",
+        formatter_class=_Formatter,
+        parents=[*shared, _output()],
     )
+    sub.set_defaults(command=runs, name=name)
+    return sub
 
-    encoding = argparse.ArgumentParser(add_help=False)
-    group = encoding.add_argument_group("encoding")
-    group.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens per batch (default: suits the device)")
-    group.add_argument("--dim", type=_count, metavar="N", help="keep the first N dimensions of the vectors")
 
-    texts = argparse.ArgumentParser(add_help=False)
-    group = texts.add_argument_group("files of texts")
-    group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
-    group.add_argument(
-        "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
-    )
+# The commands, in the order of the help
 
-    processes = argparse.ArgumentParser(add_help=False)
-    group = processes.add_argument_group("several processes that train as one")
-    group.add_argument(
-        "--distributed", action="store_true", help="join the others; TPU slices, GKE and Slurm say who they are"
-    )
-    group.add_argument(
-        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0 that all can reach"
-    )
-    group.add_argument("--num-processes", type=_count, metavar="N", help="how many they are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
 
-    def command(
-        name: str,
-        runs: Command,
-        about: str,
-        examples: str,
-        *parents: argparse.ArgumentParser,
-    ) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
-            prog=f"jaxemb {name}",
-            help=about,
-            description=about[0].upper() + about[1:] + ".",
-            epilog=f"examples:\n{examples.rstrip()}\n\n{_EXIT_CODES}",
-            formatter_class=_Formatter,
-            parents=[*parents, common],
-        )
-        sub.set_defaults(command=runs, name=name)
-        return sub
-
-    sub = command(
+def _quickstart(commands) -> None:
+    sub = _command(
+        commands,
         "quickstart",
         run.quickstart,
         "fine-tune all-MiniLM-L6-v2 for code search, with measurements and a report",
@@ -105,7 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the pairs")
     sub.add_argument("--limit", type=_count, metavar="N", help="at most N pairs of each split, for a quick trial")
 
-    sub = command(
+
+def _train(commands) -> None:
+    sub = _command(
+        commands,
         "train",
         run.train,
         "run the training that a config file describes",
@@ -116,20 +91,19 @@ def make_parser() -> argparse.ArgumentParser:
   jaxemb train my_run.py --out /shared/mine --distributed        # on every host of a TPU slice
   jaxemb train my_run.py --out runs/mine --distributed --coordinator first-host:1234 \\
       --num-processes 2 --process-id 0                # elsewhere: once per process, ids from 0""",
-        processes,
+        _processes(),
     )
     sub.add_argument("config", metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run")
     sub.add_argument("--out", required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs")
     sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of run(): a Python literal or text",
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
     )
     sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
 
-    sub = command(
+
+def _compile(commands) -> None:
+    sub = _command(
+        commands,
         "compile",
         run.compile_,
         "compile the training of a config file for a TPU slice and say what it will need; no TPU is used",
@@ -151,7 +125,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
     )
 
-    sub = command(
+
+def _encode(commands) -> None:
+    sub = _command(
+        commands,
         "encode",
         run.encode,
         "turn texts into vectors, written as a .npy file",
@@ -159,9 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
   jaxemb encode sentences.txt --out vectors.npy
   jaxemb encode pages.jsonl --column body --model runs/quickstart/model --dtype float16 --out pages.npy
   zcat titles.gz | jaxemb encode - --prompt-name query --out titles.npy""",
-        model,
-        encoding,
-        texts,
+        _model(),
+        _encoding(),
+        _texts(),
     )
     sub.add_argument(
         "files", nargs="+", metavar="FILE", help="txt (a text per line), csv, tsv, jsonl, parquet; - for stdin"
@@ -172,7 +149,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt", metavar="TEXT", help="text to put in front of each")
     sub.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
 
-    sub = command(
+
+def _evaluate(commands) -> None:
+    sub = _command(
+        commands,
         "evaluate",
         run.evaluate,
         "measure a model on a similarity or retrieval data set",
@@ -182,8 +162,8 @@ def make_parser() -> argparse.ArgumentParser:
       --columns sentence_A,sentence_B,relatedness_score
   jaxemb evaluate --task retrieval --data scifact/ --split test --model runs/quickstart/model --json
   jaxemb evaluate --task sts --data pairs.csv --grid --layers 2,4,6 --dims 64,128 --max-loss 0.01""",
-        model,
-        encoding,
+        _model(),
+        _encoding(),
     )
     sub.add_argument("--task", choices=("sts", "retrieval"), required=True, help="what is measured")
     sub.add_argument("--data", required=True, metavar="PATH", help="sts: a file of pairs; retrieval: a BEIR directory")
@@ -206,7 +186,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-loss", type=float, default=0.02, metavar="X", help="of quality, for the size that is recommended"
     )
 
-    sub = command(
+
+def _search(commands) -> None:
+    sub = _command(
+        commands,
         "search",
         run.search,
         "find the texts nearest to a query",
@@ -215,15 +198,18 @@ def make_parser() -> argparse.ArgumentParser:
   jaxemb search notes.txt "what did we decide about the budget" -k 3
   jaxemb search notes.txt "budget" --out notes.index      # keeps the vectors
   jaxemb search notes.index "holidays" --json""",
-        model,
-        texts,
+        _model(),
+        _texts(),
     )
     sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
     sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for")
     sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits")
     sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
 
-    sub = command(
+
+def _mine(commands) -> None:
+    sub = _command(
+        commands,
         "mine",
         run.mine,
         "find hard negatives for pairs of query and positive, written as a .jsonl file",
@@ -232,8 +218,8 @@ def make_parser() -> argparse.ArgumentParser:
   jaxemb mine pairs.jsonl --columns question,answer --corpus answers.txt --negatives 5 \\
       --relative-margin 0.05 --out negatives.jsonl
   jaxemb mine pairs.csv --output-format triplet --sampling random --range-max 50 --out triplets.jsonl""",
-        model,
-        encoding,
+        _model(),
+        _encoding(),
     )
     formats = ("txt", "csv", "tsv", "jsonl", "parquet")
     sub.add_argument("file", metavar="FILE", help="records of a query and a positive each")
@@ -266,7 +252,10 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of random sampling")
     group.add_argument("--include-positives", action="store_true", help="rank the positives too, to test rerankers")
 
-    sub = command(
+
+def _info(commands) -> None:
+    sub = _command(
+        commands,
         "info",
         run.info,
         "describe a model, or without one the software and devices here",
@@ -276,7 +265,62 @@ def make_parser() -> argparse.ArgumentParser:
   jaxemb info sentence-transformers/all-MiniLM-L6-v2 --json""",
     )
     sub.add_argument("model", nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
-    return parser
+
+
+# Options that several commands have
+
+
+def _output() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print the result as JSON")
+    shared.add_argument("--quiet", action="store_true", help="no progress bar")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return shared
+
+
+def _model() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    group = shared.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
+    group.add_argument(
+        "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
+    )
+    return shared
+
+
+def _encoding() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    group = shared.add_argument_group("encoding")
+    group.add_argument("--batch-tokens", type=_count, metavar="N", help="tokens per batch (default: suits the device)")
+    group.add_argument("--dim", type=_count, metavar="N", help="keep the first N dimensions of the vectors")
+    return shared
+
+
+def _texts() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    group = shared.add_argument_group("files of texts")
+    group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
+    group.add_argument(
+        "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
+    )
+    return shared
+
+
+def _processes() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    group = shared.add_argument_group("several processes that train as one")
+    group.add_argument(
+        "--distributed", action="store_true", help="join the others; TPU slices, GKE and Slurm say who they are"
+    )
+    group.add_argument(
+        "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0 that all can reach"
+    )
+    group.add_argument("--num-processes", type=_count, metavar="N", help="how many they are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    return shared
+
+
+# Types of options
 
 
 def _counts(text: str) -> list[int]:

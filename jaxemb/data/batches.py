@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tokens | np.ndarray]
 
-# Row lengths of padded batches. Coarser than `packing.LENGTHS`: every combination of lengths of a batch's columns
-# compiles a training step.
-BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -127,7 +123,7 @@ def batches(
     drop_remainder: bool = True,
     sampler: Sampler | None = None,
     pack: bool | int = False,
-    buckets: Sequence[int] = BUCKETS,
+    buckets: Sequence[int] = packing.COARSE,
     row_multiple: int = 1,
     process_index: int | None = None,
     process_count: int | None = None,

@@ -10,11 +10,27 @@ import numpy as np
 
 from jaxemb.types import Tokens
 
-# Row lengths: powers of two and the points halfway between them, so at most a third of a row is rounding.
-LENGTHS = tuple(sorted({base << k for base in (16, 24) for k in range(10)}))
+
+def length_buckets(per_octave: int, shortest: int, longest: int) -> tuple[int, ...]:
+    """Row lengths, ascending: from each power of two to the next `per_octave` equal steps, of at least eight tokens.
+
+    Of a long row at most one part in `per_octave + 1` is rounding; every length is a program to compile.
+
+    >>> length_buckets(2, 16, 128)
+    (16, 24, 32, 48, 64, 96, 128)
+    """
+    lengths = [shortest]
+    while (last := lengths[-1]) < longest:
+        lengths.append(last + max((1 << last.bit_length() - 1) // per_octave, 8))
+    return tuple(lengths)
 
 
-def bucket(n: int, buckets: Sequence[int] = LENGTHS) -> int:
+COARSE = length_buckets(1, 16, 8192)  # of training: a step is compiled for each combination of its columns' lengths
+MEDIUM = length_buckets(2, 16, 12_288)
+FINE = length_buckets(8, 8, 131_072)  # of encoding, whose programs are small and whose rows are all the work
+
+
+def bucket(n: int, buckets: Sequence[int] = MEDIUM) -> int:
     """The smallest of `buckets` (ascending) that is >= n; past the last one, the next multiple of it."""
     if not buckets or buckets[0] < 1:
         raise ValueError(f"buckets must be positive and not empty; got {tuple(buckets)}")
@@ -32,7 +48,7 @@ def row_bucket(n: int, multiple: int = 1) -> int:
     return -(-groups // step) * step * multiple
 
 
-def pad(sequences: Sequence[np.ndarray], *, length: int | None = None, buckets: Sequence[int] = LENGTHS) -> Tokens:
+def pad(sequences: Sequence[np.ndarray], *, length: int | None = None, buckets: Sequence[int] = MEDIUM) -> Tokens:
     """One text per row.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxemb.interval.box import PATTERNS, RULES, Box, Call, Products, Source
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, path_name
 
 
 def bound(
@@ -75,7 +75,7 @@ def _boxes(lo: Sequence[PyTree], hi: Sequence[PyTree]) -> list[Any]:
     upper, other = jax.tree_util.tree_flatten(tuple(hi))
     if structure != other:  # type: ignore[operator]
         raise ValueError(f"lo and hi must have one structure; got {structure} and {other}")
-    return [_box(jax.tree_util.keystr(path), a, b) for (path, a), b in zip(lower, upper, strict=True)]
+    return [_box(path_name(path), a, b) for (path, a), b in zip(lower, upper, strict=True)]
 
 
 def _box(name: str, lo: Any, hi: Any) -> Any:

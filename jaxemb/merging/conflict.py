@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.merging.trees import PyTree, match_vectors, wide
+from jaxemb.merging.trees import match_vectors, wide
 from jaxemb.objectives import Objective
+from jaxemb.trees import PyTree
 
 
 class Interference(NamedTuple):

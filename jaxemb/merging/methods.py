@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -10,27 +10,25 @@ import jax.numpy as jnp
 
 from jaxemb.merging.trees import (
     Match,
-    Path,
     apply_task_vectors,
     match_vectors,
-    named_leaves,
     stacked_layers,
     wide,
 )
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, Where, by_path, selects
 
 _LINEAR = 0.9995  # of the cosine: beyond it SLERP is a linear interpolation
 
 
 def merge_average(
-    models: Sequence[PyTree], weights: Sequence[float] | None = None, *, include: Path | None = None
+    models: Sequence[PyTree], weights: Sequence[float] | None = None, *, include: Where | None = None
 ) -> PyTree:
     """`sum_i w_i theta_i / sum_i w_i`, computed in float32 or wider.
 
     Args:
       models: n models.
       weights: n numbers with a positive sum; None for equal ones.
-      include: which tensors are merged, by their paths; the others are the first model's. None for all.
+      include: which tensors are merged; the others are the first model's. None for all.
 
     Raises:
       ValueError: if there are no models, they do not match, a tensor that is merged is not floating-point, or the
@@ -58,7 +56,7 @@ def merge_ties(
     scale: float = 1.0,
     scope: Literal["model", "tensor"] = "model",
     zero_sum: Literal["majority", "positive"] = "majority",
-    stacked: Path = stacked_layers,
+    stacked: Where = stacked_layers,
 ) -> PyTree:
     """Trim, elect a sign, and average those that agree (Yadav et al. 2023, arXiv 2306.01708).
 
@@ -95,8 +93,8 @@ def merge_ties(
         whole = jnp.concatenate([entries.reshape(len(vectors), 1, -1) for entries in flat], axis=-1)
         sizes = [math.prod(entries.shape[1:]) for entries in flat]
         merged = jnp.split(_ties(whole, density, zero_sum)[0], list(itertools.accumulate(sizes))[:-1])
-    by_path = {path: m for (path, _), m in zip(places, merged, strict=True)}
-    return match.map(lambda path, leaf, *_: leaf + scale * by_path[path].reshape(leaf.shape))
+    vector = {path: m for (path, _), m in zip(places, merged, strict=True)}
+    return match.map(lambda path, leaf, *_: leaf + scale * vector[path].reshape(leaf.shape))
 
 
 def dare(
@@ -105,7 +103,7 @@ def dare(
     drop_rate: float,
     *,
     rescale: Literal["inverse", "l1"] | None = "inverse",
-    stacked: Path = stacked_layers,
+    stacked: Where = stacked_layers,
 ) -> PyTree:
     """Drops entries of a task vector at random, and makes up for them: `tau m / (1 - p)`, `m ~ Bernoulli(1 - p)`.
 
@@ -140,7 +138,7 @@ def dare(
 
 
 def merge_slerp(
-    first: PyTree, second: PyTree, t: float = 0.5, *, include: Path | None = None, stacked: Path = stacked_layers
+    first: PyTree, second: PyTree, t: float = 0.5, *, include: Where | None = None, stacked: Where = stacked_layers
 ) -> PyTree:
     """Spherical interpolation of two models, tensor by tensor, on the weights themselves:
 
@@ -152,7 +150,7 @@ def merge_slerp(
     Args:
       first, second: the models; t = 0 gives the first.
       t: in [0, 1].
-      include: which tensors are merged, by their paths; the others are the first model's. None for all.
+      include: which tensors are merged; the others are the first model's. None for all.
       stacked: which tensors are stacks of layers' tensors, each of which has an angle of its own.
 
     Raises:
@@ -182,7 +180,7 @@ def merge_fisher(
     weights: Sequence[float] | None = None,
     *,
     floor: float = 1e-8,
-    include: Path | None = None,
+    include: Where | None = None,
 ) -> PyTree:
     """`sum_i w_i F_i theta_i / sum_i w_i F_i`, entry by entry (Matena and Raffel 2022, arXiv 2111.09832).
 
@@ -191,7 +189,7 @@ def merge_fisher(
       fishers: their diagonal Fisher informations, from `collect_fisher`.
       weights: n numbers with a positive sum; None for equal ones.
       floor: smallest information that an entry counts with, so that one without any becomes the average.
-      include: which tensors are merged, by their paths; the others are the first model's. None for all.
+      include: which tensors are merged; the others are the first model's. None for all.
 
     Raises:
       ValueError: if there are no models, or not one Fisher information for each, the trees do not match, a tensor that
@@ -217,7 +215,7 @@ def merge_regmean(
     *,
     alpha: float = 0.9,
     ridge: float = 1e-6,
-    include: Path | None = None,
+    include: Where | None = None,
 ) -> PyTree:
     """Linear layers so that their outputs change least, `argmin_W sum_i ||X_i W - X_i W_i||^2`; the rest is averaged:
 
@@ -231,7 +229,7 @@ def merge_regmean(
         `[in, out]`, `[L, in, in]` for a stack `[L, in, out]`.
       alpha: in [0, 1]: 1 is least squares; 0.9 is the paper's, 0.1 for T5-like models.
       ridge: added to each diagonal, in units of its mean, so that an input that never occurred is averaged.
-      include: which tensors are merged, by their paths; the others are the first model's. None for all.
+      include: which tensors are merged; the others are the first model's. None for all.
 
     Raises:
       ValueError: if there are no models, or not one set of matrices for each, the trees do not match, a matrix has
@@ -244,10 +242,10 @@ def merge_regmean(
         raise ValueError(f"alpha must be in [0, 1]; got {alpha}")
     if not ridge >= 0:
         raise ValueError(f"ridge must be >= 0; got {ridge}")
-    shapes = {path: jnp.shape(leaf) for path, leaf in named_leaves(models[0]) if leaf is not None}
-    for i, by_path in enumerate(grams):
-        for path, gram in by_path.items():
-            if set(by_path) != set(grams[0]) or path not in shapes:
+    shapes = {path: jnp.shape(leaf) for path, leaf in by_path(models[0]).items()}
+    for i, of_model in enumerate(grams):
+        for path, gram in of_model.items():
+            if set(of_model) != set(grams[0]) or path not in shapes:
                 raise ValueError(f"grams {i} must be of the kernels of grams 0 and of the models; got {path}")
             expected = (*shapes[path][:-1], shapes[path][-2]) if len(shapes[path]) > 1 else None
             if gram.shape != expected:
@@ -261,7 +259,7 @@ def merge_regmean(
     def merge(path, *xs):
         if path not in grams[0]:
             return sum(xs) / len(xs)
-        weights = [damped(wide(by_path[path])) for by_path in grams]
+        weights = [damped(wide(of_model[path])) for of_model in grams]
         return jnp.linalg.solve(sum(weights), sum(g @ x for g, x in zip(weights, xs, strict=True)))
 
     return match.map(merge)
@@ -274,9 +272,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [w / sum(given) for w in given]
 
 
-def _rows(path: str, x: jax.Array, stacked: Callable[[str], bool]) -> jax.Array:
+def _rows(path: str, x: jax.Array, stacked: Where) -> jax.Array:
     """`x` as `[tensors, entries]`."""
-    return x.reshape(x.shape[0] if stacked(path) else 1, -1)
+    return x.reshape(x.shape[0] if selects(stacked)(path) else 1, -1)
 
 
 def _ties(vectors: jax.Array, density: float, zero_sum: str) -> jax.Array:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.merging.trees import PyTree
 from jaxemb.nn import Linear
 from jaxemb.objectives import Objective
 from jaxemb.objectives.classification import competing
+from jaxemb.trees import PyTree, by_path
 
 
 def collect_fisher(
@@ -92,8 +92,8 @@ def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: It
       ValueError: if there are no batches, or the model has no linear layer.
     """
     is_linear = lambda node: isinstance(node, Linear)
-    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)
-    paths = {i: jax.tree_util.keystr(path) + ".kernel" for i, (path, node) in enumerate(nodes) if is_linear(node)}
+    nodes, structure = by_path(model, is_linear), jax.tree.structure(model, is_linear)
+    paths = {i: f"{path}.kernel".lstrip(".") for i, (path, node) in enumerate(nodes.items()) if is_linear(node)}
     if not paths:
         raise ValueError("model must have a Linear layer; it has none")
 
@@ -109,9 +109,9 @@ def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: It
 
         return jax.tree.map(jnp.add, total, jax.grad(outputs)(total))
 
-    shapes = {i: nodes[i][1].kernel.shape for i in paths}
-    zeros = {paths[i]: jnp.zeros((*shape[:-2], shape[-2], shape[-2])) for i, shape in shapes.items()}
-    total, leaves = zeros, [node for _, node in nodes]
+    leaves = list(nodes.values())
+    shapes = {path: leaves[i].kernel.shape for i, path in paths.items()}
+    total = zeros = {path: jnp.zeros((*shape[:-2], shape[-2], shape[-2])) for path, shape in shapes.items()}
     for batch in batches:
         total = add(total, leaves, batch)
     if total is zeros:

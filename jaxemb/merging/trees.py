@@ -1,6 +1,7 @@
 """Task vectors, what training added to a model, and weighted sums of them."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,21 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, Where, by_path, map_with_path, selects
 
 if TYPE_CHECKING:
     from jaxemb.embedder import Embedder
     from jaxemb.sentence_embedder import SentenceEmbedder
 
-Path = Callable[[str], bool]  # is said of a path such as ".encoder.layers.mlp.up.kernel"
-
 
 def stacked_layers(path: str) -> bool:
     """Whether the tensor at `path` is a stack of the tensors of L layers, on its first axis, as in `Transformer`."""
-    return ".layers." in path
+    return re.search(r"(^|\.)layers\.(?!\d)", path) is not None  # a number is that of one layer of a list
 
 
-def task_vector(params: PyTree, base: PyTree, *, include: Path | None = None) -> PyTree:
+def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -> PyTree:
     """`params - base`, in float32 or wider.
 
     Methods that only express another model (LoRA, hypernetworks) are merged by what they express: take the vector of
@@ -31,7 +30,7 @@ def task_vector(params: PyTree, base: PyTree, *, include: Path | None = None) ->
     Args:
       params: a model after training.
       base: the model that it began as.
-      include: which tensors are merged, by their paths; None for all. The vector is None at the others.
+      include: which tensors are merged; None for all. The vector is None at the others.
 
     Raises:
       ValueError: if the trees do not match, or a tensor that is included is not floating-point.
@@ -87,18 +86,18 @@ def tensor_groups(params: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, np.arange(len(leaves)))
 
 
-def layer_groups(params: PyTree, stacked: Path = stacked_layers) -> PyTree:
+def layer_groups(params: PyTree, stacked: Where = stacked_layers) -> PyTree:
     """Group l for layer l of the stacked tensors, and one more group, the last, for all other tensors.
 
     Raises:
       ValueError: if no tensor is stacked, or they have different numbers of layers.
     """
-    depths = {leaf.shape[0] for path, leaf in named_leaves(params) if leaf is not None and stacked(path)}
+    is_stacked = selects(stacked)
+    depths = {leaf.shape[0] for path, leaf in by_path(params).items() if is_stacked(path)}
     if len(depths) != 1:
         raise ValueError(f"stacked tensors must have one number of layers; got {sorted(depths)}")
     (depth,) = depths
-    group = lambda path: np.arange(depth) if stacked(path) else np.int64(depth)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: group(jax.tree_util.keystr(path)), params)
+    return map_with_path(lambda path, leaf: np.arange(depth) if is_stacked(path) else np.int64(depth), params)
 
 
 def models_of(embedders: "Sequence[SentenceEmbedder]") -> "list[Embedder]":
@@ -135,7 +134,7 @@ class Match:
     structure: Any
 
     @classmethod
-    def of(cls, trees: Sequence[PyTree], what: str, include: Path | None = None) -> "Match":
+    def of(cls, trees: Sequence[PyTree], what: str, include: Where | None = None) -> "Match":
         """Flattens `trees` together; `what` one of them is, for the messages.
 
         Raises:
@@ -144,18 +143,18 @@ class Match:
         if not trees:
             raise ValueError(f"{what}s must be at least one; got 0")
         structure = _structure(trees[0])
-        named = [named_leaves(tree) for tree in trees]
+        named = [by_path(tree, _is_none) for tree in trees]
         for i, tree in enumerate(trees):
             if _structure(tree) != structure:
-                different = sorted({path for path, _ in named[0]} ^ {path for path, _ in named[i]})
+                different = sorted(named[0].keys() ^ named[i].keys())
                 where = f"only one of them has {different[0]}" if different else "their static configurations differ"
                 raise ValueError(f"{what} {i} must have the structure of {what} 0; {where}")
-        paths = tuple(path for path, _ in named[0])
+        is_included = selects("" if include is None else include)
         tensors = tuple(
-            _checked(path, column, what) if include is None or include(path) else None
-            for path, *column in zip(paths, *([leaf for _, leaf in leaves] for leaves in named), strict=True)
+            _checked(path, column, what) if is_included(path) else None
+            for path, *column in zip(named[0], *(leaves.values() for leaves in named), strict=True)
         )
-        return cls(paths, tensors, tuple(leaf for _, leaf in named[0]), structure)
+        return cls(tuple(named[0]), tensors, tuple(named[0].values()), structure)
 
     def build(self, leaves: Iterable[Any]) -> PyTree:
         """A tree of this structure."""
@@ -177,7 +176,7 @@ def match_vectors(base: PyTree, vectors: Sequence[PyTree]) -> Match:
     """
     if not vectors:
         raise ValueError("vectors must be at least one; got 0")
-    kept = [{path for path, leaf in named_leaves(vector) if leaf is not None} for vector in vectors]
+    kept = [set(by_path(vector)) for vector in vectors]
     for i, paths in enumerate(kept):
         if paths != kept[0]:
             raise ValueError(f"vector {i} must have the tensors of vector 0; differs at {sorted(paths ^ kept[0])[0]}")
@@ -190,25 +189,19 @@ def check_groups(base: PyTree, groups: PyTree | None) -> list[Any]:
     Raises:
       ValueError: if they have another structure, or are not of the first axes of a tensor.
     """
-    leaves = named_leaves(base)
+    leaves = by_path(base, _is_none)
     if groups is None:
         return [None] * len(leaves)
     if _structure(groups) != _structure(base):
         raise ValueError("groups must have the structure of the base; see tensor_groups and layer_groups")
     given = iter(jax.tree.leaves(groups))
     rows = []
-    for path, leaf in leaves:
+    for path, leaf in leaves.items():
         row = np.asarray(0 if leaf is None else next(given))
         if leaf is not None and row.shape != leaf.shape[: row.ndim]:
             raise ValueError(f"groups of {path} must be of the first axes of {leaf.shape}; got shape {row.shape}")
         rows.append(row)
     return rows
-
-
-def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """Paths and leaves, None among them."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
 
 
 def wide(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, map_with_path
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # those that records are split over
@@ -98,11 +98,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     own, and rules also match the copies of the parameters inside an optimiser's state.
     """
 
-    def one(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return map_with_path(lambda name, leaf: NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh)), tree)
 
 
 def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
@@ -133,10 +129,9 @@ def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count()
 
-    def one(path, array):
+    def one(name, array):
         if np.ndim(array) <= axis or np.shape(array)[axis] % shards:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(f"batch: {name} of shape {np.shape(array)} does not split over {shards} local shards")
         return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
-    return jax.tree_util.tree_map_with_path(one, batch)
+    return map_with_path(one, batch)

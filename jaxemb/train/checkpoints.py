@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxemb.train.state import TrainState
+from jaxemb.trees import by_path, map_with_path
 
 _log = logging.getLogger(__name__)
 
@@ -122,16 +123,15 @@ class Checkpoints:
 
 def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
     """The leaves by dotted path, keys as their data."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
+    return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in by_path(state).items()}
 
 
 def _from_arrays(arrays: Mapping[str, jax.Array], like: TrainState) -> TrainState:
-    def one(path, leaf):
-        array = arrays[_name(path)]
+    def one(name, leaf):
+        array = arrays[name]
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
 
-    return jax.tree_util.tree_map_with_path(one, like)
+    return map_with_path(one, like)
 
 
 def _mismatches(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
@@ -139,10 +139,6 @@ def _mismatches(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str
     names = sorted(wanted.keys() | saved.keys())
     shown = ((name, show(saved.get(name)), show(wanted.get(name))) for name in names)
     return [f"{name} is {there} there, {here} here" for name, there, here in shown if there != here]
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_key(leaf) -> bool:

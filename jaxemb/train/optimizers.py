@@ -4,19 +4,14 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import optax
 
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, map_with_path
 
 
 def decayed(tree: PyTree) -> PyTree:
     """True for the arrays that weight decay is for: kernels and embedding tables, not biases and norms."""
-
-    def one(path, leaf):
-        return leaf.ndim >= 2 and not re.search(r"bias|norm", jax.tree_util.keystr(path), re.IGNORECASE)
-
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return map_with_path(lambda name, leaf: leaf.ndim >= 2 and not re.search(r"(?i)bias|norm", name), tree)
 
 
 def adamw(

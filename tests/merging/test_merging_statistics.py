@@ -68,7 +68,7 @@ def test_grams_of_the_inputs_of_linear_layers():
     hidden = [X]
     for layer in model.encoder.layers:
         hidden.append(np.maximum(hidden[-1] @ layer.kernel, 0))
-    paths = [".encoder.layers[0].kernel", ".encoder.layers[1].kernel", ".head.kernel"]
+    paths = ["encoder.layers.0.kernel", "encoder.layers.1.kernel", "head.kernel"]
     assert sorted(grams) == paths
     for path, x in zip(paths, hidden, strict=True):
         np.testing.assert_allclose(grams[path], x.T @ x, rtol=1e-4, atol=1e-5)
@@ -84,8 +84,8 @@ def test_grams_inside_a_scan():
     for name in ("query", "key", "value"):
         for layer in range(2):
             expected = states[layer].T @ states[layer]
-            np.testing.assert_allclose(grams[f".layers.attention.{name}.kernel"][layer], expected, rtol=1e-4, atol=1e-5)
-    assert grams[".layers.mlp.down.kernel"].shape == (2, 6, 6)
+            np.testing.assert_allclose(grams[f"layers.attention.{name}.kernel"][layer], expected, rtol=1e-4, atol=1e-5)
+    assert grams["layers.mlp.down.kernel"].shape == (2, 6, 6)
 
 
 def test_grams_of_nothing():

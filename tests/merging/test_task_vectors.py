@@ -43,7 +43,7 @@ def test_sums_are_not_rounded_to_a_narrow_dtype_on_the_way():
 def test_tensors_that_are_not_included_are_those_of_the_base():
     base, one = tree(0, 1)
     base["n"], one["n"] = np.arange(3), np.arange(3) + 7
-    vector = task_vector(one, base, include=lambda path: "'a'" in path)
+    vector = task_vector(one, base, include="a")
     assert vector["b"] is None and vector["n"] is None
     merged = apply_task_vectors(base, [vector], [1.0])
     np.testing.assert_allclose(merged["a"], one["a"], atol=1e-6)
@@ -83,9 +83,9 @@ def _bad_trees():
     base, one = tree(0, 1)
     mlp = Mlp.init(jax.random.key(0), [2, 2])
     return {
-        "structure": (base, {"a": one["a"]}, "structure of model 0; only one of them has \\['b'\\]"),
+        "structure": (base, {"a": one["a"]}, "structure of model 0; only one of them has b"),
         "static": (mlp, dataclasses.replace(mlp, final_activation=False), "their static configurations differ"),
-        "shape": (base, one | {"a": np.zeros((5, 3))}, r"\['a'\] must have shape \(2, 3\), as model 0; got \(5, 3\)"),
+        "shape": (base, one | {"a": np.zeros((5, 3))}, r"a must have shape \(2, 3\), as model 0; got \(5, 3\)"),
         "integer": ({"n": np.arange(2)}, {"n": np.arange(2)}, r"\['n'\] is int.*leave it out with include"),
         "absent": ({"a": None}, {"a": np.zeros(2)}, "must all have a tensor at"),
     }  # fmt: skip
@@ -109,12 +109,12 @@ def test_bad_coefficients_and_groups():
         apply_task_vectors(base, [vector], [[1.0]], groups=tensor_groups(base))
     with pytest.raises(ValueError, match="groups must have the structure of the base"):
         apply_task_vectors(base, [vector], [[1.0]], groups={"a": 0})
-    with pytest.raises(ValueError, match=r"groups of \['a'\] must be of the first axes of \(2, 3\); got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"groups of a must be of the first axes of \(2, 3\); got shape \(3,\)"):
         apply_task_vectors(base, [vector], [[1.0]], groups={"a": np.zeros(3, int), "b": 0})
     with pytest.raises(ValueError, match="one number of layers; got \\[\\]"):
         layer_groups(base)
-    other = task_vector(one, base, include=lambda path: "'a'" in path)
-    with pytest.raises(ValueError, match="vector 1 must have the tensors of vector 0; differs at \\['b'\\]"):
+    other = task_vector(one, base, include="a")
+    with pytest.raises(ValueError, match="vector 1 must have the tensors of vector 0; differs at b"):
         apply_task_vectors(base, [vector, other], [1.0, 1.0])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxemb.nn import Linear
 from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
-from jaxemb.trees import PyTree
+from jaxemb.trees import PyTree, map_with_path
 
 
 class GpmState(NamedTuple):
@@ -133,12 +133,8 @@ def map_linear(function: Callable[[str, Linear], object], model: PyTree) -> PyTr
     """The model with every linear layer, but stacked ones, replaced by `function(path, layer)`."""
     is_layer = lambda node: isinstance(node, Linear)
 
-    def one(path, node):
-        if not is_layer(node) or node.kernel.ndim != 2:
-            return node
-        return function(jax.tree_util.keystr(path, simple=True, separator="."), node)
-
-    return jax.tree_util.tree_map_with_path(one, model, is_leaf=is_layer)
+    is_one = lambda node: is_layer(node) and node.kernel.ndim == 2
+    return map_with_path(lambda path, node: function(path, node) if is_one(node) else node, model, is_leaf=is_layer)
 
 
 class _Watched:

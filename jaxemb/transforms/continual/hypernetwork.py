@@ -11,7 +11,7 @@ import optax
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
-from jaxemb.trees import PyTree, Where, chosen
+from jaxemb.trees import PyTree, Where, chosen, map_with_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,12 +276,11 @@ def _leaves(config: HypernetworkConfig, model: PyTree) -> list[tuple[jax.Array, 
     picked = chosen(model, config.where)
     is_statistics = lambda node: isinstance(node, Statistics)
 
-    def flags(path, node):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+    def flags(name, node):
         generated = name in picked and not is_statistics(node)
         return jax.tree.map(lambda leaf: generated and jnp.issubdtype(leaf.dtype, jnp.floating), node)
 
-    generated = jax.tree_util.tree_map_with_path(flags, model, is_leaf=is_statistics)
+    generated = map_with_path(flags, model, is_leaf=is_statistics)
     return list(zip(jax.tree.leaves(model), jax.tree.leaves(generated), strict=True))
 
 
