@@ -1,15 +1,38 @@
 """What search and evaluation ask of a model: texts in, vectors out."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxemb.sentence_embedder import SentenceEmbedder
 
 
 class Encoder(Protocol):
     """Anything that encodes texts as `SentenceEmbedder` does."""
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Configured:
+    """An embedder as evaluators see it, with other options of its `encode`, such as `{"dim": 128}`."""
+
+    embedder: "SentenceEmbedder"
+    options: Mapping[str, Any]
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.embedder.prompts
+
+    @property
+    def similarity_fn_name(self) -> str:
+        return self.embedder.similarity_fn_name
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray:
+        return self.embedder.encode(texts, prompt_name=prompt_name, **self.options)
 
 
 Evaluator = Callable[[Encoder], dict[str, float]]

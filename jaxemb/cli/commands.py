@@ -3,7 +3,6 @@
 import argparse
 import ast
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -11,17 +10,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from jax.sharding import Mesh
 
     from jaxemb.evaluate import Evaluator
     from jaxemb.retrieval import Hit
     from jaxemb.sentence_embedder import SentenceEmbedder
+    from jaxemb.text_encoder import Configured
     from jaxemb.train import Run
 
 # The packages that `jaxemb info` lists: first what everything needs.
@@ -115,13 +114,11 @@ def encode(args: argparse.Namespace) -> None:
         texts,
         prompt=args.prompt,
         prompt_name=args.prompt_name,
-        dim=args.dim,
         normalize=args.normalize,
-        batch_tokens=args.batch_tokens,
         dtype=args.dtype,
         out=args.out,
-        mesh=_mesh(),
         show_progress=not args.quiet,
+        **_encoding(args),
     )
     seconds = time.perf_counter() - start
     report = {"out": args.out, "texts": len(vectors), "dim": vectors.shape[1], "dtype": args.dtype, "seconds": seconds}
@@ -217,7 +214,7 @@ def mine(args: argparse.Namespace) -> None:
         records, column = _read_texts(args.corpus, documents)
         corpus = [record[column] for record in records]
     embedder, name = _load(args)
-    mesh = _mesh()
+    encoding = _encoding(args)
     mined = mine_hard_negatives(
         embedder,
         source,
@@ -228,12 +225,7 @@ def mine(args: argparse.Namespace) -> None:
         query_prompt_name=args.query_prompt_name,
         corpus_prompt=args.corpus_prompt,
         corpus_prompt_name=args.corpus_prompt_name,
-        encode_options={
-            "dim": args.dim,
-            "batch_tokens": args.batch_tokens,
-            "mesh": mesh,
-            "show_progress": not args.quiet,
-        },
+        encode_options={**encoding, "show_progress": not args.quiet},
         num_negatives=args.negatives,
         range_min=args.range_min,
         range_max=args.range_max,
@@ -245,13 +237,10 @@ def mine(args: argparse.Namespace) -> None:
         sampling_strategy=args.sampling,
         seed=args.seed,
         include_positives=args.include_positives,
-        mesh=mesh,
+        mesh=encoding["mesh"],
     )
     mined_records = mined.records(args.output_format, output_scores=args.scores)
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in mined_records)
-    os.replace(unfinished, out)
+    _write_jsonl(out, mined_records)
     found = (mined.negatives.ids >= 0).sum(axis=1)
     report = {
         "out": args.out,
@@ -322,10 +311,16 @@ def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
     return jaxemb.load(str(name), dtype=args.compute_dtype), str(name)
 
 
-def _load_configured(args: argparse.Namespace) -> "tuple[_Configured, str]":
-    """The model as evaluators see it."""
+def _load_configured(args: argparse.Namespace) -> "tuple[Configured, str]":
+    """The model as evaluators see it, with the command's options of encoding."""
+    from jaxemb.text_encoder import Configured
+
     embedder, name = _load(args)
-    return _Configured(embedder, args.dim, args.batch_tokens), name
+    return Configured(embedder, _encoding(args)), name
+
+
+def _encoding(args: argparse.Namespace) -> dict[str, Any]:
+    return {"dim": args.dim, "batch_tokens": args.batch_tokens, "mesh": _mesh()}
 
 
 def _mesh() -> "Mesh | None":
@@ -335,28 +330,6 @@ def _mesh() -> "Mesh | None":
     from jaxemb.parallel import make_mesh
 
     return make_mesh() if jax.device_count() > 1 else None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Configured:
-    """An embedder as evaluators see it, with the command's options of encoding."""
-
-    embedder: "SentenceEmbedder"
-    dim: int | None
-    batch_tokens: int | None
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        return self.embedder.prompts
-
-    @property
-    def similarity_fn_name(self) -> str:
-        return self.embedder.similarity_fn_name
-
-    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> "np.ndarray":
-        return self.embedder.encode(
-            texts, prompt_name=prompt_name, dim=self.dim, batch_tokens=self.batch_tokens, mesh=_mesh()
-        )
 
 
 def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, Any]], str]":
@@ -389,6 +362,13 @@ def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value
     return options
+
+
+def _write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    os.replace(unfinished, path)
 
 
 def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxemb.similarity import unit_rows
-from jaxemb.text_encoder import Evaluator
+from jaxemb.text_encoder import Configured, Evaluator
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -122,12 +122,9 @@ def grid(
         if not all(1 <= value <= most for value in values):
             raise ValueError(f"{name} must be in 1..{most}; got {list(values)}")
 
-    def encode(small: "SentenceEmbedder", texts: Sequence[str], prompt_name: str | None) -> np.ndarray:
-        return small.encode(texts, prompt_name=prompt_name, batch_tokens=batch_tokens, mesh=mesh)
-
     cells = []
     for n in sorted({*layers, depth}, reverse=True):
-        encoder = _Prefixes(embedder.truncate(layers=n), encode)
+        encoder = _Prefixes(embedder.truncate(layers=n), {"batch_tokens": batch_tokens, "mesh": mesh})
         qualities = {}
         for dim in sorted({*dims, width}, reverse=True):
             scores = evaluator(dataclasses.replace(encoder, dim=dim))
@@ -140,26 +137,16 @@ def grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prefixes:
+class _Prefixes(Configured):
     """An encoder that keeps what it has encoded, and gives prefixes of it."""
 
-    embedder: "SentenceEmbedder"
-    encode_whole: Callable[["SentenceEmbedder", Sequence[str], str | None], np.ndarray]
     dim: int | None = None
     known: dict[tuple[str | None, tuple[str, ...]], np.ndarray] = dataclasses.field(default_factory=dict)
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        return self.embedder.prompts
-
-    @property
-    def similarity_fn_name(self) -> str:
-        return self.embedder.similarity_fn_name
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray:
         key = (prompt_name, tuple(texts))
         if key not in self.known:
-            self.known[key] = self.encode_whole(self.embedder, texts, prompt_name)
+            self.known[key] = super().encode(texts, prompt_name=prompt_name)
         vectors = self.known[key][:, : self.dim]
         return unit_rows(vectors) if self.embedder.model.normalizes else vectors
 
@@ -170,6 +157,6 @@ class _Prefixes:
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            self.encode_whole(self.embedder, sample, None)
+            super().encode(sample)
             seconds.append(time.perf_counter() - start)
         return len(sample) / min(seconds[1:])
