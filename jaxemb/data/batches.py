@@ -198,30 +198,50 @@ def batches(
             process_count=count,
         )
         make.check(part[0])
-        if sampler is None:
-            order = grain.MapDataset.range(len(part))
-            if shuffle:
-                # Hashed, as grain's order of epoch e depends on seed + e: neighbouring seeds and sources must not meet.
-                order = order.shuffle(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
-            rows = order.batch(batch_size, drop_remainder=drop_remainder).repeat(epochs)
-        else:
-            texts = [name for name, kind in make.columns.items() if isinstance(kind, Text)]
-            plan = sampler.plan(part, texts, batch_size, drop_remainder)
-            drawn = Epochs(plan, part.name, batch_size, drop_remainder, (seed, number) if shuffle else None)
-            # Where an epoch has fewer batches than it could, there is None, which grain passes over.
-            rows = grain.MapDataset.range(plan.most * epochs if epochs else sys.maxsize).map(drawn)
-        parts.append(rows.map(make))
-    dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, mixed.weights)
-    if workers:
-        from absl import flags
+        order = (seed, number) if shuffle else None
+        parts.append(_rows(make, sampler, batch_size, epochs, order, drop_remainder).map(make))
+    return _read_ahead(parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, mixed.weights), workers, prefetch)
 
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which programs without absl's `app` never parse
-        # No threads in the workers: they are the parallelism.
-        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        return dataset.to_iter_dataset(read).mp_prefetch(options)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+
+def _rows(
+    make: "_Make",
+    sampler: Sampler | None,
+    batch_size: int,
+    epochs: int | None,
+    order: tuple[int, int] | None,
+    drop_remainder: bool,
+) -> "grain.MapDataset":
+    """The record indices of every batch; `order` is the seed and the source's number, None for no shuffling."""
+    import grain
+
+    source = make.source
+    if sampler is None:
+        records = grain.MapDataset.range(len(source))
+        if order is not None:
+            # Hashed, as grain's order of epoch e depends on seed + e: neighbouring seeds and sources must not meet.
+            records = records.shuffle(seed=int(np.random.SeedSequence(list(order)).generate_state(1)[0]))
+        return records.batch(batch_size, drop_remainder=drop_remainder).repeat(epochs)
+    texts = [name for name, kind in make.columns.items() if isinstance(kind, Text)]
+    plan = sampler.plan(source, texts, batch_size, drop_remainder)
+    drawn = Epochs(plan, source.name, batch_size, drop_remainder, order)
+    # Where an epoch has fewer batches than it could, there is None, which grain passes over.
+    return grain.MapDataset.range(plan.most * epochs if epochs else sys.maxsize).map(drawn)
+
+
+def _read_ahead(dataset: "grain.MapDataset", workers: int, prefetch: int) -> "grain.IterDataset[Batch]":
+    """The batches one after another, made in advance by worker processes or a thread."""
+    import grain
+
+    if not workers:
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which programs without absl's `app` never parse
+    # No threads in the workers: they are the parallelism.
+    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    return dataset.to_iter_dataset(read).mp_prefetch(options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.merging.trees import PyTree, apply_task_vectors, check_groups, match_vectors
+from jaxemb.merging.trees import apply_task_vectors, check_groups, match_vectors
 from jaxemb.objectives import Objective
+from jaxemb.trees import PyTree
 
 Parametrization = Literal["simplex_scale", "simplex", "free"]
 
@@ -140,27 +141,12 @@ def self_position(
       Li et al. 2024, arXiv 2410.15035. Of it, the parametrisations and the penalty are reconstructions.
     """
     names = tuple(objectives)
-    if not names:
-        raise ValueError("tasks must be at least one; got 0")
-    given = {"vectors": vectors, "probes": probes} | ({} if weights is None else {"weights": weights})
-    for what, mapping in given.items():
-        if set(mapping) != set(names):
-            raise ValueError(f"{what} must be of the tasks {list(names)}; got {list(mapping)}")
+    rows = _check(names, base, vectors, probes, groups, weights)
     columns = tuple(vectors[name] for name in names)
-    match_vectors(base, columns)
-    rows = check_groups(base, groups)
     iterators = {name: iter(probes[name]) for name in names}
     first = _next_batches(iterators, 0)
     counts = [jax.eval_shape(objectives[n], base, batch, key)[0].shape for n, batch in zip(names, first, strict=True)]
-    if weights is None and len(set(counts)) > 1:
-        raise ValueError(
-            f"probe batches must have one number of examples, or weights be given; got {dict(zip(names, counts))}"  # noqa: B905
-        )
-    shares = np.array([1.0 if weights is None else weights[name] for name in names], np.float32)
-    if not shares.sum() > 0 or shares.min() < 0:
-        raise ValueError(f"weights must be >= 0 with a positive sum; got {weights}")
-    shares = shares / shares.sum()
-
+    shares = _shares(dict(zip(names, counts, strict=True)), weights)
     shape: tuple[int, ...] = (len(names),)
     if groups is not None:
         shape = (1 + max(int(np.max(row)) for row in rows), *shape)
@@ -193,22 +179,42 @@ def self_position(
         units = _checked(jax.jit(losses_at)(point, base, columns, first, key), names, 0)
 
     seen: list[tuple] = []
-    running, best, kept = 0.0, np.inf, 0
-    warm_up = min(round(1 / (1 - config.decay)), config.steps) - 1
     for number in range(config.steps):
         batches = first if number == 0 else _next_batches(iterators, number)
         step_key = None if key is None else jax.random.fold_in(key, number)
         at, (point, opt_state, loss, losses) = point, step(point, opt_state, units, base, columns, batches, step_key)
-        losses = _checked(losses, names, number)
-        running = float(loss) if number == 0 else config.decay * running + (1 - config.decay) * float(loss)
-        seen.append((losses, float(loss), running, *map(np.asarray, _position(at, config.param))))
-        if number >= warm_up and running < best:
-            best, kept = running, number
+        losses, loss = _checked(losses, names, number), float(loss)
+        running = config.decay * seen[-1][2] + (1 - config.decay) * loss if seen else loss
+        seen.append((losses, loss, running, *map(np.asarray, _position(at, config.param))))
 
     history = SelfPositionHistory(*(np.stack([np.asarray(x) for x in column]) for column in zip(*seen, strict=True)))
+    warm_up = min(round(1 / (1 - config.decay)), config.steps) - 1
+    kept = warm_up + int(np.argmin(history.running[warm_up:]))
     coefficients, scale = history.coefficients[kept], float(history.scale[kept])
     params = apply_task_vectors(base, columns, coefficients, scale, groups)
     return SelfPositionResult(names, coefficients, scale, params, kept, history)
+
+
+def _check(names, base, vectors, probes, groups, weights) -> list[Any]:
+    """What is wrong with the arguments; else the groups of each tensor."""
+    if not names:
+        raise ValueError("tasks must be at least one; got 0")
+    given = {"vectors": vectors, "probes": probes} | ({} if weights is None else {"weights": weights})
+    for what, mapping in given.items():
+        if set(mapping) != set(names):
+            raise ValueError(f"{what} must be of the tasks {list(names)}; got {list(mapping)}")
+    match_vectors(base, tuple(vectors[name] for name in names))
+    return check_groups(base, groups)
+
+
+def _shares(counts: Mapping[str, tuple[int, ...]], weights: Mapping[str, float] | None) -> np.ndarray:
+    """The tasks' shares of J, `[n]`; `counts` are the shapes of their losses."""
+    if weights is None and len(set(counts.values())) > 1:
+        raise ValueError(f"probe batches must have one number of examples, or weights be given; got {dict(counts)}")
+    shares = np.array([1.0 if weights is None else weights[name] for name in counts], np.float32)
+    if not shares.sum() > 0 or shares.min() < 0:
+        raise ValueError(f"weights must be >= 0 with a positive sum; got {weights}")
+    return shares / shares.sum()
 
 
 def _start(param: Parametrization, shape: tuple[int, ...]) -> dict[str, jax.Array]:

@@ -138,47 +138,63 @@ def hard_negatives(
         scores[kept] = _rescored(rescore, np.nonzero(kept)[0], ids[kept])
         positive_scores = _rescored(rescore, of, document)
 
-    lowest = np.full(len(queries), np.inf, np.float32)
+    discarded = {}
+    for name, fails in _failures(scores, positive_scores, of, limits):
+        discarded[name] = int(np.count_nonzero(fails & kept))
+        kept &= ~fails
+    lots = np.random.default_rng(seed) if sampling_strategy == "random" else None
+    ids, scores = _taken(ids, np.where(kept, scores, -np.inf), slice(range_min, range_max), num_negatives, lots)
+    return Negatives(ids, scores, positive_scores, discarded)
+
+
+def _failures(
+    scores: np.ndarray, positive_scores: np.ndarray, of: np.ndarray, limits: Mapping[str, float | None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The names of the conditions that are given, and which of the candidates `[Q, k]` they discard."""
+    lowest = np.full(len(scores), np.inf, np.float32)
     np.minimum.at(lowest, of, positive_scores)
-    if (absolute_margin is not None or relative_margin is not None) and np.isinf(lowest).any():
+    has_margin = limits["absolute_margin"] is not None or limits["relative_margin"] is not None
+    if has_margin and np.isinf(lowest).any():
         raise ValueError(f"a margin needs positives; query {int(np.argmax(lowest))} has none")
     lowest = lowest[:, None]
-    discarded = {}
     for name, limit in limits.items():
         if limit is None:
             continue
         limit = float(limit)  # a plain float leaves f32 comparisons in f32
         match name:
             case "absolute_margin":
-                fails = scores + limit > lowest
+                yield name, scores + limit > lowest
             case "relative_margin":
-                fails = scores > lowest - np.abs(lowest) * limit
+                yield name, scores > lowest - np.abs(lowest) * limit
             case "percentile":
-                if not len(positives):
+                if not len(positive_scores):
                     raise ValueError("percentile: there are no positives")
-                fails = scores > np.percentile(positive_scores, limit)
+                yield name, scores > np.percentile(positive_scores, limit)
             case "max_score":
-                fails = scores > limit
+                yield name, scores > limit
             case "min_score":
-                fails = scores < limit
-        discarded[name] = int(np.count_nonzero(fails & kept))
-        kept &= ~fails
+                yield name, scores < limit
 
-    scores = np.where(kept, scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, range_min:range_max]
-    if sampling_strategy == "random":
-        lots = np.random.default_rng(seed).random(order.shape)
-        lots[~np.take_along_axis(kept, order, axis=1)] = np.inf
-        order = np.take_along_axis(order, np.sort(np.argsort(lots, axis=1)[:, :num_negatives], axis=1), axis=1)
-    order = order[:, :num_negatives]
+
+def _taken(
+    ids: np.ndarray, scores: np.ndarray, ranks: slice, n: int, lots: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores `[Q, n]` of the best, or with `lots` of any, of the candidates at these ranks.
+
+    A candidate of score -inf is none; where too few are left stand -1 and -inf.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")[:, ranks]
+    if lots is not None:
+        lot = lots.random(order.shape)
+        lot[np.take_along_axis(scores, order, axis=1) == -np.inf] = np.inf
+        order = np.take_along_axis(order, np.sort(np.argsort(lot, axis=1)[:, :n], axis=1), axis=1)
+    order = order[:, :n]
     scores = np.take_along_axis(scores, order, axis=1)
     ids = np.where(scores == -np.inf, -1, np.take_along_axis(ids, order, axis=1))
-    missing = ((0, 0), (0, num_negatives - ids.shape[1]))
-    return Negatives(
+    missing = ((0, 0), (0, n - ids.shape[1]))
+    return (
         np.pad(ids, missing, constant_values=-1).astype(np.int32),
         np.pad(scores, missing, constant_values=-np.inf).astype(np.float32),
-        positive_scores,
-        discarded,
     )
 
 

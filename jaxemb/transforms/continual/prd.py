@@ -83,18 +83,7 @@ def prd(
     References:
       Asadi et al. 2023, arXiv 2303.14771; code: github.com/naderAsadi/Probing-Continual-Learning, method "repe".
     """
-    for name, size in {"classes": classes, "dim": dim}.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
-    for name, value in {"pull": pull, "distill": distill}.items():
-        if value < 0:
-            raise ValueError(f"{name} must be >= 0; got {value}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
-    if relation_axis not in ("class", "sample"):
-        raise ValueError(f"relation_axis must be 'class' or 'sample'; got {relation_axis!r}")
-    if teacher_norm not in ("batch", "running"):
-        raise ValueError(f"teacher_norm must be 'batch' or 'running'; got {teacher_norm!r}")
+    _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm)
 
     def init(key: jax.Array, model: PyTree) -> Carried:
         bound = dim**-0.5
@@ -141,6 +130,21 @@ def prd(
         return context.trained, state._replace(model=model, prototypes=params.vectors)
 
     return Transform(init=init, begin_task=begin_task, loss=loss, updates=updates, end_task=end_task)
+
+
+def _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm) -> None:
+    for name, size in {"classes": classes, "dim": dim}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    for name, value in {"pull": pull, "distill": distill}.items():
+        if value < 0:
+            raise ValueError(f"{name} must be >= 0; got {value}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0; got {temperature}")
+    if relation_axis not in ("class", "sample"):
+        raise ValueError(f"relation_axis must be 'class' or 'sample'; got {relation_axis!r}")
+    if teacher_norm not in ("batch", "running"):
+        raise ValueError(f"teacher_norm must be 'batch' or 'running'; got {teacher_norm!r}")
 
 
 def prototype_prediction(transform: Transform):
