@@ -153,14 +153,8 @@ def run(
         vectors = {f"guide_{name}": common.vectors([record[name] for record in records], guide) for name in columns}
         first = np.cumsum([0, *map(len, sources)])
         add = common.WithColumns(vectors)
-        tokenized = batches(
-            mixture(sources),
-            embedder.tokenizer,
-            columns,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-        )
+        sizes = {"batch_size": batch_size, "max_length": max_length}
+        tokenized = batches(mixture(sources), embedder.tokenizer, columns, **sizes, seed=seed)
         return tokenized.map(lambda batch: add({**batch, "id": first[batch["source"]].astype(np.int32) + batch["id"]}))
 
     data_dir = common.data_dir()

@@ -108,6 +108,7 @@ def run_stream(
         have different columns, shapes or types, or checkpoints of another run.
       ArithmeticError: if a loss or gradient is not finite; names the task and the step in it.
     """
+    # The loop in one piece: training, scores and checkpoints act on the same state and progress.
     transform = identity() if transform is None else transform
     lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
     state = init_state(jax.random.key(seed), model, optimizer, transform)

@@ -56,6 +56,21 @@ class Box:
 jax.tree_util.register_pytree_node(Box, lambda b: ((b.lo, b.hi), b.nonneg), lambda nonneg, ends: Box(*ends, nonneg))
 
 
+class CentredBox(NamedTuple):
+    """The same by its middle: all x with `|x - centre| <= radius`, arrays of one shape. Small radii stay exact."""
+
+    centre: jax.Array
+    radius: jax.Array
+
+    @property
+    def lo(self) -> jax.Array:
+        return self.centre - self.radius
+
+    @property
+    def hi(self) -> jax.Array:
+        return self.centre + self.radius
+
+
 class UnsupportedPrimitiveError(TypeError):
     """A box reaches an operation for which there is no sound rule."""
 

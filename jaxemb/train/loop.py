@@ -111,6 +111,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         early, or `run.best` names no evaluation result.
       NonFiniteError: if a loss or gradient is not finite.
     """
+    # The loop in one piece: steps, log, evaluation and checkpoints act on the same state, progress and clock.
     if "://" in str(out):
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
     if run.mesh is None and jax.process_count() > 1:

@@ -86,7 +86,7 @@ def _bad_trees():
         "structure": (base, {"a": one["a"]}, "structure of model 0; only one of them has b"),
         "static": (mlp, dataclasses.replace(mlp, final_activation=False), "their static configurations differ"),
         "shape": (base, one | {"a": np.zeros((5, 3))}, r"a must have shape \(2, 3\), as model 0; got \(5, 3\)"),
-        "integer": ({"n": np.arange(2)}, {"n": np.arange(2)}, r"\['n'\] is int.*leave it out with include"),
+        "integer": ({"n": np.arange(2)}, {"n": np.arange(2)}, r"n is int.*leave it out with include"),
         "absent": ({"a": None}, {"a": np.zeros(2)}, "must all have a tensor at"),
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """HyperInterval: a hypernetwork maps boxes of task embeddings to boxes of weights, which bounds forgetting."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxemb.encoders.mlp import Mlp
-from jaxemb.interval import bound, worst_case_logits
+from jaxemb.interval import CentredBox, bound, worst_case_logits
 from jaxemb.objectives.classification import competing
 from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, find_state
 from jaxemb.transforms.continual import hypernetwork as hyper
@@ -77,13 +78,6 @@ class HyperIntervalConfig(hyper.HypernetworkConfig):
         return self.nesting == "cos" if self.regulariser is None else self.regulariser == "all"
 
 
-class Box(NamedTuple):
-    """All x with `|x - centre| <= radius`, `[..., D]` each."""
-
-    centre: jax.Array
-    radius: jax.Array
-
-
 class HyperIntervalParams(NamedTuple):
     """The hypernetwork, embeddings `[T, d]` of the tasks and of chunks (or None), and logits of the radii, `[T, d]`."""
 
@@ -115,7 +109,7 @@ class HyperIntervalState(NamedTuple):
     old: Any
     residual: jax.Array
     candidate: PyTree
-    given: tuple[Box, jax.Array]
+    given: tuple[CentredBox, jax.Array]
 
     def for_task(self, number: jax.Array) -> "HyperIntervalState":
         """The state with the weights of this task, and with the full gamma."""
@@ -159,21 +153,15 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
             begun=zero,
             step=zero,
             steps=zero,
-            old=params if config.targets == "recompute" else ends(params, model),
+            old=old(params, model),
             residual=jnp.zeros(config.tasks),
             candidate=config.lookahead.init(params) if config.lookahead else (),
-            given=(Box(nothing, nothing), jnp.zeros((), bool)),
+            given=(CentredBox(nothing, nothing), jnp.zeros((), bool)),
         )
         return Carried(params, state)
 
-    def ends(params: HyperIntervalParams, model: PyTree) -> jax.Array:
-        """Lower, middle and upper weights of all tasks with the full gamma, `[T, 3, P]`."""
-        box = weight_boxes(config, params, task_boxes(config, params, config.gamma), model)
-        return jnp.stack([box.centre - box.radius, box.centre, box.centre + box.radius], axis=-2)
-
-    def middles(params: HyperIntervalParams, model: PyTree) -> jax.Array:
-        """Those in the middle, `[T, P]`; the last layer's radii, half of the work, are not needed."""
-        return weight_boxes(config, params, task_boxes(config, params, config.gamma), model).centre
+    def old(params: HyperIntervalParams, model: PyTree):
+        return params if config.targets == "recompute" else _all_weights(config, params, model)
 
     def begin_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
         hyper.check_number(config, task.number)
@@ -185,7 +173,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
             begun=jnp.maximum(state.begun, task.number + 1),
             step=jnp.zeros((), jnp.int32),
             steps=jnp.asarray(task.steps, jnp.int32),
-            old=params if config.targets == "recompute" else jax.jit(ends)(params, context.trained.model),
+            old=jax.jit(old)(params, context.trained.model),
             candidate=config.lookahead.init(params) if config.lookahead else (),
             given=(state.given[0], jnp.zeros((), bool)),
         )
@@ -193,31 +181,6 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
     def model(model: PyTree, params: HyperIntervalParams, state: HyperIntervalState) -> PyTree:
         return hyper.put(config, model, _present_weights(config, params, state, model).centre)
-
-    def loss(context: Context, params: HyperIntervalParams, state: HyperIntervalState) -> jax.Array:
-        batch, stored = context.batch, context.trained.model
-        if config.label not in batch:
-            raise ValueError(f"the batch has no {config.label}; it has {', '.join(sorted(batch))}")
-        kappa, _ = schedules(config, state.step, state.steps)
-        labels, classes = batch[config.label], batch.get(config.classes)
-        middle = context.outputs["logits"]
-        weights = _present_weights(config, params, state, stored)
-        lower, mid, upper = _interval_logits(config, context.model, stored, weights, batch, context.key, middle)
-        both, _ = interval_cross_entropy(lower, mid, upper, labels, kappa, classes)
-        counted = jnp.mean(_cross_entropy(middle, labels, classes))
-
-        params = hyper.frozen_embeddings(hyper.ahead(config, context, params, state.candidate))
-        params = params._replace(radius_logits=jax.lax.stop_gradient(params.radius_logits))
-        held = ends if config.regularises_all else middles
-        if config.targets == "recompute":
-            before = held(state.old, stored)
-        else:
-            before = state.old if config.regularises_all else state.old[:, 1]
-        now, before = held(params, stored), jax.lax.stop_gradient(before)
-        return both - counted + config.beta * hyper.output_regulariser(config, now, before, state.task)
-
-    def gradients(grads: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
-        return hyper.computed_once(grads, state.task)
 
     def updates(updates: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
         updates = hyper.only_task(updates, state.task, ("embeddings", "radius_logits"))
@@ -231,25 +194,36 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         return state._replace(step=state.step + 1, candidate=candidate)
 
     def end_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
-        @jax.jit
-        def moved(params, old, model):
-            before = ends(old, model) if config.targets == "recompute" else old
-            return jnp.abs(ends(params, model) - before).max(axis=(1, 2))
-
-        past = jnp.arange(config.tasks) < task.number
-        residual = state.residual + jnp.where(past, moved(params, state.old, context.trained.model), 0)
+        moved = jax.jit(functools.partial(_moved, config))(params, state.old, context.trained.model)
+        residual = state.residual + jnp.where(jnp.arange(config.tasks) < task.number, moved, 0)
         return context.trained, state._replace(residual=residual.at[task.number].set(0))
 
     return Transform(
         init=init,
         begin_task=begin_task,
         model=model,
-        loss=loss,
-        gradients=gradients,
+        loss=functools.partial(_loss, config),
+        gradients=lambda grads, context, params, state: hyper.computed_once(grads, state.task),
         updates=updates,
         after_step=after_step,
         end_task=end_task,
     )
+
+
+def _loss(
+    config: HyperIntervalConfig, context: Context, params: HyperIntervalParams, state: HyperIntervalState
+) -> jax.Array:
+    """What is added to the objective's loss, which the middle's cross-entropy is."""
+    batch, stored = context.batch, context.trained.model
+    if config.label not in batch:
+        raise ValueError(f"the batch has no {config.label}; it has {', '.join(sorted(batch))}")
+    kappa, _ = schedules(config, state.step, state.steps)
+    labels, classes, middle = batch[config.label], batch.get(config.classes), context.outputs["logits"]
+    weights = _present_weights(config, params, state, stored)
+    lower, mid, upper = _interval_logits(config, context.model, stored, weights, batch, context.key, middle)
+    both, _ = interval_cross_entropy(lower, mid, upper, labels, kappa, classes)
+    counted = jnp.mean(_cross_entropy(middle, labels, classes))
+    return both - counted + config.beta * _regulariser(config, context, params, state)
 
 
 def schedules(config: HyperIntervalConfig, step: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -264,7 +238,7 @@ def schedules(config: HyperIntervalConfig, step: jax.Array, steps: jax.Array) ->
     return kappa, jnp.where(early, ramp, 1) * config.gamma
 
 
-def task_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, gamma: jax.Array | float) -> Box:
+def task_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, gamma: jax.Array | float) -> CentredBox:
     """The boxes of embeddings, `[..., d]` for embeddings `[..., d]`.
 
     Without nesting: centre `e`, radius `gamma softmax(r)`, which sums to gamma. Nested: centre `gamma / 2d cos(e)` and
@@ -272,23 +246,58 @@ def task_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, gamma: 
     """
     if config.nesting == "cos":
         radius = jnp.full_like(params.embeddings, 1) * gamma / config.embed_dim
-        return Box(0.5 * radius * jnp.cos(params.embeddings), radius)
-    return Box(params.embeddings, gamma * jax.nn.softmax(params.radius_logits))
+        return CentredBox(0.5 * radius * jnp.cos(params.embeddings), radius)
+    return CentredBox(params.embeddings, gamma * jax.nn.softmax(params.radius_logits))
 
 
-def weight_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, box: Box, model: PyTree) -> Box:
+def weight_boxes(
+    config: HyperIntervalConfig, params: HyperIntervalParams, box: CentredBox, model: PyTree
+) -> CentredBox:
     """The boxes of weights, `[..., P]`, that the hypernetwork makes of boxes of embeddings, `[..., d]`."""
     no_radius = None if params.chunks is None else jnp.zeros_like(params.chunks)
-    inputs = Box(hyper.with_chunks(box.centre, params.chunks), hyper.with_chunks(box.radius, no_radius))
+    inputs = CentredBox(hyper.with_chunks(box.centre, params.chunks), hyper.with_chunks(box.radius, no_radius))
     total = hyper.count(config, model)
     made = propagate(params.network, *(x.reshape(-1, x.shape[-1]) for x in inputs))
     flat = lambda x: config.scale * x.reshape(*box.centre.shape[:-1], -1)[..., :total]
-    return Box(*map(flat, made))
+    return CentredBox(*map(flat, made))
+
+
+def _all_weights(config: HyperIntervalConfig, params: HyperIntervalParams, model: PyTree) -> jax.Array:
+    """Lower, middle and upper weights of all tasks with the full gamma, `[T, 3, P]`."""
+    box = weight_boxes(config, params, task_boxes(config, params, config.gamma), model)
+    return jnp.stack([box.lo, box.centre, box.hi], axis=-2)
+
+
+def _moved(config: HyperIntervalConfig, params: HyperIntervalParams, old: Any, model: PyTree) -> jax.Array:
+    """How far the bounds and middles of every task's weights are from the old ones, maximum norm, `[T]`."""
+    before = _all_weights(config, old, model) if config.targets == "recompute" else old
+    return jnp.abs(_all_weights(config, params, model) - before).max(axis=(1, 2))
+
+
+def _regulariser(
+    config: HyperIntervalConfig, context: Context, params: HyperIntervalParams, state: HyperIntervalState
+) -> jax.Array:
+    """R, between the weights of the old tasks now and before this task."""
+    params = hyper.frozen_embeddings(hyper.ahead(config, context, params, state.candidate))
+    params = params._replace(radius_logits=jax.lax.stop_gradient(params.radius_logits))
+    stored = context.trained.model
+
+    def held(params: HyperIntervalParams) -> jax.Array:
+        if config.regularises_all:
+            return _all_weights(config, params, stored)
+        # The middles, `[T, P]`, do not need the last layer's radii, half of the work.
+        return weight_boxes(config, params, task_boxes(config, params, config.gamma), stored).centre
+
+    if config.targets == "recompute":
+        before = held(state.old)
+    else:
+        before = state.old if config.regularises_all else state.old[:, 1]
+    return hyper.output_regulariser(config, held(params), jax.lax.stop_gradient(before), state.task)
 
 
 def _present_weights(
     config: HyperIntervalConfig, params: HyperIntervalParams, state: HyperIntervalState, model: PyTree
-) -> Box:
+) -> CentredBox:
     """The box of weights, `[P]`, of the present task and gamma, or of the box of embeddings that is given."""
     _, gamma = schedules(config, state.step, state.steps)
     row = params._replace(embeddings=params.embeddings[state.task], radius_logits=params.radius_logits[state.task])
@@ -297,7 +306,7 @@ def _present_weights(
     return weight_boxes(config, params, box, model)
 
 
-def propagate(network: Mlp, centre: jax.Array, radius: jax.Array) -> Box:
+def propagate(network: Mlp, centre: jax.Array, radius: jax.Array) -> CentredBox:
     """The box `[..., P]` around what a ReLU network makes of a box `[..., d]`.
 
     Layer by layer `m <- m W + b` and `r <- r |W|`, and, but for the last, `[m - r, m + r]` through the ReLU: the new
@@ -308,7 +317,7 @@ def propagate(network: Mlp, centre: jax.Array, radius: jax.Array) -> Box:
         if number < len(network.layers):
             lower, upper = jax.nn.relu(centre - radius), jax.nn.relu(centre + radius)
             centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    return Box(centre, radius)
+    return CentredBox(centre, radius)
 
 
 def interval_cross_entropy(
@@ -336,13 +345,12 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array | No
     return optax.losses.softmax_cross_entropy_with_integer_labels(competing(logits, classes), labels)
 
 
-def _interval_logits(config, model, stored, weights: Box, batch, key, middle) -> tuple[jax.Array, ...]:
+def _interval_logits(config, model, stored, weights: CentredBox, batch, key, middle) -> tuple[jax.Array, ...]:
     """Lower, middle and upper logits of the expressed model with weights in the box (relaxed: at its two ends)."""
     logits = lambda theta: hyper.put(config, model, theta, stored)(batch[config.input], key=key)
-    lower, upper = weights.centre - weights.radius, weights.centre + weights.radius
     if config.target == "relaxed":
-        return order_relaxed(logits(lower), middle, logits(upper), config.ordering)
-    low, high = bound(logits)((lower,), (upper,))
+        return order_relaxed(logits(weights.lo), middle, logits(weights.hi), config.ordering)
+    low, high = bound(logits)((weights.lo,), (weights.hi,))
     return jnp.minimum(low, middle), middle, jnp.maximum(high, middle)  # rounding may put the middle outside
 
 
@@ -357,7 +365,7 @@ def order_relaxed(a: jax.Array, b: jax.Array, c: jax.Array, ordering: str) -> tu
 # Evaluation.
 
 
-def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> Box:
+def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> CentredBox:
     """The boxes of embeddings, `[tasks, d]`, of tasks that have begun, by default all of those.
 
     Raises:
@@ -370,7 +378,7 @@ def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | 
     for number in tasks:
         hyper.check_begun(begun, number)
     rows = jax.tree.map(lambda x: x[jnp.asarray(tasks)], task_boxes(config, _params(state), config.gamma))
-    return Box(*rows)
+    return CentredBox(*rows)
 
 
 def intersect_boxes(centres: jax.Array, radii: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -385,7 +393,7 @@ def universal_box(
     state: PyTree,
     tasks: Sequence[int] | None = None,
     radius: Literal["official", "intersection", "point"] = "official",
-) -> Box:
+) -> CentredBox:
     """The box of embeddings, `[d]`, in the middle of the intersection of the tasks' boxes.
 
     Args:
@@ -406,10 +414,10 @@ def universal_box(
     }
     if radius not in radii:
         raise ValueError(f"radius must be one of {sorted(radii)}; got {radius!r}")
-    return Box((lower + upper) / 2, radii[radius])
+    return CentredBox((lower + upper) / 2, radii[radius])
 
 
-def at_box(state: PyTree, box: Box) -> PyTree:
+def at_box(state: PyTree, box: CentredBox) -> PyTree:
     """The train state whose expressed model has the middle weights of this box of embeddings, `[d]`."""
     find_state(state, HyperIntervalState)
     is_state = lambda node: isinstance(node, HyperIntervalState)
@@ -432,7 +440,7 @@ def at_universal(
     return at_box(state, universal_box(config, state, tasks, radius))
 
 
-def generated_weights(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> Box:
+def generated_weights(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> CentredBox:
     """The boxes of weights, `[tasks, P]`, of tasks that have begun; to compare with those of a later state."""
     return weight_boxes(config, _params(state), boxes_of(config, state, tasks), state.model)
 

@@ -1,6 +1,7 @@
 """InterContiNet: every task contracts the interval of each weight, so that later weights solve earlier tasks too."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -114,11 +115,7 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         steps = jnp.asarray(task.steps, jnp.int32)
         return context.trained, state._replace(step=jnp.zeros((), jnp.int32), steps=steps, plain=unknown, worst=unknown)
 
-    def shifted(stored: jax.Array, shift: jax.Array, radius: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(stored) + _share(config, shift, radius) * radius
-
-    def kept(shift: jax.Array, scale: jax.Array, radius: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(scale) * (1 - jnp.abs(_share(config, shift, radius))) * radius
+    shifted, kept = functools.partial(_shifted, config), functools.partial(_kept, config)
 
     def model(model: PyTree, params: InterContiNetParams, state: InterContiNetState) -> PyTree:
         return jax.tree.map(shifted, model, params.shift, state.radius)
@@ -175,6 +172,16 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         after_step=after_step,
         end_task=end_task,
     )
+
+
+def _shifted(config: InterContiNetConfig, stored: jax.Array, shift: jax.Array, radius: jax.Array) -> jax.Array:
+    """The new centre."""
+    return jax.lax.stop_gradient(stored) + _share(config, shift, radius) * radius
+
+
+def _kept(config: InterContiNetConfig, shift: jax.Array, scale: jax.Array, radius: jax.Array) -> jax.Array:
+    """The new radius."""
+    return jax.nn.sigmoid(scale) * (1 - jnp.abs(_share(config, shift, radius))) * radius
 
 
 def _share(config: InterContiNetConfig, shift: jax.Array, radius: jax.Array) -> jax.Array:

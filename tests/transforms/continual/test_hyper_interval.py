@@ -10,13 +10,12 @@ import pytest
 
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
-from jaxemb.interval import worst_case_logits
+from jaxemb.interval import CentredBox, worst_case_logits
 from jaxemb.nn import Linear
 from jaxemb.objectives import classification
 from jaxemb.train import begin_task, end_task, express, init_state, make_train_step
 from jaxemb.transforms import Task, chain, ema
 from jaxemb.transforms.continual.hyper_interval import (
-    Box,
     HyperIntervalConfig,
     HyperIntervalParams,
     HyperIntervalState,
@@ -188,7 +187,7 @@ def test_what_a_box_of_embeddings_makes_is_in_the_box_of_weights(trained):
     for number in range(2):
         centre, radius = (np.asarray(x[number]) for x in embeddings)
         points = jnp.asarray(corners_and_points(rng, centre - radius, centre + radius, 1000))
-        made = weight_boxes(config, state.params, Box(points, jnp.zeros_like(points)), state.model)
+        made = weight_boxes(config, state.params, CentredBox(points, jnp.zeros_like(points)), state.model)
         np.testing.assert_array_equal(made.radius, 0)
         lower, upper = (weights.centre[number] + sign * weights.radius[number] for sign in (-1, 1))
         assert inside(made.centre, lower, upper)
@@ -228,7 +227,7 @@ def test_an_embedding_of_the_intersection_makes_weights_of_every_tasks_box(train
     np.testing.assert_allclose(universal_box(config, state).radius, 2)
     narrow, wide = (universal_box(config, state, radius=name).radius for name in ("intersection", "official"))
     assert (narrow <= wide).all()
-    only = express(transform, at_box(state, Box(*(x[0] for x in boxes_of(config, state)))))
+    only = express(transform, at_box(state, CentredBox(*(x[0] for x in boxes_of(config, state)))))
     chex.assert_trees_all_close(only, express(transform, at_task(state, 0)), rtol=1e-5)
 
 
