@@ -1,4 +1,4 @@
-"""Rehearsals: what the TPU compiler says of a run. Without libtpu they are skipped."""
+"""Compiled runs: what the TPU compiler says of a run. Without libtpu they are skipped."""
 
 import json
 import re
@@ -10,8 +10,9 @@ import pytest
 from tiny_run import CONTRASTIVE, FakeEmbedder, pair_batch, tiny_model, tiny_run, toy_run
 
 from jaxemb import parallel
-from jaxemb.aot.compile import Report, _Facts, _overflow, compile_run
+from jaxemb.aot.compile import _overflow, compile_run
 from jaxemb.aot.hlo import Program
+from jaxemb.aot.report import Report, Setup
 from jaxemb.aot.slices import CHIPS, Slice, tpu_slice
 from jaxemb.train import load_run
 
@@ -123,11 +124,11 @@ Memory Space: vmem (color=1)
 
 
 def overflow(state: float, batch: float, used: float, *lines: str) -> Report:
-    facts = _Facts("v5e:8x8", 64, {"data": 64, "fsdp": 1, "tensor": 1}, 65_536, 131_072, 1, 110_000_000)
+    setup = Setup("v5e:8x8", 64, {"data": 64, "fsdp": 1, "tensor": 1}, 65_536, 131_072, 1, 110_000_000)
     chips = Slice("v5e:8x8", CHIPS["v5e"], (8, 8), ())
     error = f"RESOURCE_EXHAUSTED: the memory required for HLO temporaries ({used}G) exceeds available HBM (15.75G)."
     log = LOG.format(used=used, lines="\n".join(lines))
-    return _overflow(facts, chips, state * GIB, batch * GIB, error + log)
+    return _overflow(setup, chips, state * GIB, batch * GIB, error + log)
 
 
 def test_the_compilers_report_is_read():
