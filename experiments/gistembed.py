@@ -28,6 +28,7 @@ from jaxemb.nn import Linear
 from jaxemb.objectives import on_columns
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
+from jaxemb.similarity import unit_rows
 from jaxemb.train import Run, adamw
 
 _TEMPERATURE = 0.05  # of the experiment; the published recipe has 0.01
@@ -258,7 +259,7 @@ def measure(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def masked(guide: np.ndarray, labels: np.ndarray, rows: list[np.ndarray]) -> dict[str, float]:
     """Which share, in percent, of the false and of the true negatives of the batches' q2d block a guide masks."""
-    unit = guide / np.linalg.norm(guide, axis=1, keepdims=True)
+    unit = unit_rows(guide)
     false, true = [], []
     for first, second in rows:
         cosine = unit[first] @ unit[second].T

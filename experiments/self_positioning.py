@@ -49,6 +49,7 @@ from jaxemb.nn import Linear, Module, uniform_linear, unit
 from jaxemb.objectives import Objective
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
+from jaxemb.similarity import PAIRED
 from jaxemb.types import Tokens
 
 Batch = dict[str, Any]
@@ -467,7 +468,7 @@ def texts(preset: Preset, seed: int) -> tuple[dict[str, dict[str, float]], dict[
         _, found = topk_search(encode(model, c.questions), encode(model, c.answers), 10)
         gains = np.take_along_axis(c.right, found, axis=1).astype(np.int32)
         first, second = encode(model, c.sts.first), encode(model, c.sts.second)
-        cosine = (first * second).sum(1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))
+        cosine = PAIRED["cosine"](first, second)
         values = (
             100 * float(metrics.ndcg_at_k(gains, c.right.astype(np.int32), 10).mean()),
             100 * metrics.spearman(cosine, c.sts.score),

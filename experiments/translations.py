@@ -19,6 +19,7 @@ from experiments import common
 from jaxemb.encoders import Bags, HashedBag, hashed_ngrams
 from jaxemb.evaluate import metrics, read_sts
 from jaxemb.retrieval import topk_search
+from jaxemb.similarity import unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Test:
     def __call__(self, tower: HashedBag) -> dict[str, float]:
         """In percent: recall@1 of the English original among all, and Spearman's correlation of the cosine with the
         scores, of the two German sentences and of the first in German with the second in English."""
-        german, english = embed(tower, self.sentences.german), self.sentences.english
-        german /= np.linalg.norm(german, axis=1, keepdims=True)
+        german, english = unit_rows(embed(tower, self.sentences.german)), self.sentences.english
         first, second = self.pairs.T
         correlation = lambda other: metrics.spearman((german[first] * other[second]).sum(1), self.scores)
         return {

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxemb.embedder import Embedder
 from jaxemb.encoders.transformer import Layer, Transformer, make_norm
-from jaxemb.nn import Linear, Module, Norm
+from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.types import Tokens
 
@@ -163,7 +163,7 @@ class Decoder(Module):
             relative_bias=encoder.relative_bias,
             config=c,
         )(tokens, key=key)
-        states = self.transform_norm(jax.nn.gelu(self.transform(states), approximate=False))
+        states = self.transform_norm(ACTIVATIONS["gelu"](self.transform(states)))
         table = encoder.embeddings.tokens.astype(states.dtype)
         return jnp.einsum("btd,vd->btv", states, table, preferred_element_type=jnp.float32) + self.bias
 

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform
 from jaxemb.transforms.continual.per_record import Objective, importance
-from jaxemb.transforms.continual.quadratic import Anchored, check_weight
-from jaxemb.trees import PyTree, Where, chosen
+from jaxemb.transforms.continual.quadratic import Anchored, anchored, check_weight
+from jaxemb.trees import PyTree, Where
 
 Fisher = Literal["empirical", "sampled", "exact"]
 
@@ -71,7 +71,6 @@ def ewc(
         raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
     if fisher not in ("empirical", "sampled", "exact"):
         raise ValueError(f"fisher must be 'empirical', 'sampled' or 'exact'; got {fisher!r}")
-    scale = weight / 2 if half else weight
 
     def losses_of_labels(objective: Objective, model: PyTree, batch: dict[str, Any]) -> jax.Array:
         """`-log p(y | x)` of every record and class, `[N, C]`."""
@@ -97,15 +96,8 @@ def ewc(
 
     information = importance(values, jnp.square, where, independent=independent, prepare=prepare)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=Anchored.init(chosen(model, where)))
-
-    def loss(context: Context, params: PyTree, state: Anchored) -> jax.Array:
-        return scale * state.penalty(chosen(context.model, where))
-
-    def end_task(task: Task, context: Context, params: PyTree, state: Anchored):
-        theta = chosen(context.express(context.trained), where)
+    def move(task: Task, context: Context, state: Anchored, theta: dict[str, jax.Array]) -> Anchored:
         f = information(task, context)
-        return context.trained, state.moved(f, theta, gamma) if mode == "online" else state.plus(f, theta)
+        return state.moved(f, theta, gamma) if mode == "online" else state.plus(f, theta)
 
-    return Transform(init=init, loss=loss, end_task=end_task)
+    return anchored(weight / 2 if half else weight, where, move)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform
 from jaxemb.transforms.continual.per_record import Objective, importance
-from jaxemb.transforms.continual.quadratic import Anchored, check_weight
-from jaxemb.trees import PyTree, Where, chosen
+from jaxemb.transforms.continual.quadratic import Anchored, anchored, check_weight
+from jaxemb.trees import PyTree, Where
 
 
 def mas(
@@ -57,14 +57,7 @@ def mas(
 
     sensitivity = importance(values, jnp.abs, where, independent=independent)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=Anchored.init(chosen(model, where)))
+    def move(task: Task, context: Context, state: Anchored, theta: dict[str, jax.Array]) -> Anchored:
+        return state.moved(sensitivity(task, context), theta, gamma)
 
-    def loss(context: Context, params: PyTree, state: Anchored) -> jax.Array:
-        return weight * state.penalty(chosen(context.model, where))
-
-    def end_task(task: Task, context: Context, params: PyTree, state: Anchored):
-        theta = chosen(context.express(context.trained), where)
-        return context.trained, state.moved(sensitivity(task, context), theta, gamma)
-
-    return Transform(init=init, loss=loss, end_task=end_task)
+    return anchored(weight, where, move)

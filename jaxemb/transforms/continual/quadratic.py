@@ -1,5 +1,6 @@
 """Quadratic penalties, which hold the weights near those of earlier tasks (L2; also what EWC, SI and MAS add)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -64,6 +65,20 @@ def l2(weight: float, *, where: Where = "") -> Transform:
     """
     check_weight(weight)
 
+    def move(task: Task, context: Context, state: Anchored, theta: dict[str, jax.Array]) -> Anchored:
+        return state.moved({path: jnp.ones_like(x) for path, x in theta.items()}, theta, gamma=0.0)
+
+    return anchored(weight, where, move)
+
+
+def anchored(
+    weight: float, where: Where, move: Callable[[Task, Context, Anchored, dict[str, jax.Array]], Anchored]
+) -> Transform:
+    """Adds `weight` times a quadratic penalty, which `move(task, context, penalty, theta)` renews as a task ends.
+
+    Theta are the arrays that `where` chooses of the model that the forward pass uses.
+    """
+
     def init(key: jax.Array, model: PyTree) -> Carried:
         return Carried(state=Anchored.init(chosen(model, where)))
 
@@ -72,8 +87,7 @@ def l2(weight: float, *, where: Where = "") -> Transform:
 
     def end_task(task: Task, context: Context, params: PyTree, state: Anchored):
         theta = chosen(context.express(context.trained), where)
-        ones = {path: jnp.ones_like(x) for path, x in theta.items()}
-        return context.trained, state.moved(ones, theta, gamma=0.0)
+        return context.trained, move(task, context, state, theta)
 
     return Transform(init=init, loss=loss, end_task=end_task)
 
