@@ -8,6 +8,8 @@ from jaxemb.cli import commands as run
 
 Command = Callable[[argparse.Namespace], None]
 
+_TABLES = ("csv", "tsv", "jsonl", "parquet")  # of files with columns
+_FORMATS = ("txt", *_TABLES)
 _EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
 
 
@@ -174,9 +176,7 @@ def _evaluate(commands) -> None:
         help="sts: the columns of the two texts and the score",
     )
     sub.add_argument("--names", metavar="A,B,...", help="sts: the columns of a file without a header line")
-    sub.add_argument(
-        "--format", choices=("csv", "tsv", "jsonl", "parquet"), help="sts: of the file (default: by its name)"
-    )
+    sub.add_argument("--format", choices=_TABLES, help="sts: of the file (default: by its name)")
     sub.add_argument("--split", default="test", metavar="NAME", help="retrieval: which qrels")
     group = sub.add_argument_group("every size of the model")
     group.add_argument("--grid", action="store_true", help="quality, speed and index size by layers and dimensions")
@@ -221,16 +221,15 @@ def _mine(commands) -> None:
         _model(),
         _encoding(),
     )
-    formats = ("txt", "csv", "tsv", "jsonl", "parquet")
     sub.add_argument("file", metavar="FILE", help="records of a query and a positive each")
     sub.add_argument("--out", required=True, metavar="FILE.jsonl", help="where the records with negatives are written")
     sub.add_argument(
         "--columns", metavar="QUERY,POSITIVE", default="query,positive", help="the columns of the two texts"
     )
-    sub.add_argument("--format", choices=formats[1:], help="of the file (default: by its name)")
+    sub.add_argument("--format", choices=_TABLES, help="of the file (default: by its name)")
     sub.add_argument("--corpus", metavar="FILE", help="more documents to search (default: the positives alone)")
     sub.add_argument("--corpus-column", metavar="NAME", help="their column (default: 'text', or the only one)")
-    sub.add_argument("--corpus-format", choices=formats, help="of the corpus file (default: by its name)")
+    sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
     sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
     sub.add_argument("--scores", action="store_true", help="write the scores as well")
     sub.add_argument("--query-prompt", metavar="TEXT", help="text to put in front of queries")
@@ -300,9 +299,7 @@ def _texts() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     group = shared.add_argument_group("files of texts")
     group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
-    group.add_argument(
-        "--format", choices=("txt", "csv", "tsv", "jsonl", "parquet"), help="of the file (default: by its name)"
-    )
+    group.add_argument("--format", choices=_FORMATS, help="of the file (default: by its name)")
     return shared
 
 
