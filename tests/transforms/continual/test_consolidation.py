@@ -27,7 +27,7 @@ from jaxemb.transforms import (
     si,
 )
 
-REFERENCE = Path(__file__).parent / "references" / "avalanche.npz"
+REFERENCE = Path(__file__).parents[1] / "references" / "avalanche.npz"
 
 
 @pytest.fixture(scope="module")

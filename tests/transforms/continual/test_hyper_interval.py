@@ -37,7 +37,7 @@ from jaxemb.transforms.continual.hyper_interval import (
 )
 from jaxemb.transforms.continual.hypernetwork import HypernetworkConfig, at_task, hypernetwork, put, task_predictor
 
-REFERENCES = Path(__file__).parent / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
+REFERENCES = Path(__file__).parents[1] / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
 CONFIG = HyperIntervalConfig(tasks=3, embed_dim=4, hidden=(5,), gamma=0.5, beta=0.3)
 NESTED = dataclasses.replace(CONFIG, nesting="cos", gamma=8.0)
 CLASSES = np.array([True, True, False, True])

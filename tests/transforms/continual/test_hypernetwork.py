@@ -27,7 +27,7 @@ from jaxemb.transforms.continual.hypernetwork import (
     task_predictor,
 )
 
-REFERENCES = Path(__file__).parent / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
+REFERENCES = Path(__file__).parents[1] / "references" / "hypernetworks.npz"  # see make_hypernetworks.py
 CONFIG = HypernetworkConfig(tasks=3, embed_dim=4, hidden=(5,), beta=0.3)
 
 
