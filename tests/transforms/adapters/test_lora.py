@@ -14,7 +14,7 @@ from jaxemb.transforms import Adapter, lora, merge_lora
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_outputs_gradients_and_merged_kernels_of_peft(kind):
-    with np.load(Path(__file__).parent / "references" / "peft.npz") as arrays:
+    with np.load(Path(__file__).parents[1] / "references" / "peft.npz") as arrays:
         peft = {name.split("/")[1]: arrays[name] for name in arrays if name.startswith(kind)}
     adapters = {"kernel": Adapter(peft["down"], peft["up"], peft.get("magnitude"))}
 
