@@ -121,34 +121,36 @@ def icarl(
         host = [jax.tree.map(np.asarray, flat_columns(batch, shapes)) for batch in batches]
         data = jax.tree.map(lambda *parts: np.concatenate(parts), *host)
 
-        seen = state.old | state.current
-        each = capacity // int(seen.sum())
-        if each < 1:
-            raise ValueError(
-                f"a memory of {capacity} has no place for an exemplar of each of {int(seen.sum())} classes"
-            )
-        owner = np.asarray(state.owner)
-        parts, owners = [], []
-        for c in np.flatnonzero(seen):
-            if state.old[c]:
-                source, rows = state.records, np.flatnonzero(owner == c)[:each]
-            else:
-                own = np.flatnonzero(data["label"] == c)
-                source, rows = data, own[herding(found[own], min(each, len(own)))]
-            parts.append(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], source))
-            owners.append(np.full(len(rows), c, np.int32))
-        count = sum(map(len, owners))
-        padded = lambda old, *new: np.concatenate([*new, np.zeros_like(np.asarray(old)[count:])])
-        records = jax.tree.map(padded, state.records, *parts)
-        owner = np.concatenate([*owners, np.full(capacity - count, -1, np.int32)])
-
+        records, owner = _exemplars(state, data, found)
         batch = {**batches[0], **records}
         means = nmc_update(nmc_init(classes, dim), features(model, batch), jnp.asarray(owner), jnp.asarray(owner >= 0))
         nothing = jnp.zeros(classes, bool)
         kept = jax.tree.map(jnp.asarray, records)
-        return context.trained, IcarlState(kept, jnp.asarray(owner), means, model, seen, nothing)
+        return context.trained, IcarlState(kept, jnp.asarray(owner), means, model, state.old | state.current, nothing)
 
     return Transform(init=init, begin_task=begin_task, loss=loss, end_task=end_task)
+
+
+def _exemplars(
+    state: IcarlState, data: dict[str, PyTree], features: np.ndarray
+) -> tuple[dict[str, PyTree], np.ndarray]:
+    """The records of M // K exemplars of each class seen, and their classes; those of new classes by herding."""
+    old, seen = np.asarray(state.owner), np.flatnonzero(state.old | state.current)
+    if (each := len(old) // len(seen)) < 1:
+        raise ValueError(f"a memory of {len(old)} has no place for an exemplar of each of {len(seen)} classes")
+    parts, owners = [], []
+    for c in seen:
+        if state.old[c]:
+            source, rows = state.records, np.flatnonzero(old == c)[:each]
+        else:
+            own = np.flatnonzero(data["label"] == c)
+            source, rows = data, own[herding(features[own], min(each, len(own)))]
+        parts.append(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], source))
+        owners.append(np.full(len(rows), c, np.int32))
+    count = sum(map(len, owners))
+    padded = lambda old, *new: np.concatenate([*new, np.zeros_like(np.asarray(old)[count:])])
+    records = jax.tree.map(padded, state.records, *parts)
+    return records, np.concatenate([*owners, np.full(len(old) - count, -1, np.int32)])
 
 
 def icarl_loss(
