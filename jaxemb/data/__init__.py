@@ -2,7 +2,7 @@
 
 from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, merge_small, mixture
 from jaxemb.data.definitions import Definitions, read_dictionary, read_wordnet
-from jaxemb.data.packing import bucket, pack, pad, padding_share, row_bucket
+from jaxemb.data.packing import bucket, length_buckets, pack, pad, padding_share, row_bucket
 from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read
 from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
 from jaxemb.data.tfds import tfds
@@ -26,6 +26,7 @@ __all__ = [
     "concatenate",
     "from_list",
     "huggingface",
+    "length_buckets",
     "merge_small",
     "mixture",
     "pack",

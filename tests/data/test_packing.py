@@ -1,9 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxemb.data import bucket, pack, pad, padding_share, row_bucket
+from jaxemb.data import bucket, length_buckets, pack, pad, padding_share, row_bucket
+from jaxemb.data.packing import COARSE, FINE, MEDIUM
 
 LENGTHS = st.lists(st.integers(1, 24), max_size=40)
 
@@ -110,3 +113,13 @@ def test_padding_share_counts_positions_without_a_token():
 def test_what_does_not_fit_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_length_buckets_are_even_steps_of_an_octave():
+    assert COARSE == (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    assert tuple(sorted({base << k for base in (16, 24) for k in range(10)})) == MEDIUM
+    assert FINE[:9] == (8, 16, 24, 32, 40, 48, 56, 64, 72) and FINE[-2:] == (15 * 8192, 16 * 8192)
+    for per_octave, lengths in ((1, COARSE), (2, MEDIUM), (8, FINE)):
+        assert lengths == length_buckets(per_octave, lengths[0], lengths[-1])
+        wasted = [1 - (short + 1) / long for short, long in itertools.pairwise(lengths) if long > 8 * (per_octave + 1)]
+        assert max(wasted) < 1 / (per_octave + 1)

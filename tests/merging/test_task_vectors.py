@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxemb
 from jaxemb.encoders import Mlp
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.merging import apply_task_vectors, layer_groups, models_of, task_vector, tensor_groups
+from jaxemb.merging import apply_task_vectors, layer_groups, models_of, stacked_layers, task_vector, tensor_groups
 
 RNG = np.random.default_rng(0)
 
@@ -49,6 +49,11 @@ def test_tensors_that_are_not_included_are_those_of_the_base():
     np.testing.assert_allclose(merged["a"], one["a"], atol=1e-6)
     np.testing.assert_array_equal(merged["b"], base["b"])
     np.testing.assert_array_equal(merged["n"], base["n"])
+
+
+def test_stacked_layers_are_told_by_their_paths():
+    assert stacked_layers("layers.mlp.up.kernel") and stacked_layers("encoder.layers.mlp.up.kernel")
+    assert not stacked_layers("network.layers.0.kernel") and not stacked_layers("sublayers.kernel")
 
 
 def test_groups_have_coefficients_of_their_own():
