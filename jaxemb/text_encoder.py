@@ -2,12 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxemb.sentence_embedder import SentenceEmbedder
 
 
 class Encoder(Protocol):
@@ -18,9 +15,9 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Configured:
-    """An embedder as evaluators see it, with other options of its `encode`, such as `{"dim": 128}`."""
+    """A `SentenceEmbedder` as evaluators see it, with other options of its `encode`, such as `{"dim": 128}`."""
 
-    embedder: "SentenceEmbedder"
+    embedder: Any
     options: Mapping[str, Any]
 
     @property
