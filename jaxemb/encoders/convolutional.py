@@ -102,15 +102,8 @@ def _normalised(norm: ChannelNorm | None, x: jax.Array, training: bool) -> tuple
     return (x, ()) if norm is None else norm(x, training)
 
 
-@nnx.dataclass
-class _PlainNet(Module):
-    """Convolution, max-pooling (where `pools`), ReLU, norm; then linear layer, ReLU, norm."""
-
-    convolutions: tuple[Convolution, ...] = nnx.data()
-    linears: tuple[Linear, ...] = nnx.data()
-    norms: tuple[ChannelNorm | None, ...] = nnx.data()
-    pools: tuple[bool, ...] = nnx.static(default=())
-    image_shape: tuple[int, int, int] = nnx.static(default=(0, 0, 0))
+class _ImageEncoder(Module):
+    """Images to features, and in training to the statistics of the batch."""
 
     def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The features of `forward`, `[N, D]`."""
@@ -127,8 +120,22 @@ class _PlainNet(Module):
           The features; a `Statistics` for every batch norm, in the order of the module's tree; () without a key.
 
         Raises:
-          ValueError: if the images have another shape than at `init`.
+          ValueError: if the images have another shape (for a ResNet, another number of channels) than at `init`.
         """
+        raise NotImplementedError
+
+
+@nnx.dataclass
+class _PlainNet(_ImageEncoder):
+    """Convolution, max-pooling (where `pools`), ReLU, norm; then linear layer, ReLU, norm."""
+
+    convolutions: tuple[Convolution, ...] = nnx.data()
+    linears: tuple[Linear, ...] = nnx.data()
+    norms: tuple[ChannelNorm | None, ...] = nnx.data()
+    pools: tuple[bool, ...] = nnx.static(default=())
+    image_shape: tuple[int, int, int] = nnx.static(default=(0, 0, 0))
+
+    def forward(self, images: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, tuple[Statistics, ...]]:
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images must be [N, {', '.join(map(str, self.image_shape))}]; got {images.shape}")
         x, norms = images, iter(self.norms)
@@ -268,7 +275,7 @@ class _Block(Module):
 
 
 @nnx.dataclass
-class ResNet18(Module):
+class ResNet18(_ImageEncoder):
     """ResNet-18 for small images: a 3x3 stem of stride 1, no max-pooling, four stages of two blocks."""
 
     blocks: tuple[_Block, ...] = nnx.data()
@@ -319,23 +326,7 @@ class ResNet18(Module):
             blocks.append(_Block.init(next(keys), outputs, outputs, 1, norm))
         return cls(tuple(blocks), ChannelNorm.init(widths[0], norm), stem, pool)
 
-    def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """The features of `forward`, `[N, D]`."""
-        return self.forward(images, key=key)[0]
-
     def forward(self, images: jax.Array, *, key: jax.Array | None = None) -> tuple[jax.Array, tuple[Statistics, ...]]:
-        """Features `[N, D]` of images `[N, H, W, C]`, and the batch's statistics.
-
-        Args:
-          images: floats.
-          key: a key means training: batch norm uses the batch's statistics. With None it uses the running ones.
-
-        Returns:
-          The features; a `Statistics` for every batch norm, in the order of the module's tree; () without a key.
-
-        Raises:
-          ValueError: if the images have another rank or number of channels than at `init`.
-        """
         if images.ndim != 4 or images.shape[-1] != (channels := self.stem.kernel.shape[2]):
             raise ValueError(f"images must be [N, H, W, {channels}]; got {images.shape}")
         x, stem = _normalised(self.norm, self.stem(images), key is not None)
