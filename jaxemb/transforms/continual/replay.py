@@ -190,19 +190,11 @@ def der(
 
 
 def der_plus_plus(
-    capacity: int,
-    minibatch: int,
-    example: Mapping[str, PyTree],
-    dim: int,
-    *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
-    output: str = "logits",
-    columns: Sequence[str] = COLUMNS,
+    capacity: int, minibatch: int, example: Mapping[str, PyTree], dim: int, *, beta: float = 0.5, **options: Any
 ) -> Transform:
-    """DER++: `der` with the replayed records' own losses too, weighted by beta > 0."""
+    """DER++: `der`, whose `options` it takes, with the replayed records' own losses too, weighted by beta > 0."""
     _positive(beta=beta)
-    return der(capacity, minibatch, example, dim, alpha=alpha, beta=beta, output=output, columns=columns)
+    return der(capacity, minibatch, example, dim, beta=beta, **options)
 
 
 class AceState(NamedTuple):
