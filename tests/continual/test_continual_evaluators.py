@@ -9,13 +9,12 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from jaxemb.classifiers import logistic_regression, nearest_mean, nearest_neighbours
+from jaxemb.classifiers import logistic_regression, nearest_mean, nearest_neighbours, probes
 from jaxemb.continual import (
     Experience,
     accuracy,
     embedding_score,
     embedding_stream,
-    evaluators,
     index_compatibility,
     joint,
     mean_over,
@@ -77,7 +76,7 @@ def test_logistic_regression_finds_the_minimum_of_scikit_learn():
     x, y = FEATURES, LABELS
     oracle = LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(x, y)
     best = np.concatenate([oracle.coef_.T, oracle.intercept_[None]])
-    value = lambda weights: evaluators._logistic(jnp.asarray(weights, jnp.float32), x, y, 0.5)
+    value = lambda weights: probes._logistic(jnp.asarray(weights, jnp.float32), x, y, 0.5)
     assert float(jnp.abs(value(best)[1]).max()) < 1e-4  # the same function: its gradient is zero there
     fit = logistic_regression(0.5, normalise=True)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
