@@ -1,6 +1,5 @@
 """The train step: objective + optimiser + transform = one pure function `(state, batch) -> (state, metrics)`."""
 
-import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -78,24 +77,27 @@ def make_train_step(
         updates, opt_state = optimizer.update(hooked, state.opt_state, state.trained)
         context = context._replace(gradients=grads)
         updates = transform.updates(updates, context, state.params, state.carried)
-        trained = optax.apply_updates(state.trained, updates)
+        # What a step changes everywhere is selected, array by array. A transform's state may be a large buffer of which
+        # a step writes a few rows: a branch writes them in place, while a selection would read and write all of it.
+        kept = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        trained = kept(optax.apply_updates(state.trained, updates), state.trained)
         context = context._replace(trained=trained, updates=updates)
-        carried = transform.after_step(context, trained.params, state.carried)
-
-        proposed = TrainState(
-            step=state.step + 1,
+        carried = jax.lax.cond(
+            finite, lambda: transform.after_step(context, trained.params, state.carried), lambda: state.carried
+        )
+        next_state = TrainState(
+            step=state.step + finite,
             model=trained.model,
             params=trained.params,
             carried=carried,
-            opt_state=opt_state,
+            opt_state=kept(opt_state, state.opt_state),
             key=state.key,
-            finite=state.finite,
+            finite=finite,
         )
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
         metrics = {"loss": loss, "grad_norm": grad_norm, "finite": finite}
         if (rate := _learning_rate(opt_state)) is not None:
             metrics["learning_rate"] = rate
-        return dataclasses.replace(kept, finite=finite), metrics
+        return next_state, metrics
 
     return step
 

@@ -13,10 +13,17 @@ from jaxemb.trees import PyTree
 
 
 class Memory(NamedTuple):
-    """The newest embeddings first, `[M, D]` f32, and the ids of their records, `[M]`; -1 for places still empty."""
+    """A ring of embeddings.
+
+    Attributes:
+      embeddings: f32 `[M, D]`; the oldest are at `next`, the newest before it, round the end of the array.
+      ids: those of their records, int32 `[M]`; -1 for places still empty.
+      next: the place that is written next, int32 scalar.
+    """
 
     embeddings: jax.Array
     ids: jax.Array
+    next: jax.Array
 
 
 def cross_batch_memory(
@@ -39,7 +46,7 @@ def cross_batch_memory(
     embeddings of its columns, as `on_columns` does, and with cached gradients and accumulation.
 
     Args:
-      size: documents that are remembered, first in, first out; at least 1.
+      size: documents that are remembered, first in, first out; at least 1. A step writes only the places of its own.
       dim: D of the embeddings.
       query, document: the objective's outputs that are compared, `[N, D]` each.
       weight: > 0; 1 in the paper.
@@ -60,7 +67,8 @@ def cross_batch_memory(
         raise ValueError(f"start must be >= 0; got {start}")
 
     def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=Memory(jnp.zeros((size, dim), jnp.float32), jnp.full(size, -1, jnp.int32)))
+        nothing = jnp.zeros((size, dim), jnp.float32), jnp.full(size, -1, jnp.int32)
+        return Carried(state=Memory(*nothing, next=jnp.zeros((), jnp.int32)))
 
     def loss(context, params, memory: Memory) -> jax.Array:
         _check(context.outputs, query, document, dim)
@@ -78,9 +86,14 @@ def cross_batch_memory(
 
     def after_step(context, params, memory: Memory) -> Memory:
         # Micro-batches of accumulated steps come stacked.
-        embeddings = context.outputs[document].reshape(-1, dim).astype(jnp.float32)
-        new = Memory(jax.lax.stop_gradient(embeddings), context.batch["id"].reshape(-1).astype(jnp.int32))
-        return jax.tree.map(lambda new, old: jnp.concatenate([new, old])[:size], new, memory)
+        embeddings = jax.lax.stop_gradient(context.outputs[document]).reshape(-1, dim)[-size:]
+        places = (memory.next + jnp.arange(len(embeddings))) % size
+        written = lambda old, new: old.at[places].set(new.astype(old.dtype), unique_indices=True)
+        return Memory(
+            written(memory.embeddings, embeddings),
+            written(memory.ids, context.batch["id"].reshape(-1)[-size:]),
+            (memory.next + len(embeddings)) % size,
+        )
 
     return Transform(init=init, loss=loss, after_step=after_step)
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from in_place import rewritten
 
 from jaxemb.losses import info_nce, memory_info_nce
 from jaxemb.train import init_state, make_train_step
@@ -35,10 +36,24 @@ def run(transform, batches, accumulate=1):
 
 def test_it_remembers_the_newest_documents_first_in_first_out():
     state, history = run(cross_batch_memory(6, D), [batch(i) for i in range(3)])
-    np.testing.assert_array_equal(state.carried.ids, [8, 9, 10, 11, 4, 5])
+    newest_last = np.roll(np.arange(6), -int(state.carried.next))
+    np.testing.assert_array_equal(state.carried.ids[newest_last], [6, 7, 8, 9, 10, 11])
     models = [state.model for state, _ in history]
-    expected = np.concatenate([batch(2)["document"] @ models[2], batch(1)["document"][:2] @ models[1]])
-    np.testing.assert_allclose(state.carried.embeddings, expected, rtol=1e-5)
+    expected = np.concatenate([batch(1)["document"][2:] @ models[1], batch(2)["document"] @ models[2]])
+    np.testing.assert_allclose(state.carried.embeddings[newest_last], expected, rtol=1e-5)
+
+
+def test_of_a_batch_that_is_larger_than_the_memory_the_last_ones_stay():
+    state, _ = run(cross_batch_memory(3, D), [batch(0), batch(1)])
+    assert sorted(state.carried.ids.tolist()) == [5, 6, 7]
+
+
+def test_a_step_writes_only_the_rows_of_its_batch():
+    size, optimizer = 1000, optax.sgd(0.1)
+    transform = cross_batch_memory(size, D, similarity="dot")
+    state = init_state(jax.random.key(0), WEIGHTS, optimizer, transform)
+    step = jax.jit(make_train_step(objective, optimizer, transform), donate_argnums=0)
+    assert rewritten(step.lower(state, batch(0)).compile(), f"f32[{size},{D}]") == []
 
 
 def test_its_term_is_the_loss_against_the_memory():

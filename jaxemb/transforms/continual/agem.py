@@ -40,7 +40,7 @@ def agem(
     if minibatch > capacity:
         raise ValueError(f"minibatch must be at most the capacity, {capacity}; got {minibatch}")
     shapes = column_shapes(example, columns)
-    insert = jax.jit(reservoir_insert)
+    insert = jax.jit(reservoir_insert, donate_argnums=0)
 
     def gradients(grads: Trained, context: Context, params: PyTree, state: Reservoir) -> Trained:
         def loss(trained: Trained) -> jax.Array:
@@ -53,6 +53,7 @@ def agem(
     def end_task(task: Task, context: Context, params: PyTree, state: Reservoir) -> tuple[Trained, Reservoir]:
         if task.batches is None:
             raise ValueError("agem fills its memory at the end of a task; the loop gives it no data of the task")
+        state = jax.tree.map(jnp.copy, state)  # to be overwritten batch by batch; the caller keeps its own
         for batch in task.batches():
             state = insert(state, flat_columns(batch, shapes))
         return context.trained, state

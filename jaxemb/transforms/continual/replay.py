@@ -64,12 +64,14 @@ def reservoir_insert(state: Reservoir, records: Mapping[str, PyTree]) -> Reservo
     number = state.seen + jnp.arange(count, dtype=jnp.int32)
     draw = jax.vmap(lambda n: jax.random.randint(jax.random.fold_in(state.key, n), (), 0, n + 1))
     slot = jnp.where(number < capacity, number, draw(number))
-    # Of several records that go to one slot the last one stays.
-    last = jnp.full(capacity, -1, jnp.int32).at[slot].max(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    # Of several records that go to one slot the last one stays; the others go past the end, where nothing is written.
+    place = jnp.arange(count, dtype=jnp.int32)
+    last = jnp.full(capacity, -1, jnp.int32).at[slot].max(place, mode="drop")
+    target = jnp.where(last.at[slot].get(mode="fill", fill_value=-1) == place, slot, capacity + place)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        chosen = (last >= 0).reshape(-1, *[1] * (old.ndim - 1))
-        return jnp.where(chosen, jnp.asarray(new)[last].astype(old.dtype), old)
+        # In place, where `state` may be overwritten: only the rows of the new records are touched.
+        return old.at[target].set(jnp.asarray(new).astype(old.dtype), mode="drop", unique_indices=True)
 
     return Reservoir(jax.tree.map(put, state.records, dict(records)), state.seen + count, state.key)
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from in_place import rewritten
 from scipy import stats
 
 from jaxemb import Classifier
@@ -63,6 +64,14 @@ def test_the_reservoir_is_algorithm_r_however_the_records_come(size):
         state = insert(state, {"n": np.arange(start, start + size)})
     assert int(state.seen) == 28
     np.testing.assert_array_equal(state.records["n"], by_hand(jax.random.key(3), M, 28))
+
+
+def test_a_step_writes_only_the_rows_of_its_batch():
+    data, capacity, optimizer = batch(0), 1000, optax.sgd(0.1)
+    transform = experience_replay(capacity, B, data)
+    state = init_state(jax.random.key(0), MODEL, optimizer, transform)
+    step = jax.jit(make_train_step(OBJECTIVE, optimizer, transform), donate_argnums=0)
+    assert rewritten(step.lower(state, data).compile(), f"f32[{capacity},{INPUTS}]") == []
 
 
 def test_every_record_is_kept_with_probability_capacity_over_seen():
