@@ -12,7 +12,7 @@ import os
 import time
 
 from benchmarks import harness
-from benchmarks.workloads import minilm_directory, stsb_rows
+from benchmarks.workloads import minilm_directory, stsb_file, stsb_rows
 
 BATCHES = {"train-1024": 1024, "train-8192": 8192}
 ROUNDS = {"train-1024": 3, "train-8192": 1}  # minutes each
@@ -148,7 +148,7 @@ def loss_alone(rounds: int) -> dict:
 
 def main() -> None:
     """Runs the cases and writes the ratios."""
-    args = harness.arguments(__doc__, CASES)
+    args = harness.arguments(__doc__, CASES, packages=harness.PEER, files=[stsb_file("train"), stsb_file("dev")])
     model = args.model or minilm_directory()
     if args.worker:
         return ours(args.case, model) if args.worker == "jaxemb" else peer(args.case, model, args.threads)

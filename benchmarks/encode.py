@@ -6,7 +6,7 @@ Short texts are the distinct sentences of STS-B English dev, long ones those joi
 import os
 
 from benchmarks import harness
-from benchmarks.workloads import minilm_directory, stsb_sentences
+from benchmarks.workloads import minilm_directory, stsb_file, stsb_sentences
 
 CASES = ("short", "long")
 
@@ -40,7 +40,7 @@ def worker(name: str, case: str, threads: int, model: str) -> None:
 
 def main() -> None:
     """Runs the cases and writes the ratios."""
-    args = harness.arguments(__doc__, CASES)
+    args = harness.arguments(__doc__, CASES, packages=harness.PEER, files=[stsb_file("dev")])
     model = args.model or minilm_directory()
     if args.worker:
         return worker(args.worker, args.case, args.threads, model)

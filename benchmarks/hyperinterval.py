@@ -139,6 +139,9 @@ def main() -> None:
         return peer(args.case, args.threads)
     if not (args.official and args.python):
         parser.error("--official and --python are needed: see --help")
+    for path in (args.official, args.python):
+        if not os.path.exists(path):
+            parser.error(f"there is no {path}: see --help")
     paths = {"HYPERINTERVAL_OFFICIAL": args.official, "HYPERINTERVAL_PYTHON": args.python}
     os.environ.update({name: os.path.abspath(path) for name, path in paths.items()})
     result = {"threads": args.threads, "weights": HYPERNETWORK, "least_bytes_per_step": LEAST_BYTES, "cases": {}}

