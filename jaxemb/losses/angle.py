@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.losses.cosent import pair_ranking
+from jaxemb.losses.program import one_program, positive
 from jaxemb.nn.similarity import unit
 
 
+@one_program()
 def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     """How alike two embeddings are when their first half holds real and their second half imaginary parts.
 
@@ -37,6 +39,7 @@ def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.abs(jnp.sum(a * c + b * d + b * c - a * d, axis=1))
 
 
+@one_program(scale=positive)
 def angle(first: jax.Array, second: jax.Array, scores: jax.Array, *, scale: float = 20.0) -> jax.Array:
     """Ranks pairs of texts by their scores: `pair_ranking` of `s_i = angle_similarity(first_i, second_i)`.
 
@@ -59,6 +62,7 @@ def angle(first: jax.Array, second: jax.Array, scores: jax.Array, *, scale: floa
     return pair_ranking(angle_similarity(first, second), scores, scale=scale)
 
 
+@one_program(scale=positive)
 def angle_with_negatives(
     queries: jax.Array, documents: jax.Array, negatives: jax.Array, *, scale: float = 20.0
 ) -> jax.Array:

@@ -6,10 +6,12 @@ import optax
 
 from jaxemb.losses.info_nce import symmetric_info_nce
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import one_program, positive
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity, dot, paired
 
 
+@one_program()
 def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether two sentences are the same one, told by the inner product of one model's and the other model's embedding:
 
@@ -42,6 +44,7 @@ def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) 
     return len(labels) * optax.losses.sigmoid_binary_cross_entropy(paired(dot, first, second), labels)
 
 
+@one_program(temperature=positive)
 def contrastive_tension_in_batch(
     first: jax.Array,
     second: jax.Array,

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.program import one_program, positive
 from jaxemb.nn.similarity import Similarity, paired, similarity_function
 
 
+@one_program(scale=positive)
 def cosent(
     first: jax.Array,
     second: jax.Array,
@@ -36,6 +38,7 @@ def cosent(
     return pair_ranking(paired(similarity_function(similarity), first, second), scores, scale=scale)
 
 
+@one_program(scale=positive)
 def pair_ranking(similarities: jax.Array, scores: jax.Array, *, scale: float = 20.0) -> jax.Array:
     """A smooth count of the wrongly ordered pairs of examples:
 
@@ -56,8 +59,6 @@ def pair_ranking(similarities: jax.Array, scores: jax.Array, *, scale: float = 2
     """
     if similarities.ndim != 1 or jnp.shape(scores) != similarities.shape:
         raise ValueError(f"similarities and scores must both be [N]; got {similarities.shape} and {jnp.shape(scores)}")
-    if not isinstance(scale, jax.core.Tracer) and not scale > 0:
-        raise ValueError(f"scale must be > 0; got {scale}")
     scores = jnp.asarray(scores)
     order = jnp.argsort(scores)
     ranked, logits = scores[order], scale * similarities[order]

@@ -1,16 +1,17 @@
 """Variants of InfoNCE that change what the softmax divides by: decoupled and hardness-weighted denominators."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import non_negative, one_program, positive
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
 from jaxemb.nn.similarity import Similarity
 
 
+@one_program(temperature=positive, sigma=positive)
 def decoupled_contrastive(
     queries: jax.Array,
     documents: jax.Array,
@@ -42,10 +43,9 @@ def decoupled_contrastive(
     References:
       Yeh et al. 2022, arXiv 2110.06848, equations 5 and 6.
     """
-    _check_positive(temperature=temperature, sigma=sigma)
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     inverse_temperature = 1 / jnp.float32(temperature)
-    (relative,) = records.reduce(_negative_logits, (LOG_SUM_EXP,), inverse_temperature, tile=tile)
+    (relative,) = records.reduce(Partial(_negative_logits, inverse_temperature), (LOG_SUM_EXP,), tile=tile)
     loss = jnp.where(relative == -jnp.inf, 0.0, relative)
     if sigma is not None:
         weights = 2 - jax.nn.softmax(jax.lax.stop_gradient(records.positive) / sigma) * len(queries)
@@ -53,6 +53,7 @@ def decoupled_contrastive(
     return loss
 
 
+@one_program(temperature=positive, alpha=positive, beta=non_negative)
 def hard_negative_nce(
     queries: jax.Array,
     documents: jax.Array,
@@ -87,14 +88,10 @@ def hard_negative_nce(
     References:
       Radenovic et al. 2023, arXiv 2301.02280, equation 4.
     """
-    _check_positive(temperature=temperature, alpha=alpha)
-    if not beta >= 0:
-        raise ValueError(f"beta must be >= 0; got {beta}")
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     hard, normaliser, count = records.reduce(
-        _ByHardness(beta),
+        Partial(_by_hardness, 1 / jnp.float32(temperature), beta),
         (LOG_SUM_EXP, constant(LOG_SUM_EXP), constant(SUM)),
-        1 / jnp.float32(temperature),
         tile=tile,
     )
     any_negative = count > 0
@@ -108,18 +105,8 @@ def _negative_logits(inverse_temperature, tile: Tile):
     return (jnp.where(tile.removed | tile.is_positive, -jnp.inf, logits),)
 
 
-@dataclasses.dataclass(frozen=True)
-class _ByHardness:
-    beta: float
-
-    def __call__(self, inverse_temperature, tile: Tile):
-        (logits,) = _negative_logits(inverse_temperature, tile)
-        absent = tile.removed | tile.is_positive
-        hardness = jnp.where(absent, -jnp.inf, self.beta * jax.lax.stop_gradient(jnp.where(absent, 0.0, logits)))
-        return logits + jnp.where(absent, 0.0, hardness), hardness, 1.0 - absent
-
-
-def _check_positive(**values) -> None:
-    for name, value in values.items():
-        if value is not None and not isinstance(value, jax.core.Tracer) and not value > 0:
-            raise ValueError(f"{name} must be > 0; got {value}")
+def _by_hardness(inverse_temperature, beta, tile: Tile):
+    (logits,) = _negative_logits(inverse_temperature, tile)
+    absent = tile.removed | tile.is_positive
+    hardness = jnp.where(absent, -jnp.inf, beta * jax.lax.stop_gradient(jnp.where(absent, 0.0, logits)))
+    return logits + jnp.where(absent, 0.0, hardness), hardness, 1.0 - absent

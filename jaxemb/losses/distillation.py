@@ -9,14 +9,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import one_program, positive
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
 from jaxemb.losses.soft_targets import Targets, soft_target_contrastive
 from jaxemb.nn.similarity import Similarity, cosine, dot, paired, similarity_function, unit
 
 
+@one_program()
 def margin_mse(
     queries: jax.Array,
     documents: jax.Array,
@@ -43,6 +46,7 @@ def margin_mse(
     return margin_mse_scores(_candidate_scores(queries, documents, negatives, similarity), teacher_scores)
 
 
+@one_program()
 def margin_mse_scores(student_scores: jax.Array, teacher_scores: jax.Array) -> jax.Array:
     """The squared error of the student's margins between a positive (column 0) and its negatives:
 
@@ -77,6 +81,7 @@ def margin_mse_scores(student_scores: jax.Array, teacher_scores: jax.Array) -> j
     return jnp.square(student_scores[:, :1] - student_scores[:, 1:] - teacher).mean(axis=1)
 
 
+@one_program(student_temperature=positive, teacher_temperature=positive)
 def distill_kl(
     queries: jax.Array,
     documents: jax.Array,
@@ -111,6 +116,7 @@ def distill_kl(
     )
 
 
+@one_program(student_temperature=positive, teacher_temperature=positive)
 def distill_kl_scores(
     student_scores: jax.Array,
     teacher_scores: jax.Array,
@@ -141,12 +147,12 @@ def distill_kl_scores(
     """
     n, k = _check_scores(student_scores, at_least=2)
     _check_teacher(teacher_scores, (n, k + 1))
-    _check_temperatures(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     targets = _teacher_distribution(teacher_scores, teacher_temperature)
     log_predictions = jax.nn.log_softmax(jnp.asarray(student_scores, jnp.float32) / student_temperature, axis=1)
     return jnp.square(student_temperature) * optax.losses.kl_divergence(log_predictions, targets)
 
 
+@one_program(temperature=positive)
 def m3_kd(
     queries: jax.Array,
     documents: jax.Array,
@@ -187,11 +193,10 @@ def m3_kd(
     negatives = _check_triplets(queries, documents, negatives)
     n, k, _ = negatives.shape
     _check_teacher(teacher_scores, (n, k + 1))
-    _check_temperatures(temperature=temperature)
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     own = records.similarity(records.queries[:, None], records.candidates)[:, 0]
     own = (own - records.positive[:, None]) / temperature
-    (other,) = records.reduce(_logits_of_others, (LOG_SUM_EXP,), 1 / jnp.float32(temperature), tile=tile)
+    (other,) = records.reduce(Partial(_logits_of_others, 1 / jnp.float32(temperature)), (LOG_SUM_EXP,), tile=tile)
     entropies = jnp.logaddexp(other[:, None], jax.lax.cumlogsumexp(own, axis=1, reverse=True)) - own
     return jnp.sum(_teacher_distribution(teacher_scores, 1.0) * entropies, axis=1)
 
@@ -201,6 +206,7 @@ def _logits_of_others(inverse_temperature, tile: Tile):
     return (jnp.where(tile.removed | tile.own, -jnp.inf, logits),)
 
 
+@one_program()
 def embed_distill(
     student: jax.Array, teacher: jax.Array, *, metric: Literal["cosine", "mse", "l2"] = "cosine"
 ) -> jax.Array:
@@ -247,6 +253,7 @@ def embed_distill(
     return distances.mean(axis=1)
 
 
+@one_program(temperature=positive, teacher_temperature=positive)
 def clip_distill(
     queries: jax.Array,
     documents: jax.Array,
@@ -277,7 +284,6 @@ def clip_distill(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    _check_temperatures(temperature=temperature, teacher_temperature=teacher_temperature)
     shapes = (queries.shape, documents.shape, teacher_queries.shape, teacher_documents.shape)
     if {len(shape) for shape in shapes} != {2} or shapes[:1] + shapes[2:3] != shapes[1:2] + shapes[3:]:
         raise ValueError(f"queries and documents must both be [N, D], the teacher's both [N, D_t]; got {shapes}")
@@ -297,7 +303,7 @@ def _in_batch_targets(queries, documents, temperature, tile) -> Targets:
     return Targets(_exponential, (unit(queries), largest[:, 0], inverse), unit(documents))
 
 
-def _similarities(shared, tile: Tile):
+def _similarities(tile: Tile):
     return (tile.similarity,)
 
 
@@ -337,9 +343,3 @@ def _check_scores(scores, *, at_least: int) -> tuple[int, int]:
 def _check_teacher(scores, shape: tuple[int, int]) -> None:
     if jnp.shape(scores) != shape:
         raise ValueError(f"teacher_scores must be [N, 1 + K] = {shape}; got {jnp.shape(scores)}")
-
-
-def _check_temperatures(**temperatures) -> None:
-    for name, value in temperatures.items():
-        if not isinstance(value, jax.core.Tracer) and not value > 0:
-            raise ValueError(f"{name} must be > 0; got {value}")

@@ -4,9 +4,11 @@ import jax
 
 from jaxemb.losses.info_nce import Direction, info_nce
 from jaxemb.losses.masks import guided
+from jaxemb.losses.program import non_negative, one_program, positive
 from jaxemb.losses.reductions import TILE
 
 
+@one_program(temperature=positive, margin=non_negative)
 def gist(
     queries: jax.Array,
     documents: jax.Array,

@@ -7,9 +7,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from jaxemb.losses.masks import Mask
-from jaxemb.losses.records import Side, Tile, make_records
+from jaxemb.losses.masks import Mask, Side
+from jaxemb.losses.program import non_negative, one_program, positive
+from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE
 from jaxemb.nn.similarity import Similarity
 
@@ -27,6 +29,7 @@ _BLOCKS: dict[str, tuple[Side, Side, bool]] = {
 }
 
 
+@one_program(temperature=positive, hardness_strength=non_negative)
 def info_nce(
     queries: jax.Array,
     documents: jax.Array,
@@ -59,7 +62,7 @@ def info_nce(
     `partition="joint"` is one softmax over all blocks (all four directions: the GTE loss); `"per_direction"` averages
     one cross-entropy per block and allows q2d and d2q only, as the others do not hold the positive.
 
-    No `[N, M]` array is formed for more than `tile` queries: memory is O(M D + tile M), with a gradient of its own (see
+    No `[N, M]` array is formed for more than `tile` queries: memory is O(M D + tile M), with the gradient (see
     `jaxemb.losses.reductions`). Under `jax.set_mesh`, each device takes its part of the records.
 
     Args:
@@ -87,16 +90,14 @@ def info_nce(
     References:
       van den Oord et al. 2018 (InfoNCE); Henderson et al. 2017 (in-batch negatives); Li et al. 2023 (GTE).
     """
-    _check_options(temperature, directions, partition, hardness, hardness_strength)
+    _check_options(directions, partition, hardness)
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     blocks: list[jax.Array] = []
     for direction in directions:
         rows, columns, without_own = _BLOCKS[direction]
         harder = hardness if direction == "q2d" else None
-        entries = _Logits(without_own, harder, hardness_strength)
-        blocks += records.reduce(
-            entries, (LOG_SUM_EXP,), 1 / jnp.float32(temperature), rows=rows, columns=columns, tile=tile
-        )
+        entries = Partial(_Logits(without_own, harder), 1 / jnp.float32(temperature), hardness_strength)
+        blocks += records.reduce(entries, (LOG_SUM_EXP,), rows=rows, columns=columns, tile=tile)
     if partition == "joint":
         return functools.reduce(jnp.logaddexp, blocks)
     return jnp.mean(jnp.stack(blocks), axis=0)
@@ -108,9 +109,8 @@ class _Logits:
 
     without_own: bool
     hardness: Hardness | None
-    strength: float
 
-    def __call__(self, inverse_temperature, tile: Tile):
+    def __call__(self, inverse_temperature, strength, tile: Tile):
         logits = (tile.similarity - tile.positive[:, None]) * inverse_temperature
         if self.hardness is not None:
             harder = {
@@ -118,11 +118,12 @@ class _Logits:
                 "hard_negatives": tile.own & ~tile.is_positive,
                 "all_negatives": ~tile.is_positive,
             }[self.hardness]
-            logits += jnp.where(harder, self.strength * jax.lax.stop_gradient(tile.similarity), 0.0)
+            logits += jnp.where(harder, strength * jax.lax.stop_gradient(tile.similarity), 0.0)
         removed = tile.removed | tile.own if self.without_own else tile.removed
         return (jnp.where(removed, -jnp.inf, logits),)
 
 
+@one_program(temperature=positive)
 def symmetric_info_nce(
     queries: jax.Array,
     documents: jax.Array,
@@ -154,9 +155,7 @@ def symmetric_info_nce(
     )
 
 
-def _check_options(temperature, directions, partition, hardness, hardness_strength) -> None:
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
+def _check_options(directions, partition, hardness) -> None:
     known = _BLOCKS.keys()
     if "q2d" not in directions or not set(directions) <= known or len(set(directions)) != len(directions):
         raise ValueError(f"directions must be distinct ones of {sorted(known)} with 'q2d'; got {tuple(directions)}")
@@ -171,5 +170,3 @@ def _check_options(temperature, directions, partition, hardness, hardness_streng
         raise ValueError(
             f"hardness must be 'in_batch_negatives', 'hard_negatives', 'all_negatives' or None; got {hardness!r}"
         )
-    if hardness_strength < 0:
-        raise ValueError(f"hardness_strength must be >= 0; got {hardness_strength}")

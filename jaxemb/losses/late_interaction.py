@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.losses.masks import Mask, Pairs, dense
+from jaxemb.losses.program import one_program, positive
 from jaxemb.nn.similarity import dot
 
 _EMPTY = -1e9  # the score of a document without tokens: below every other
 
 
+@one_program()
 def maxsim(
     queries: jax.Array,
     query_mask: jax.Array,
@@ -65,6 +67,7 @@ def maxsim(
     return scores / jnp.maximum(query_mask.sum(axis=1, keepdims=True), 1) if mean else scores
 
 
+@one_program()
 def maxsim_candidates(
     queries: jax.Array,
     query_mask: jax.Array,
@@ -96,6 +99,7 @@ def maxsim_candidates(
     )
 
 
+@one_program()
 def xtr(
     queries: jax.Array, query_mask: jax.Array, documents: jax.Array, document_mask: jax.Array, *, k: int = 256
 ) -> jax.Array:
@@ -145,6 +149,7 @@ def xtr(
     return jax.lax.map(one_document, (documents, document_mask)).T
 
 
+@one_program(temperature=positive)
 def maxsim_info_nce(
     queries: jax.Array,
     query_mask: jax.Array,
@@ -176,8 +181,6 @@ def maxsim_info_nce(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
     if documents.shape[0] != queries.shape[0]:
         raise ValueError(f"queries and documents must be as many; got {queries.shape} and {documents.shape}")
     score = functools.partial(maxsim, queries, query_mask, mean=mean, tile=tile)
@@ -200,6 +203,7 @@ def maxsim_info_nce(
     return _own_against_all(scores / temperature, mask.rule(pairs))
 
 
+@one_program()
 def m3_unified(
     dense: jax.Array,
     sparse: jax.Array,

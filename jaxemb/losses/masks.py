@@ -1,7 +1,8 @@
 """Masks of false negatives: which candidates are not to be counted as a record's negatives.
 
-A `Mask` is a rule and the facts that it looks at: of each record, of each query text and of each candidate text. It is
-evaluated some rows at a time, so that no `[N, M]` array exists, and combined with others by `|`, `&` and `~`:
+A `Mask` is a closure `mask(i, j, ...)` of the numbers of some rows and columns: a rule and the facts that it looks at,
+of each record, of each query text and of each candidate text. It is evaluated some rows at a time, so that no `[N, M]`
+array exists, and combined with others by `|`, `&` and `~`:
 
     mask = duplicates(query_ids, document_ids) | guided(guide_queries, guide_documents, margin=0.05)
     losses.info_nce(queries, documents, mask=mask)
@@ -11,14 +12,19 @@ Whatever the rule says, losses never mask a record's own positive.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.losses.program import non_negative, one_program
+from jaxemb.losses.reductions import at
 from jaxemb.nn.similarity import dot, paired, unit
 from jaxemb.trees import PyTree
+
+#: All queries, all positive documents, or all documents and hard negatives, those of one record next to each other.
+Side = Literal["queries", "documents", "candidates"]
 
 
 class Pairs(NamedTuple):
@@ -48,7 +54,8 @@ class Mask:
     """A rule that says which pairs of a record and a text are no negatives, and the facts that it needs.
 
     Attributes:
-      rule: `Pairs -> bool [r, c]`, True where a text is *not* a negative of the record; a hashable function.
+      rule: `Pairs -> bool [r, c]`, True where a text is *not* a negative of the record; a hashable function. Rules that
+        compare equal, with facts of the same shapes, share a compiled program.
       record: facts of each record, arrays `[N, ...]`.
       query: facts of each query text, arrays `[N, ...]`.
       document: facts of each candidate text, arrays `[N, 1 + K, ...]`: a record's positive, then its hard negatives.
@@ -58,6 +65,37 @@ class Mask:
     record: PyTree = ()
     query: PyTree = ()
     document: PyTree = ()
+
+    def __call__(
+        self,
+        i: jax.Array,
+        j: jax.Array | None,
+        *,
+        rows: Side,
+        columns: Side,
+        similarity: jax.Array,
+        positive: jax.Array,
+    ) -> jax.Array:
+        """What is removed of the texts number j (None: all) of the columns' side, in the rows of the records i.
+
+        Args:
+          i, j: int `[r]` and `[c]`.
+          rows, columns: the sides that the similarities are between.
+          similarity, positive: `[r, c]` and `[r]`.
+
+        Returns:
+          bool `[r, c]`; the record's own positive is left to the caller.
+        """
+        constant = jax.lax.stop_gradient((similarity, positive))
+        return self.rule(Pairs(at(self.record, i), at(self._texts(rows), i), at(self._texts(columns), j), *constant))
+
+    def _texts(self, side: Side) -> PyTree:
+        """The facts of all texts of a side."""
+        if side == "queries":
+            return self.query
+        if side == "documents":
+            return jax.tree.map(lambda x: x[:, 0], self.document)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.document)
 
     def __or__(self, other: "Mask") -> "Mask":
         """Masks what either masks."""
@@ -86,6 +124,7 @@ class Mask:
                     )
 
 
+@one_program()
 def duplicates(
     query_ids: jax.Array,
     document_ids: jax.Array,
@@ -157,6 +196,7 @@ def _documents_of_query(queries: jax.Array, documents: jax.Array, count: int) ->
     return jnp.concatenate([documents[:, None], others], axis=1)
 
 
+@one_program()
 def same_label(labels: jax.Array, negative_labels: jax.Array | None = None) -> Mask:
     """Masks the texts of records with the same label; labels of -1 are unknown, and equal to none.
 
@@ -175,6 +215,7 @@ def _has_label(pairs: Pairs) -> jax.Array:
     return (pairs.record[:, None] == pairs.column[None, :]) & (pairs.column != -1)[None, :]
 
 
+@one_program(margin=non_negative)
 def guided(
     queries: jax.Array,
     documents: jax.Array,
@@ -200,7 +241,7 @@ def guided(
     References:
       Solatorio 2024, arXiv 2402.16829.
     """
-    _check_margin(margin, strategy)
+    _check_strategy(strategy)
     queries, documents, negatives = _columns("guide embeddings", queries, documents, negatives)
     queries, documents, negatives = unit(queries), unit(documents), unit(negatives)
     own = paired(dot, queries, documents)
@@ -225,7 +266,7 @@ def near_positive(margin: float = 0.0, strategy: str = "absolute") -> Mask:
     Raises:
       ValueError: for an unknown strategy.
     """
-    _check_margin(abs(margin), strategy)
+    _check_strategy(strategy)
     return Mask(_IsNearPositive(margin, strategy == "relative"))
 
 
@@ -234,6 +275,7 @@ def above(threshold: float) -> Mask:
     return Mask(_IsAbove(threshold))
 
 
+@one_program()
 def dense(allowed: jax.Array) -> Mask:
     """The mask of a matrix, for small batches.
 
@@ -338,8 +380,6 @@ def _columns(what: str, queries, documents, negatives) -> tuple[jax.Array, jax.A
     return queries, documents, negatives
 
 
-def _check_margin(margin: float, strategy: str) -> None:
+def _check_strategy(strategy: str) -> None:
     if strategy not in ("absolute", "relative"):
         raise ValueError(f"strategy must be 'absolute' or 'relative'; got {strategy!r}")
-    if not margin >= 0:
-        raise ValueError(f"margin must be >= 0; got {margin}")

@@ -2,15 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
-from jaxemb.losses.reductions import SUM, TILE, constant, top
+from jaxemb.losses.reductions import SUM, TILE, at, constant, top
 from jaxemb.nn.similarity import Similarity
 
 _ROUNDING = 1e-6  # similarities that differ by no more, relative to their size, are equally large
 
 
+@one_program()
 def mega_batch_margin(
     queries: jax.Array,
     documents: jax.Array,
@@ -44,17 +47,17 @@ def mega_batch_margin(
     records = make_records(queries, documents, similarity=similarity, mask=mask)
     (largest,) = records.reduce(_negatives, (top(1),), tile=tile)
     # The largest by another pass, which has a gradient; several that are equally large share it.
-    total, count = records.reduce(_largest, (SUM, constant(SUM)), row_facts=largest[:, 0], tile=tile)
+    total, count = records.reduce(Partial(_largest, largest[:, 0]), (SUM, constant(SUM)), tile=tile)
     hardest = jnp.where(count > 0, total / jnp.maximum(count, 1.0), -jnp.inf)
     return jax.nn.relu(positive_margin - records.positive) + jax.nn.relu(hardest - negative_margin)
 
 
-def _negatives(shared, tile: Tile):
+def _negatives(tile: Tile):
     return (jnp.where(tile.removed | tile.is_positive, -jnp.inf, tile.similarity),)
 
 
-def _largest(shared, tile: Tile):
-    largest = tile.facts[0][:, None]
+def _largest(largest, tile: Tile):
+    largest = at(largest, tile.i)[:, None]
     limit = largest - _ROUNDING * jnp.maximum(jnp.abs(largest), 1.0)
     chosen = ~(tile.removed | tile.is_positive) & (tile.similarity >= limit)
     return jnp.where(chosen, tile.similarity, 0.0), 1.0 * chosen

@@ -4,11 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, reduce_rows
+from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, at
+from jaxemb.losses.rows import reduce_rows
 from jaxemb.nn.similarity import Similarity, paired, similarity_function
 
 
+@one_program(temperature=positive)
 def memory_info_nce(
     queries: jax.Array,
     documents: jax.Array,
@@ -54,17 +58,12 @@ def memory_info_nce(
             f"ids must be [N], memory_ids [M] with N = {len(queries)}, M = {len(memory)}; "
             f"got {jnp.shape(ids)} and {jnp.shape(memory_ids)}"
         )
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
     similarity = similarity_function(similarity)
     (total,) = reduce_rows(
-        _Logits(similarity),
+        Partial(_Logits(similarity), 1 / jnp.float32(temperature), jnp.asarray(ids), jnp.asarray(memory_ids)),
         (LOG_SUM_EXP,),
-        1 / jnp.float32(temperature),
         (queries, paired(similarity, queries, documents)),
         jax.lax.stop_gradient(memory),
-        jnp.asarray(ids),
-        jnp.asarray(memory_ids),
         tile=tile,
     )
     return jnp.logaddexp(0.0, total)
@@ -74,8 +73,9 @@ def memory_info_nce(
 class _Logits:
     similarity: Similarity
 
-    def __call__(self, inverse_temperature, rows, memory, ids, memory_ids):
+    def __call__(self, inverse_temperature, ids, memory_ids, rows, memory, i, j):
         queries, positive = rows
+        ids, memory_ids = at(ids, i), at(memory_ids, j)
         logits = (self.similarity(queries, memory) - positive[:, None]) * inverse_temperature
         absent = (memory_ids == -1)[None, :] | (ids[:, None] == memory_ids[None, :])
         return (jnp.where(absent, -jnp.inf, logits),)

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.program import non_negative, one_program
 from jaxemb.nn.similarity import unit
 
 
+@one_program(mean_weight=non_negative, second_moment_weight=non_negative)
 def orthogonal_regularization(
     *columns: jax.Array, mean_weight: float = 1.0, second_moment_weight: float = 1.0
 ) -> jax.Array:
@@ -33,10 +35,6 @@ def orthogonal_regularization(
     """
     if not columns or any(x.ndim != 2 or x.shape[0] != columns[0].shape[0] for x in columns):
         raise ValueError(f"columns must be one or more [N, D] of the same N; got {[x.shape for x in columns]}")
-    weights = {"mean_weight": mean_weight, "second_moment_weight": second_moment_weight}
-    for name, weight in weights.items():
-        if not isinstance(weight, jax.core.Tracer) and not weight >= 0:
-            raise ValueError(f"{name} must be >= 0; got {weight}")
     terms = [_moments(x) for x in columns]
     loss = jnp.mean(jnp.stack([mean_weight * first + second_moment_weight * second for first, second in terms]))
     return jnp.full(columns[0].shape[:1], loss)

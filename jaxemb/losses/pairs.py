@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.losses.program import non_negative, one_program
 from jaxemb.nn.similarity import cosine, paired
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -18,6 +19,7 @@ _DISTANCES: Mapping[str, Distance] = {
 }
 
 
+@one_program(margin=non_negative)
 def contrastive(
     first: jax.Array,
     second: jax.Array,
@@ -45,11 +47,12 @@ def contrastive(
     References:
       Hadsell et al. 2006, equation 4.
     """
-    distances, labels = _labelled_distances(first, second, labels, margin, distance)
+    distances, labels = _labelled_distances(first, second, labels, distance)
     positive, negative = jnp.square(distances), jnp.square(jax.nn.relu(margin - distances))
     return 0.5 * (labels * positive + (1.0 - labels) * negative)
 
 
+@one_program(margin=non_negative)
 def online_contrastive(
     first: jax.Array,
     second: jax.Array,
@@ -78,7 +81,7 @@ def online_contrastive(
     Raises:
       ValueError: for shapes that do not fit, a negative margin, an unknown distance.
     """
-    distances, labels = _labelled_distances(first, second, labels, margin, distance)
+    distances, labels = _labelled_distances(first, second, labels, distance)
     like, unlike = labels == 1, labels == 0
     largest = jnp.max(distances, initial=-jnp.inf, where=like)
     smallest = jnp.min(distances, initial=jnp.inf, where=unlike)
@@ -89,6 +92,7 @@ def online_contrastive(
     return len(terms) * terms
 
 
+@one_program()
 def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array) -> jax.Array:
     """The squared error of the cosine as a prediction of the score: `loss_i = (cos(first_i, second_i) - scores_i)^2`.
 
@@ -109,6 +113,7 @@ def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array
     return jnp.square(paired(cosine, first, second) - _f32(scores))
 
 
+@one_program()
 def softmax_nli(
     first: jax.Array,
     second: jax.Array,
@@ -155,10 +160,8 @@ def softmax_nli(
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
 
 
-def _labelled_distances(first, second, labels, margin, distance) -> tuple[jax.Array, jax.Array]:
+def _labelled_distances(first, second, labels, distance) -> tuple[jax.Array, jax.Array]:
     _check(first, second, labels, "labels")
-    if not isinstance(margin, jax.core.Tracer) and not margin >= 0:
-        raise ValueError(f"margin must be >= 0; got {margin}")
     if not callable(distance) and distance not in _DISTANCES:
         raise ValueError(f"distance must be one of {sorted(_DISTANCES)} or a function; got {distance!r}")
     function = distance if callable(distance) else _DISTANCES[distance]

@@ -5,11 +5,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import finite, one_program, positive
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
 from jaxemb.nn.similarity import Similarity
+
+
+def _at_least_1(name: str, value) -> None:
+    if not np.asarray(value) >= 1:
+        raise ValueError(f"{name} must be >= 1; got {value}")
 
 
 class Weighted(NamedTuple):
@@ -26,6 +33,7 @@ class Weighted(NamedTuple):
     difficulty: jax.Array
 
 
+@one_program(alpha=finite, max_weight=_at_least_1, temperature=positive)
 def progressive_info_nce(
     queries: jax.Array,
     documents: jax.Array,
@@ -60,12 +68,9 @@ def progressive_info_nce(
     """
     if hardest < 1:
         raise ValueError(f"hardest must be at least 1; got {hardest}")
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
-    losses, negative = records.reduce(
-        _logits_and_similarities, (LOG_SUM_EXP, top(hardest)), 1 / jnp.float32(temperature), tile=tile
-    )
+    entries = Partial(_logits_and_similarities, 1 / jnp.float32(temperature))
+    losses, negative = records.reduce(entries, (LOG_SUM_EXP, top(hardest)), tile=tile)
     exists = negative > -jnp.inf
     mean = jnp.where(exists, negative, 0.0).sum(axis=1) / jnp.maximum(exists.sum(axis=1), 1)
     difficulty = jnp.where(exists[:, 0], mean - jax.lax.stop_gradient(records.positive), 0.0)
@@ -73,6 +78,7 @@ def progressive_info_nce(
     return Weighted(weights * losses, weights, difficulty)
 
 
+@one_program(alpha=finite, max_weight=_at_least_1)
 def progressive_weights(difficulty: jax.Array, *, alpha: float | jax.Array, max_weight: float = 5.0) -> jax.Array:
     """`w_i = N softmax_i(alpha difficulty_i)`, clipped to [1 / max_weight, max_weight] and made to have mean 1 again.
 
@@ -89,10 +95,6 @@ def progressive_weights(difficulty: jax.Array, *, alpha: float | jax.Array, max_
     """
     if difficulty.ndim != 1:
         raise ValueError(f"difficulty must be [N]; got {difficulty.shape}")
-    if not max_weight >= 1:
-        raise ValueError(f"max_weight must be >= 1; got {max_weight}")
-    if not isinstance(alpha, jax.core.Tracer) and not np.isfinite(alpha):
-        raise ValueError(f"alpha must be finite; got {alpha}")
     weights = len(difficulty) * jax.nn.softmax(alpha * jax.lax.stop_gradient(difficulty).astype(jnp.float32))
     weights = jnp.clip(weights, 1 / max_weight, max_weight)
     return weights / weights.mean()

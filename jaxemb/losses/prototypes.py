@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import cosine, unit
+
+
+def _check_lengths(name: str, prototypes) -> None:
+    zero = np.flatnonzero(~np.any(np.asarray(prototypes).reshape(len(prototypes), -1), axis=1))
+    if zero.size:
+        raise ValueError(f"{name} must not be zero vectors; that of class {zero[0]} is")
 
 
 def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,6 +43,11 @@ def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array
         outside = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= len(prototypes))]
         if outside.size:
             raise ValueError(f"labels must be in 0..{len(prototypes) - 1}; got {outside[0]}")
+    return _pull(features, prototypes, labels)
+
+
+@one_program()
+def _pull(features, prototypes, labels):
     own = unit(prototypes)[labels]
     return 1 - jnp.sum(jax.lax.stop_gradient(unit(features)) * own, axis=-1)
 
@@ -86,7 +98,8 @@ def relation_distillation(
             f"old features and prototypes must be {features.shape} and {prototypes.shape}, as the new ones; "
             f"got {old_features.shape} and {old_prototypes.shape}"
         )
-    if jnp.shape(groups) != (classes := len(prototypes),):
+    classes = len(prototypes)
+    if jnp.shape(groups) != (classes,):
         raise ValueError(f"groups must be one for each of {classes} prototypes; got shape {jnp.shape(groups)}")
     if not isinstance(groups, jax.core.Tracer) and not np.all(
         (np.asarray(groups) >= -1) & (np.asarray(groups) < classes)
@@ -98,7 +111,12 @@ def relation_distillation(
         raise ValueError(f"temperature must be > 0; got {temperature}")
     if relation_axis == "sample" and len(features) < 2:
         raise ValueError("relations over samples need two samples at least; got 1")
+    return _relations(features, prototypes, old_features, old_prototypes, groups, temperature, relation_axis, normalize)
 
+
+@one_program()
+def _relations(features, prototypes, old_features, old_prototypes, groups, temperature, relation_axis, normalize):
+    classes = len(prototypes)
     # Rows are classes, so that those of a task are segments; what is not distilled has one of its own.
     groups = jnp.asarray(groups)
     segments = jnp.where(groups < 0, classes, groups)
@@ -114,6 +132,7 @@ def relation_distillation(
     return terms.sum(axis=0)
 
 
+@one_program(prototypes=_check_lengths)
 def prototype_logits(
     features: jax.Array, prototypes: jax.Array, classes: jax.Array | np.ndarray | None = None
 ) -> jax.Array:
@@ -147,6 +166,4 @@ def _check(features: jax.Array, prototypes: jax.Array) -> None:
     if features.ndim != 2 or prototypes.ndim != 2 or features.shape[1] != prototypes.shape[1]:
         raise ValueError(f"features must be [N, D], prototypes [C, D]; got {features.shape} and {prototypes.shape}")
     if not isinstance(prototypes, jax.core.Tracer):
-        zero = np.flatnonzero(~np.any(np.asarray(prototypes), axis=1))
-        if zero.size:
-            raise ValueError(f"prototypes must not be zero vectors; that of class {zero[0]} is")
+        _check_lengths("prototypes", prototypes)

@@ -21,6 +21,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.program import one_program, positive
+
 Weighting = Callable[[jax.Array, jax.Array], jax.Array]
 
 _ABSENT = -1e30  # the score of an absent document: finite, and exp(it - any score) is 0
@@ -29,6 +31,7 @@ _ABSENT = -1e30  # the score of an absent document: finite, and exp(it - any sco
 # Documents one by one
 
 
+@one_program()
 def bce(
     scores: jax.Array,
     labels: jax.Array,
@@ -50,6 +53,7 @@ def bce(
     return _mean(terms, mask)
 
 
+@one_program()
 def mse(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`(s - y)^2`, the mean over documents: distils a teacher's scores.
 
@@ -63,6 +67,7 @@ def mse(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> 
 # One positive document against others
 
 
+@one_program()
 def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`-sum_j y_j log softmax(s)_j`.
 
@@ -81,6 +86,7 @@ def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None =
     return -jnp.sum(labels * _log_softmax(scores, mask), axis=1)
 
 
+@one_program(temperature=positive)
 def multiple_negatives(
     scores: jax.Array,
     mask: jax.Array | None = None,
@@ -101,11 +107,11 @@ def multiple_negatives(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    _require_positive("temperature", temperature)
     scores, _, mask = _lists(scores, scores, mask)
     return -_log_softmax(activation(scores) / temperature, mask)[:, 0]
 
 
+@one_program()
 def random_negatives(key: jax.Array, n: int, count: int = 4, *, columns: int = 1) -> jax.Array:
     """For each of N queries, documents of other queries, drawn without replacement.
 
@@ -131,6 +137,7 @@ def random_negatives(key: jax.Array, n: int, count: int = 4, *, columns: int = 1
 # Whole lists
 
 
+@one_program()
 def list_net(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`-sum_j softmax(y)_j log softmax(s)_j`: ListNet with top-one probabilities.
 
@@ -145,6 +152,7 @@ def list_net(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     return -jnp.sum(target * _log_softmax(scores, mask), axis=1)
 
 
+@one_program()
 def list_mle(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Minus the Plackett-Luce log-likelihood of the order of the labels:
 
@@ -162,6 +170,7 @@ def list_mle(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None
     return -log_likelihoods.sum(axis=1)
 
 
+@one_program()
 def p_list_mle(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Position-aware ListMLE: the terms r = 1..n of `list_mle` weighted by `2^(n - r) - 1`, scaled to sum 1.
 
@@ -179,6 +188,7 @@ def p_list_mle(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = No
     return -jnp.sum(weights * log_likelihoods, axis=1) / jnp.maximum(weights.sum(axis=1), jnp.finfo(jnp.float32).tiny)
 
 
+@one_program(temperature=positive)
 def adr_mse(
     scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, temperature: float | jax.Array = 1.0
 ) -> jax.Array:
@@ -198,7 +208,6 @@ def adr_mse(
     References:
       Schlatt et al. 2024, Rank-DistiLLM, https://arxiv.org/abs/2405.07920; Qin et al. 2010 (ApproxRank).
     """
-    _require_positive("temperature", temperature)
     scores, labels, mask = _lists(scores, labels, mask)
     others = mask[:, None, :] & ~jnp.eye(scores.shape[1], dtype=bool)
     label_differences = labels[:, None, :] - labels[:, :, None]  # y_j - y_i
@@ -244,6 +253,7 @@ WEIGHTINGS: Mapping[str, Weighting] = {
 }
 
 
+@one_program(sigma=positive)
 def rank_net(
     scores: jax.Array,
     labels: jax.Array,
@@ -264,6 +274,7 @@ def rank_net(
     return lambda_loss(scores, labels, mask, weighting="none", k=k, sigma=sigma, log=log)
 
 
+@one_program(sigma=positive)
 def lambda_loss(
     scores: jax.Array,
     labels: jax.Array,
@@ -296,7 +307,6 @@ def lambda_loss(
     References:
       Wang et al. 2018, The LambdaLoss Framework for Ranking Metric Optimization (CIKM).
     """
-    _require_positive("sigma", sigma)
     if k is not None and k < 1:
         raise ValueError(f"k must be at least 1 or None; got {k}")
     if log not in ("binary", "natural"):
@@ -334,11 +344,6 @@ def _lists(scores, labels, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
         raise ValueError(f"mask must be [N, L] = {scores.shape}; got {mask.shape}")
     present = lambda x: jnp.where(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0.0)
     return present(scores), present(labels), mask
-
-
-def _require_positive(name: str, value) -> None:
-    if not isinstance(value, jax.core.Tracer) and not value > 0:
-        raise ValueError(f"{name} must be > 0; got {value}")
 
 
 def _mean(terms: jax.Array, mask: jax.Array) -> jax.Array:

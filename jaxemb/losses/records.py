@@ -1,37 +1,39 @@
 """The texts of a batch of records against each other: what all losses with in-batch negatives are written on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from jaxemb.losses.masks import Mask, Pairs, Rule, dense
-from jaxemb.losses.reductions import Block, Reduction, reduce_rows
+from jaxemb.losses.masks import Mask, Side, dense
+from jaxemb.losses.reductions import Block, Reduction, length
+from jaxemb.losses.rows import reduce_rows
 from jaxemb.nn.similarity import Similarity, cosine, dot, paired, similarity_function, unit
-
-Side = Literal["queries", "documents", "candidates"]
 
 
 class Tile(NamedTuple):
     """Some rows and columns of the similarities of a batch; row i belongs to record i.
 
     Attributes:
+      i, j: numbers of the rows and of the columns (None: all of them), for `jaxemb.losses.reductions.at`.
       similarity: `[r, c]`, f32.
       positive: the similarity of each record's own query and document, `[r]`.
       own: whether the column's text belongs to the row's record, bool `[r, c]`.
       is_positive: whether it is the record's own query or document, bool `[r, c]`.
       removed: whether the mask removes the pair, bool `[r, c]`; never where `is_positive`.
-      facts: facts of the rows and of the columns that the loss brought along.
     """
 
+    i: jax.Array
+    j: jax.Array | None
     similarity: jax.Array
     positive: jax.Array
     own: jax.Array
     is_positive: jax.Array
     removed: jax.Array
-    facts: tuple[Any, Any]
 
 
 class Records(NamedTuple):
@@ -53,47 +55,33 @@ class Records(NamedTuple):
 
     def reduce(
         self,
-        entries: Callable[[Any, Tile], Block],
+        entries: Callable[[Tile], Block],
         reductions: tuple[Reduction, ...],
-        shared: Any = (),
         *,
         rows: Side = "queries",
         columns: Side = "candidates",
-        row_facts: Any = (),
-        column_facts: Any = (),
         tile: int,
     ) -> Block:
-        """`reductions` of `entries(shared, Tile)` over all texts of a side, for every record: `[N, ...]` each.
+        """`reductions` of `entries(Tile)` over all texts of a side, for every record: `[N, ...]` each.
 
-        `entries` is a hashable function of its arguments alone. `row_facts` and `column_facts` come without gradient.
+        `entries` is a function of the tile and of the arrays that come with it in a `Partial`.
         """
-        mask = Mask(_nothing) if self.mask is None else self.mask
-        row_side, column_side = self._side(rows, mask), self._side(columns, mask)
-        n = self.queries.shape[0]
+        slots = self.candidates.shape[1] if columns == "candidates" else 1
+        mask = jax.lax.stop_gradient(self.mask)
+        entries = entries if isinstance(entries, Partial) else Partial(entries)
         return reduce_rows(
-            _Entries(entries, self.similarity, mask.rule, rows != "queries" and columns == "queries"),
+            _Entries(entries, mask, self.similarity, rows, columns, slots),
             reductions,
-            shared,
-            (row_side[0].reshape(n, -1, self.queries.shape[1])[:, 0], self.positive),
-            column_side[0],
-            (jnp.arange(n), mask.record, jax.tree.map(lambda x: x[:n], row_side[1]), row_facts),
-            (*self._places(columns), column_side[1], column_facts),
+            (self.queries if rows == "queries" else self.candidates[:, 0], self.positive),
+            self._texts(columns),
             tile=tile,
         )
 
-    def _side(self, side: Side, mask: Mask) -> tuple[jax.Array, Any]:
-        """The embeddings and the mask's facts of all texts of a side, those of one record next to each other."""
+    def _texts(self, side: Side) -> jax.Array:
+        """The embeddings of all texts of a side, those of one record next to each other."""
         if side == "queries":
-            return self.queries, mask.query
-        if side == "documents":
-            return self.candidates[:, 0], jax.tree.map(lambda x: x[:, 0], mask.document)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
-        return flat(self.candidates), jax.tree.map(flat, mask.document)
-
-    def _places(self, side: Side) -> tuple[jax.Array, jax.Array]:
-        """The record and the slot (0: query or document) of all texts of a side."""
-        n, slots = self.candidates.shape[0], self.candidates.shape[1] if side == "candidates" else 1
-        return jnp.repeat(jnp.arange(n), slots), jnp.tile(jnp.arange(slots), n)
+            return self.queries
+        return self.candidates[:, 0] if side == "documents" else self.candidates.reshape(-1, self.queries.shape[1])
 
 
 def make_records(
@@ -136,29 +124,34 @@ def make_records(
     return Records(queries, candidates, paired(score, queries, candidates[:, 0]), score, mask)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("entries", "mask"),
+    meta_fields=("similarity", "rows", "columns", "slots"),
+)
 @dataclasses.dataclass(frozen=True)
 class _Entries:
-    """From embeddings and facts of some rows and columns to a `Tile`, and from that to the loss's entries."""
+    """From the embeddings of some rows and columns to a `Tile`, and from that to the loss's entries."""
 
-    entries: Callable[[Any, Tile], Block]
+    entries: Callable[[Tile], Block]
+    mask: Mask | None
     similarity: Similarity
-    rule: Rule
-    queries_on_the_right: bool  # a similarity takes queries on the left
+    rows: Side
+    columns: Side
+    slots: int  # texts of a record on the columns' side
 
-    def __call__(self, shared, rows, columns, row_facts, column_facts) -> Block:
+    def __call__(self, rows, columns, i, j) -> Block:
         embeddings, positive = rows
-        row_record, record_facts, row_text, row_extra = row_facts
-        column_record, slot, column_text, column_extra = column_facts
-        if self.queries_on_the_right:
+        if self.rows != "queries" and self.columns == "queries":  # a similarity takes queries on the left
             similarity = self.similarity(columns, embeddings).T
         else:
             similarity = self.similarity(embeddings, columns)
-        own = row_record[:, None] == column_record[None, :]
-        is_positive = own & (slot == 0)[None, :]
-        constant = jax.lax.stop_gradient((similarity, positive))
-        removed = self.rule(Pairs(record_facts, row_text, column_text, *constant)) & ~is_positive
-        return self.entries(shared, Tile(similarity, positive, own, is_positive, removed, (row_extra, column_extra)))
-
-
-def _nothing(pairs: Pairs) -> jax.Array:
-    return jnp.zeros(pairs.similarity.shape, bool)
+        text = jnp.arange(length(columns)) if j is None else j
+        own = i[:, None] == text // self.slots
+        is_positive = own & (text % self.slots == 0)
+        if self.mask is None:
+            removed = jnp.zeros_like(own)
+        else:
+            sides = {"rows": self.rows, "columns": self.columns}
+            removed = self.mask(i, j, **sides, similarity=similarity, positive=positive) & ~is_positive
+        return self.entries(Tile(i, j, similarity, positive, own, is_positive, removed))

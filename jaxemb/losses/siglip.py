@@ -1,16 +1,17 @@
 """SigLIP: every pair of a batch is a question of its own, answered yes or no."""
 
-import math
-
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import Mask
+from jaxemb.losses.program import finite, one_program, positive
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import SUM, TILE
 from jaxemb.nn.similarity import Similarity
 
 
+@one_program(temperature=positive, bias=finite)
 def siglip(
     queries: jax.Array,
     documents: jax.Array,
@@ -40,17 +41,11 @@ def siglip(
     References:
       Zhai et al. 2023, arXiv 2303.15343, equation 1 and algorithm 1.
     """
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
-    if not isinstance(bias, jax.core.Tracer) and not math.isfinite(bias):
-        raise ValueError(f"bias must be finite; got {bias}")
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
-    shared = (1 / jnp.float32(temperature), jnp.float32(bias))
-    return records.reduce(_surprise, (SUM,), shared, tile=tile)[0]
+    return records.reduce(Partial(_surprise, 1 / jnp.float32(temperature), bias), (SUM,), tile=tile)[0]
 
 
-def _surprise(shared, tile: Tile):
+def _surprise(inverse_temperature, bias, tile: Tile):
     """`-log sigmoid(y z)`."""
-    inverse_temperature, bias = shared
     logits = tile.similarity * inverse_temperature + bias
     return (jnp.where(tile.removed, 0.0, jax.nn.softplus(jnp.where(tile.is_positive, -logits, logits))),)

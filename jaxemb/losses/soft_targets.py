@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxemb.losses.info_nce import info_nce
+from jaxemb.losses.program import non_negative, one_program, positive
 from jaxemb.losses.records import Tile, make_records
-from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
+from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, at, constant
 from jaxemb.nn.similarity import Similarity, dot, unit
 
 
@@ -29,6 +31,15 @@ class Targets:
     columns: Any
 
 
+def _check_weights(name: str, weights) -> None:
+    if isinstance(weights, Targets):
+        return
+    values = np.asarray(weights)
+    if values.ndim == 2 and (not (values >= 0).all() or not (values.sum(axis=1) > 0).all()):
+        raise ValueError("weights must be >= 0 with a positive sum in every row")
+
+
+@one_program()
 def affine(features: jax.Array) -> Targets:
     """`(1 + cos(f_i, f_j)) / 2` of features `[N, D]`: CWCL's weights."""
     return _of_features(_affine, features)
@@ -56,12 +67,11 @@ def given(weights: jax.Array) -> Targets:
     if jnp.ndim(weights) != 2 or jnp.shape(weights)[0] != jnp.shape(weights)[1]:
         raise ValueError(f"weights must be [N, N]; got {jnp.shape(weights)}")
     if not isinstance(weights, jax.core.Tracer):
-        values = np.asarray(weights)
-        if not (values >= 0).all() or not (values.sum(axis=1) > 0).all():
-            raise ValueError("weights must be >= 0 with a positive sum in every row")
+        _check_weights("weights", weights)
     return Targets(_given, jnp.asarray(weights), jnp.arange(len(weights)))
 
 
+@one_program(targets=_check_weights, temperature=positive)
 def soft_target_contrastive(
     queries: jax.Array,
     documents: jax.Array,
@@ -87,25 +97,18 @@ def soft_target_contrastive(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
     records = make_records(queries, documents, similarity=similarity)
     targets = targets if isinstance(targets, Targets) else given(targets)
     for name, facts in (("rows", targets.rows), ("columns", targets.columns)):
         for leaf in jax.tree.leaves(facts):
             if leaf.shape[0] != len(queries):
                 raise ValueError(f"targets: {name} must be facts of {len(queries)} records; got shape {leaf.shape}")
-    total, aligned, weight = records.reduce(
-        _Weighted(targets.weight),
-        (LOG_SUM_EXP, SUM, constant(SUM)),
-        1 / jnp.float32(temperature),
-        row_facts=targets.rows,
-        column_facts=targets.columns,
-        tile=tile,
-    )
+    entries = Partial(_weighted, 1 / jnp.float32(temperature), jax.lax.stop_gradient(targets))
+    total, aligned, weight = records.reduce(entries, (LOG_SUM_EXP, SUM, constant(SUM)), tile=tile)
     return total - aligned / weight
 
 
+@one_program(temperature=positive, reverse_weight=non_negative)
 def cwcl(
     locked: jax.Array,
     learned: jax.Array,
@@ -141,25 +144,16 @@ def cwcl(
     """
     if features is not None and targets is not None:
         raise ValueError("give features or targets, not both")
-    if not reverse_weight >= 0:
-        raise ValueError(f"reverse_weight must be >= 0; got {reverse_weight}")
     targets = affine(locked if features is None else features) if targets is None else targets
     loss = soft_target_contrastive(locked, learned, targets, temperature=temperature, tile=tile)
-    if reverse_weight:
-        loss += reverse_weight * info_nce(learned, locked, temperature=temperature, tile=tile)
-    return loss
+    return loss + reverse_weight * info_nce(learned, locked, temperature=temperature, tile=tile)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Weighted:
+def _weighted(inverse_temperature, targets: Targets, tile: Tile):
     """The logits, their weighted form, and the weights."""
-
-    weight: Callable[[Any, Any], jax.Array]
-
-    def __call__(self, inverse_temperature, tile: Tile):
-        logits = (tile.similarity - tile.positive[:, None]) * inverse_temperature
-        weights = self.weight(*tile.facts)
-        return logits, weights * logits, weights
+    logits = (tile.similarity - tile.positive[:, None]) * inverse_temperature
+    weights = targets.weight(at(targets.rows, tile.i), at(targets.columns, tile.j))
+    return logits, weights * logits, weights
 
 
 def _of_features(weight, features: jax.Array) -> Targets:

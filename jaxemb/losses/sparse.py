@@ -15,7 +15,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.program import non_negative, one_program
 
+
+@one_program()
 def flops(activations: jax.Array, *, threshold: int | None = None) -> jax.Array:
     """The FLOPS regulariser: the expected number of multiplications of a search, smoothed:
 
@@ -76,6 +79,7 @@ def flops_ramp(peak: float, total_steps: int, *, fraction: float = 1 / 3) -> Cal
     return lambda step: peak * jnp.square(jnp.minimum(step / steps, 1.0))
 
 
+@one_program()
 def k_sparse(latents: jax.Array, k: int) -> jax.Array:
     """`relu` of the k largest entries of each row, 0 elsewhere: the activation of a k-sparse autoencoder.
 
@@ -98,6 +102,7 @@ def k_sparse(latents: jax.Array, k: int) -> jax.Array:
     return jnp.put_along_axis(jnp.zeros_like(latents), indices, jax.nn.relu(values), axis=-1, inplace=False)
 
 
+@one_program(aux_weight=non_negative)
 def csr_reconstruction(
     embeddings: jax.Array,
     from_k: jax.Array,
@@ -131,8 +136,6 @@ def csr_reconstruction(
       Wen et al. 2025, Beyond Matryoshka, https://arxiv.org/abs/2503.01776; Gao et al. 2024 (the auxiliary term),
       https://arxiv.org/abs/2406.04093.
     """
-    if not aux_weight >= 0:
-        raise ValueError(f"aux_weight must be >= 0; got {aux_weight}")
     others = [from_k, from_4k] if residual_from_dead is None else [from_k, from_4k, residual_from_dead]
     _check_same(embeddings, *others)
     error = lambda y: jnp.mean(jnp.square(_f32(embeddings) - _f32(y)), axis=1)
@@ -143,6 +146,7 @@ def csr_reconstruction(
     return losses + aux_weight * normalized_mse(residual_from_dead, residual)
 
 
+@one_program()
 def normalized_mse(reconstructions: jax.Array, targets: jax.Array) -> jax.Array:
     """Squared errors relative to the targets' variance in the batch:
 

@@ -3,13 +3,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxemb.losses.masks import same_label
+from jaxemb.losses.program import one_program, positive
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
 from jaxemb.nn.similarity import Similarity
 
 
+def _some_alike(name: str, labels) -> None:
+    known = np.asarray(labels)[np.asarray(labels) != -1]
+    if len(np.unique(known)) == len(known):
+        raise ValueError(f"no two of the {len(labels)} {name} are the same, so that no text has a positive")
+
+
+@one_program(labels=_some_alike, temperature=positive)
 def supcon(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -45,16 +54,9 @@ def supcon(
     """
     if embeddings.ndim != 2 or jnp.shape(labels) != embeddings.shape[:1]:
         raise ValueError(f"embeddings must be [N, D], labels [N]; got {embeddings.shape} and {jnp.shape(labels)}")
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
-    if not isinstance(labels, jax.core.Tracer):
-        known = np.asarray(labels)[np.asarray(labels) != -1]
-        if len(np.unique(known)) == len(known):
-            raise ValueError(f"no two of the {len(labels)} labels are the same, so that no text has a positive")
     records = make_records(embeddings, embeddings, similarity=similarity, mask=same_label(labels))
-    total, positives, count = records.reduce(
-        _by_label, (LOG_SUM_EXP, SUM, constant(SUM)), 1 / jnp.float32(temperature), tile=tile
-    )
+    entries = Partial(_by_label, 1 / jnp.float32(temperature))
+    total, positives, count = records.reduce(entries, (LOG_SUM_EXP, SUM, constant(SUM)), tile=tile)
     has_positive = count > 0
     loss = jnp.where(has_positive, jnp.where(has_positive, total, 0.0) - positives / jnp.maximum(count, 1.0), 0.0)
     return loss * len(labels) / jnp.maximum(has_positive.sum(), 1)

@@ -7,9 +7,11 @@ Only differences of distances matter, so that d is minus the similarity, and not
 import jax
 import jax.numpy as jnp
 
+from jaxemb.losses.program import non_negative, one_program
 from jaxemb.nn.similarity import Similarity, similarity_function
 
 
+@one_program(margin=non_negative)
 def triplet(
     anchors: jax.Array,
     positives: jax.Array,
@@ -41,12 +43,12 @@ def triplet(
     fits = anchors.ndim == 2 and positives.shape == anchors.shape and negatives.ndim == 3
     if not fits or negatives.shape[::2] != anchors.shape:
         raise ValueError(f"anchors and positives must be [N, D], negatives [N, K, D]; got {shapes}")
-    _check_margin(margin)
     candidates = jnp.concatenate([positives[:, None, :], negatives], axis=1)
     distances = -similarity_function(similarity)(anchors[:, None, :], candidates)[:, 0, :]
     return jax.nn.relu(distances[:, :1] - distances[:, 1:] + margin).mean(axis=1)
 
 
+@one_program(margin=non_negative)
 def batch_all_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -76,7 +78,7 @@ def batch_all_triplet(
     Raises:
       ValueError: for shapes that do not fit, a negative margin, an unknown similarity.
     """
-    distances, positive, negative = _batch(embeddings, labels, margin, similarity, mask)
+    distances, positive, negative = _batch(embeddings, labels, similarity, mask)
     negatives = jnp.sort(jnp.where(negative, distances, jnp.inf), axis=1)
     # Relative to the nearest negative, so that running sums of large distances do not drown small violations.
     nearest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(negatives[:, :1]), negatives[:, :1], 0.0))
@@ -89,6 +91,7 @@ def batch_all_triplet(
     return len(labels) * violations.sum(axis=1) / jnp.maximum(count, 1.0)
 
 
+@one_program(margin=non_negative)
 def batch_hard_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -122,7 +125,7 @@ def batch_hard_triplet(
     References:
       Hermans et al. 2017, equation 5 and section 3 (soft margin).
     """
-    distances, positive, negative = _batch(embeddings, labels, margin, similarity, mask)
+    distances, positive, negative = _batch(embeddings, labels, similarity, mask)
     complete = positive.any(axis=1) & negative.any(axis=1)
     furthest = jnp.max(jnp.where(positive, distances, -jnp.inf), axis=1)
     nearest = jnp.min(jnp.where(negative, distances, jnp.inf), axis=1)
@@ -131,6 +134,7 @@ def batch_hard_triplet(
     return jnp.where(complete, losses, 0.0)
 
 
+@one_program(margin=non_negative)
 def batch_semi_hard_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -162,7 +166,7 @@ def batch_semi_hard_triplet(
     References:
       Schroff et al. 2015 (FaceNet), section 3.2.
     """
-    distances, positive, negative = _batch(embeddings, labels, margin, similarity, mask)
+    distances, positive, negative = _batch(embeddings, labels, similarity, mask)
     negatives = jnp.sort(jnp.where(negative, distances, jnp.inf), axis=1)
     further = jax.vmap(lambda row, limit: jnp.searchsorted(row, limit, side="right"))(negatives, distances)
     n_negatives = negative.sum(axis=1, keepdims=True)
@@ -172,20 +176,14 @@ def batch_semi_hard_triplet(
     return len(labels) * losses.sum(axis=1) / jnp.maximum(pairs.sum(), 1)
 
 
-def _batch(embeddings, labels, margin, similarity, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _batch(embeddings, labels, similarity, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
     """All distances, and which are those of an anchor (row) to a positive and to a negative, `[N, N]` each."""
     n = embeddings.shape[0]
     if embeddings.ndim != 2 or jnp.shape(labels) != (n,):
         raise ValueError(f"embeddings must be [N, D] and labels [N]; got {embeddings.shape} and {jnp.shape(labels)}")
     if mask is not None and mask.shape != (n, n):
         raise ValueError(f"mask must be [N, N] = {(n, n)}; got {mask.shape}")
-    _check_margin(margin)
     labels = jnp.asarray(labels)
     same = labels[:, None] == labels[None, :]
     negative = ~same if mask is None else ~same & mask
     return -similarity_function(similarity)(embeddings, embeddings), same & ~jnp.eye(n, dtype=bool), negative
-
-
-def _check_margin(margin) -> None:
-    if not isinstance(margin, jax.core.Tracer) and not margin >= 0:
-        raise ValueError(f"margin must be >= 0; got {margin}")

@@ -15,17 +15,20 @@ Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 _TINY_NORM = 1e-12  # shorter vectors count as zero
 
 
+@jax.jit
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products `<a_i, b_j>`."""
     a, b = _at_least_f32(a), _at_least_f32(b)
     return jnp.einsum("...nd,...md->...nm", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.jit
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
     return dot(unit(a), unit(b))
 
 
+@jax.jit
 def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
     """Negative distances `-|a_i - b_j|_2`; the gradient is 0 where the two coincide."""
     a, b = _at_least_f32(a), _at_least_f32(b)
@@ -64,6 +67,7 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
+@jax.jit
 def unit(x: jax.Array) -> jax.Array:
     """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12."""
     x = _at_least_f32(x)
