@@ -1,7 +1,7 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import value_and_grad
 
 from jaxemb.losses import decoupled_contrastive, hard_negative_nce, info_nce
 
@@ -16,7 +16,7 @@ LOSSES = {
 
 def test_worked_out_on_the_circle():
     # Queries at 0 and 90 degrees, documents at 30 and 60.
-    queries, documents = jnp.eye(2), jnp.array([[3**0.5, 1.0], [1.0, 3**0.5]])
+    queries, documents = np.eye(2), np.array([[3**0.5, 1.0], [1.0, 3**0.5]])
     np.testing.assert_allclose(decoupled_contrastive(queries, documents, temperature=1.0), -0.366025, rtol=2e-6)
 
 
@@ -37,13 +37,13 @@ def test_any_tile(loss):
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_degenerate_input_has_finite_gradients(loss):
-    for queries, mask in ((jnp.zeros_like(QUERIES), None), (QUERIES, jnp.zeros((7, 7), bool))):
-        value, gradient = jax.value_and_grad(lambda q, mask=mask: loss(q, DOCUMENTS, mask=mask).mean())(queries)
-        assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+    for queries, mask in ((np.zeros_like(QUERIES), None), (QUERIES, np.zeros((7, 7), bool))):
+        value, gradient = value_and_grad(lambda q, mask=mask: loss(q, DOCUMENTS, mask=mask).mean())(queries)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_a_row_without_negatives_is_0():
-    losses = decoupled_contrastive(QUERIES, DOCUMENTS, mask=jnp.zeros((7, 7), bool))
+    losses = decoupled_contrastive(QUERIES, DOCUMENTS, mask=np.zeros((7, 7), bool))
     np.testing.assert_array_equal(losses, 0.0)
 
 

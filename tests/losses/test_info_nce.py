@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import grad, value_and_grad
 from hypothesis import given
+from scipy.special import log_softmax, logsumexp
 
 from jaxemb.losses import info_nce, symmetric_info_nce
 
@@ -16,7 +18,7 @@ all_directions = jax.jit(functools.partial(info_nce, directions=ALL))
 
 def circle(*degrees):
     angles = np.deg2rad(degrees)
-    return jnp.stack([np.cos(angles), np.sin(angles)], axis=1).astype(jnp.float32)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(jnp.float32)
 
 
 Q, D, HARD = circle(0, 90), circle(30, 60), circle(45, 10)
@@ -39,33 +41,32 @@ Q, D, HARD = circle(0, 90), circle(30, 60), circle(45, 10)
 def test_values_worked_out_on_the_circle(expected, options):
     options = {"temperature": 1.0, **options}
     losses = info_nce(Q, D, **options)
-    assert losses.shape == (2,) and losses.dtype == jnp.float32
+    assert losses.shape == (2,) and losses.dtype == np.float32
     np.testing.assert_allclose(losses.mean(), expected, rtol=5e-5)
 
 
 def test_symmetric_is_the_mean_of_both_cross_entropies():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 6, 4), np.float32)
-    logits = jnp.asarray(a @ b.T) / 0.5
-    both = [-jnp.diagonal(jax.nn.log_softmax(logits, axis)) for axis in (0, 1)]
+    both = [-np.diagonal(log_softmax(a @ b.T / 0.5, axis=axis)) for axis in (0, 1)]
     losses = symmetric_info_nce(a, b, temperature=0.5, similarity="dot")
     np.testing.assert_allclose(losses, (both[0] + both[1]) / 2, rtol=1e-5)
 
 
 def test_temperature_can_be_trained():
-    gradient = jax.grad(lambda t: symmetric_info_nce(Q, D, temperature=1 / jnp.exp(t)).mean())
+    gradient = grad(lambda t: symmetric_info_nce(Q, D, temperature=1 / jnp.exp(t)).mean())
     step = 1e-2
     value = lambda t: float(symmetric_info_nce(Q, D, temperature=math.exp(-t)).mean())
     np.testing.assert_allclose(gradient(0.3), (value(0.3 + step) - value(0.3 - step)) / (2 * step), rtol=1e-3)
 
 
 def test_euclidean_similarity_is_the_negative_distance():
-    a, b = jnp.array([[0.0, 0.0], [3.0, 0.0]]), jnp.array([[0.0, 1.0], [3.0, 4.0]])
-    distances = jnp.array([[1.0, 5.0], [math.sqrt(10), 4.0]])
-    expected = jax.nn.logsumexp(-distances, axis=1) + jnp.diagonal(distances)
+    a, b = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[0.0, 1.0], [3.0, 4.0]])
+    distances = np.array([[1.0, 5.0], [math.sqrt(10), 4.0]])
+    expected = logsumexp(-distances, axis=1) + np.diagonal(distances)
     np.testing.assert_allclose(info_nce(a, b, similarity="euclidean", temperature=1.0), expected, rtol=1e-5)
-    gradient = jax.grad(lambda x: info_nce(x, a, similarity="euclidean").sum())(a)
-    assert jnp.isfinite(gradient).all()  # the distance of a point to itself has no slope of its own
+    gradient = grad(lambda x: info_nce(x, a, similarity="euclidean").sum())(a)
+    assert np.isfinite(gradient).all()  # the distance of a point to itself has no slope of its own
 
 
 def test_mask_removes_a_candidate_in_every_direction():
@@ -86,28 +87,28 @@ def test_mask_removes_a_candidate_in_every_direction():
 
 
 def test_the_own_positive_is_never_masked_and_a_masked_row_is_zero():
-    mask = jnp.zeros((2, 4), bool)
+    mask = np.zeros((2, 4), bool)
     loss = lambda q, d, n: info_nce(q, d, n, mask=mask, directions=("q2d", "q2q", "d2d")).sum()
-    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(Q, D, HARD)
+    value, gradients = value_and_grad(loss, (0, 1, 2))(Q, D, HARD)
     assert value == 0.0
     for gradient in gradients:
         np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
 
 
 def test_one_example_without_negatives_is_zero():
-    value, gradient = jax.value_and_grad(lambda q: info_nce(q, D[:1], directions=ALL).sum())(Q[:1])
+    value, gradient = value_and_grad(lambda q: info_nce(q, D[:1], directions=ALL).sum())(Q[:1])
     # d2q holds the positive a second time
     np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
-    assert jnp.isfinite(gradient).all()
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_zero_vectors_have_finite_gradients(similarity):
-    q = Q.at[0].set(0.0)
+    q = Q * np.array([[0.0], [1.0]], np.float32)
     loss = lambda q, d: info_nce(q, d, temperature=0.01, directions=ALL, similarity=similarity).mean()
-    value, gradients = jax.value_and_grad(loss, (0, 1))(q, D.at[1].set(0.0))
-    assert jnp.isfinite(value)
-    assert all(jnp.isfinite(g).all() and jnp.abs(g).max() < 1e4 for g in gradients)
+    value, gradients = value_and_grad(loss, (0, 1))(q, D * np.array([[1.0], [0.0]], np.float32))
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() and np.abs(g).max() < 1e4 for g in gradients)
 
 
 def test_bfloat16_embeddings_are_accumulated_in_float32():

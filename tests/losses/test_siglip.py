@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import value_and_grad
 
 from jaxemb.losses import siglip
 
@@ -11,7 +12,7 @@ QUERIES, DOCUMENTS, NEGATIVES = rng.standard_normal((3, 7, 5)).astype(np.float32
 
 def test_worked_out_on_the_circle():
     # Queries at 0 and 90 degrees, documents at 30 and 60.
-    queries, documents = jnp.eye(2), jnp.array([[3**0.5, 1.0], [1.0, 3**0.5]])
+    queries, documents = np.eye(2), np.array([[3**0.5, 1.0], [1.0, 3**0.5]])
     np.testing.assert_allclose(siglip(queries, documents), [1.579089, 1.579089], rtol=1e-6)
 
 
@@ -20,7 +21,7 @@ def test_mask_negatives_and_tiles_by_definition():
 
     def by_definition(q, d, n, bias):
         unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
-        y = 2 * jnp.eye(7, 14) - 1
+        y = 2 * np.eye(7, 14) - 1
         terms = jax.nn.log_sigmoid(y * (unit(q) @ unit(jnp.concatenate([d, n])).T / 0.2 + bias))
         return -jnp.where(allowed | (y > 0), terms, 0.0).sum(axis=1).mean()
 
@@ -35,8 +36,8 @@ def test_mask_negatives_and_tiles_by_definition():
 def test_zero_vectors_and_large_logits_have_finite_gradients():
     loss = lambda q, t: siglip(q, DOCUMENTS, temperature=t).mean()
     for temperature in (0.1, 1e-4):
-        value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.zeros_like(QUERIES).at[0].set(1.0), temperature)
-        assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
+        value, gradients = value_and_grad(loss, (0, 1))(np.eye(7, 5, dtype=np.float32), temperature)
+        assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
 
 
 @pytest.mark.parametrize(

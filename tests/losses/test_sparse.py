@@ -3,12 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiled import grad, value_and_grad
 
 from jaxemb.losses import csr_reconstruction, flops, flops_ramp, k_sparse, normalized_mse
 
 
 def test_flops_worked_example():
-    losses = flops(jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]]))
+    losses = flops(np.array([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]]))
     np.testing.assert_allclose(losses, [5.0, 5.0])
 
 
@@ -20,15 +21,15 @@ def test_flops_of_several_texts_per_example_is_that_of_all_texts():
 
 
 def test_texts_at_the_threshold_count_in_the_mean_alone():
-    activations = jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]])
-    value, gradient = jax.value_and_grad(lambda a: flops(a, threshold=1).mean())(activations)
+    activations = np.array([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]])
+    value, gradient = value_and_grad(lambda a: flops(a, threshold=1).mean())(activations)
     np.testing.assert_allclose(value, 0.5**2 + 1.0**2)
     np.testing.assert_array_equal(gradient[1], 0.0)
     assert np.all(np.asarray(gradient)[0, [0, 2]] > 0)
 
 
 def test_flops_prefers_even_use_of_the_vocabulary():
-    even, uneven = jnp.eye(4), jnp.zeros((4, 4)).at[:, 0].set(1.0)
+    even, uneven = np.eye(4), np.eye(4)[[0] * 4]
     assert flops(even)[0] < flops(uneven)[0]
 
 
@@ -40,9 +41,9 @@ def test_the_ramp_is_quadratic_over_the_first_third():
 
 
 def test_k_sparse_keeps_the_largest_positive_entries():
-    latents = jnp.array([[3.0, -1.0, 2.0, 1.0], [-4.0, -1.0, -3.0, 5.0]])
+    latents = np.array([[3.0, -1.0, 2.0, 1.0], [-4.0, -1.0, -3.0, 5.0]])
     np.testing.assert_array_equal(k_sparse(latents, 2), [[3.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 5.0]])
-    gradient = jax.grad(lambda x: k_sparse(x, 2).sum())(latents)
+    gradient = grad(lambda x: k_sparse(x, 2).sum())(latents)
     np.testing.assert_array_equal(gradient, [[1, 0, 1, 0], [0, 0, 0, 1]])
 
 
@@ -53,19 +54,17 @@ def test_normalized_mse_of_the_mean_is_one():
 
 
 def test_equal_targets_have_finite_gradients():
-    gradients = jax.grad(lambda y, t: normalized_mse(y, t).mean(), argnums=(0, 1))(
-        jnp.ones((3, 4)), jnp.full((3, 4), 0.1)
-    )
-    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+    gradients = grad(lambda y, t: normalized_mse(y, t).mean(), argnums=(0, 1))(np.ones((3, 4)), np.full((3, 4), 0.1))
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_csr_by_hand():
-    x, from_k, from_4k = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 2.0]])
+    x, from_k, from_4k = np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]]), np.array([[2.0, 2.0]])
     np.testing.assert_allclose(csr_reconstruction(x, from_k, from_4k), [0.5 + 2.0 / 8])
     # One text: the divisor of the auxiliary term is 1. The residual is (1, 0).
-    with_dead = csr_reconstruction(x, from_k, from_4k, jnp.array([[0.0, 0.0]]), aux_weight=0.1)
+    with_dead = csr_reconstruction(x, from_k, from_4k, np.array([[0.0, 0.0]]), aux_weight=0.1)
     np.testing.assert_allclose(with_dead, [0.75 + 0.1 * 0.5], rtol=1e-6)
-    gradient = jax.grad(lambda y: csr_reconstruction(x, y, from_4k, jnp.ones((1, 2))).sum())(from_k)
+    gradient = grad(lambda y: csr_reconstruction(x, y, from_4k, np.ones((1, 2))).sum())(from_k)
     np.testing.assert_allclose(gradient, from_k - x)  # not through the residual
 
 
@@ -93,7 +92,7 @@ def test_a_sparse_autoencoder_learns_to_reconstruct():
     assert errors[0] > 0.05 and errors[-1] < 1e-3
 
 
-ONES = jnp.ones((2, 3))
+ONES = np.ones((2, 3))
 
 
 @pytest.mark.parametrize(

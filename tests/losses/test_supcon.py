@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import value_and_grad
 
 from jaxemb.losses import supcon
 
@@ -11,15 +12,15 @@ LABELS = np.array([0, 1, 0, 2, 1, 0, -1])  # one is alone in its class, one has 
 
 def test_worked_out_on_the_circle():
     angles = np.deg2rad([0.0, 30.0, 90.0, 120.0])
-    embeddings = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
-    losses = supcon(embeddings, jnp.array([0, 0, 1, 1]), temperature=1.0)
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    losses = supcon(embeddings, np.array([0, 0, 1, 1]), temperature=1.0)
     np.testing.assert_allclose(losses.mean(), 0.632443, rtol=1e-6)
 
 
 def test_any_tile_gives_the_definition():
     def by_definition(x):
         x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-        logits = jnp.where(jnp.eye(7, dtype=bool), -jnp.inf, x @ x.T / 0.2)
+        logits = jnp.where(np.eye(7, dtype=bool), -jnp.inf, x @ x.T / 0.2)
         same = (LABELS[:, None] == LABELS) & ~np.eye(7, dtype=bool) & (LABELS != -1)
         surprise = -jnp.where(same, jax.nn.log_softmax(logits, axis=1), 0.0).sum(axis=1)
         with_positive = same.any(axis=1)
@@ -37,15 +38,15 @@ def test_any_tile_gives_the_definition():
 
 def test_rows_without_a_positive_are_0():
     losses = supcon(X, LABELS)
-    np.testing.assert_array_equal(losses[jnp.array([3, 6])], 0.0)
-    assert (losses[jnp.array([0, 1, 2, 4, 5])] > 0).all()
+    np.testing.assert_array_equal(losses[np.array([3, 6])], 0.0)
+    assert (losses[np.array([0, 1, 2, 4, 5])] > 0).all()
 
 
-@pytest.mark.parametrize("x", [jnp.zeros((7, 5)), jnp.ones((7, 5))], ids=["zeros", "equal"])
+@pytest.mark.parametrize("x", [np.zeros((7, 5)), np.ones((7, 5))], ids=["zeros", "equal"])
 def test_degenerate_vectors_have_finite_gradients(x):
-    value, gradient = jax.value_and_grad(lambda x: supcon(x, LABELS).mean())(x)
+    value, gradient = value_and_grad(lambda x: supcon(x, LABELS).mean())(x)
     np.testing.assert_allclose(value, np.log(6), rtol=1e-5)
-    assert jnp.isfinite(gradient).all()
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(

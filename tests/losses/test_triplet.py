@@ -14,7 +14,7 @@ N = 8
 
 
 def on_a_line(*places):
-    return jnp.array(places, jnp.float32)[:, None]
+    return np.array(places, np.float32)[:, None]
 
 
 def test_triplet_by_hand():
@@ -22,13 +22,13 @@ def test_triplet_by_hand():
     np.testing.assert_allclose(losses, [3.0, 0.0], rtol=1e-6)
     several = triplet(on_a_line(0), on_a_line(1), on_a_line(3, 9)[None])
     np.testing.assert_allclose(several, [1.5], rtol=1e-6)
-    unit = lambda degrees: jnp.array([[np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))]])
+    unit = lambda degrees: np.array([[np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))]])
     cosine = triplet(unit(0), unit(60), unit(90), margin=1.0, similarity="cosine")
     np.testing.assert_allclose(cosine, [0.5], rtol=1e-6)
 
 
 # Four points on a line, labels 0 0 1 1. Distances: 01 = 2, 02 = 3, 03 = 7, 12 = 1, 13 = 5, 23 = 4.
-POINTS, LABELS = on_a_line(0, 2, 3, 7), jnp.array([0, 0, 1, 1])
+POINTS, LABELS = on_a_line(0, 2, 3, 7), np.array([0, 0, 1, 1])
 
 
 def test_batch_hard_by_hand():
@@ -93,7 +93,7 @@ def test_batch_losses_equal_the_definition(loss, seed, margin, n_labels):
 
 def test_batch_all_does_not_lose_small_violations_among_large_distances():
     places = [0.0, 0.0, 6.0, 6.0, 1e4, 1e4, 1e4, 1e4]  # the nearest negatives violate the margin by 1e-3
-    losses = batch_all_triplet(on_a_line(*places), jnp.array([0, 0, 1, 1, 2, 2, 2, 2]), margin=6.001)
+    losses = batch_all_triplet(on_a_line(*places), np.array([0, 0, 1, 1, 2, 2, 2, 2]), margin=6.001)
     np.testing.assert_allclose(losses[:4], 8 / 8 * 2 * 1e-3, rtol=1e-3)
     np.testing.assert_array_equal(losses[4:], 0.0)
 
@@ -101,29 +101,29 @@ def test_batch_all_does_not_lose_small_violations_among_large_distances():
 def test_batch_all_makes_no_array_of_all_triplets():
     n = 512
     step = jax.jit(jax.grad(lambda x, labels: batch_all_triplet(x, labels).mean()))
-    arguments = jax.ShapeDtypeStruct((n, 8), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    arguments = jax.ShapeDtypeStruct((n, 8), np.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
     assert step.lower(*arguments).compile().memory_analysis().temp_size_in_bytes < 4 * n**3 / 10
 
 
 @pytest.mark.parametrize("loss", BATCH)
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]], ids=["one label", "all different"])
 def test_batches_without_triplets_give_zero(loss, labels):
-    value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(x, jnp.array(labels)).sum()))(POINTS)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(x, np.array(labels)).sum()))(POINTS)
     assert value == 0.0
     np.testing.assert_array_equal(gradient, 0.0)
 
 
 @pytest.mark.parametrize("loss", BATCH)
 def test_coinciding_embeddings_have_finite_gradients(loss):
-    gradient = jax.jit(jax.grad(lambda x: loss(x, LABELS).mean()))(jnp.zeros((4, 3)).at[1].set(1.0))
-    assert jnp.isfinite(gradient).all()
+    gradient = jax.jit(jax.grad(lambda x: loss(x, LABELS).mean()))(np.eye(4, 3)[[3, 0, 3, 3]])
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("loss", BATCH)
 def test_a_mask_removes_negatives_and_nothing_else(loss):
     everything = loss(POINTS, LABELS, margin=1.5)
-    np.testing.assert_array_equal(loss(POINTS, LABELS, margin=1.5, mask=jnp.ones((4, 4), bool)), everything)
-    np.testing.assert_array_equal(loss(POINTS, LABELS, margin=1.5, mask=jnp.zeros((4, 4), bool)), 0.0)
+    np.testing.assert_array_equal(loss(POINTS, LABELS, margin=1.5, mask=np.ones((4, 4), bool)), everything)
+    np.testing.assert_array_equal(loss(POINTS, LABELS, margin=1.5, mask=np.zeros((4, 4), bool)), 0.0)
     # false at the positives: they stay positives
     unlike = LABELS[:, None] != LABELS[None, :]
     np.testing.assert_array_equal(loss(POINTS, LABELS, margin=1.5, mask=unlike), everything)
@@ -131,11 +131,11 @@ def test_a_mask_removes_negatives_and_nothing_else(loss):
 
 @pytest.mark.parametrize("loss", BATCH)
 def test_bad_arguments_are_named(loss):
-    x = jnp.ones((4, 3))
+    x = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"embeddings must be \[N, D\] and labels \[N\]; got \(4, 3\) and \(3,\)"):
-        loss(x, jnp.ones(3))
+        loss(x, np.ones(3))
     with pytest.raises(ValueError, match=r"mask must be \[N, N\] = \(4, 4\); got \(4, 3\)"):
-        loss(x, LABELS, mask=jnp.ones((4, 3), bool))
+        loss(x, LABELS, mask=np.ones((4, 3), bool))
     with pytest.raises(ValueError, match="margin must be >= 0; got -1"):
         loss(x, LABELS, margin=-1)
     with pytest.raises(ValueError, match=r"similarity must be one of.*got 'manhattan'"):
@@ -143,8 +143,8 @@ def test_bad_arguments_are_named(loss):
 
 
 def test_bad_triplets_are_named():
-    x = jnp.ones((4, 3))
+    x = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"negatives \[N, K, D\]; got \(\(4, 3\), \(4, 3\), \(5, 1, 3\)\)"):
-        triplet(x, x, jnp.ones((5, 3)))
+        triplet(x, x, np.ones((5, 3)))
     with pytest.raises(ValueError, match="margin must be >= 0; got -1"):
         triplet(x, x, x, margin=-1)

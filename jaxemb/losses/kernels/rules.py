@@ -62,7 +62,8 @@ class _Ruled(VJPHiPrimitive):
         return jax.jvp(self.rules.definition, args, _instantiated(tangents))[1]
 
     def batch(self, axis_data, args, dims):
-        return jax.vmap(self.rules.definition, in_axes=dims, axis_size=axis_data.size)(*args), 0
+        mapped = jax.vmap(self.rules.definition, in_axes=dims, axis_size=axis_data.size)(*args)
+        return mapped, jax.tree.map(lambda _: 0, self.out_aval)
 
 
 def _instantiated(tree):
