@@ -10,24 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from libraries import torch
 
 FROZEN = Path(__file__).parent / "references" / "losses.npz"
 FREEZE = "JAXEMB_FREEZE"
-
-
-class Library:
-    """A module that is imported when it is used; the test is skipped where it is absent."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, attribute: str):
-        if attribute.startswith("__"):  # pytest looks at every object of a test file
-            raise AttributeError(attribute)
-        return getattr(pytest.importorskip(self._name), attribute)
-
-
-torch = Library("torch")
 
 
 @pytest.fixture(params=["frozen", pytest.param("live", marks=pytest.mark.slow)])

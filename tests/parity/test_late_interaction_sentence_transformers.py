@@ -7,7 +7,7 @@ out, so that it wins wherever all similarities of a query token with a document 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from losses_oracle import Library, torch
+from libraries import Library, torch
 
 from jaxemb import losses
 

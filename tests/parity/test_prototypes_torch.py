@@ -1,7 +1,7 @@
 """The relation loss of one earlier task against PyTorch's divergence, value and gradients."""
 
 import numpy as np
-from losses_oracle import torch
+from libraries import torch
 
 from jaxemb.losses import relation_distillation
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from losses_oracle import Library, torch
+from libraries import Library, torch
 
 from jaxemb.losses import margin_mse_scores, ranking
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from losses_oracle import Library, torch
+from libraries import Library, torch
 
 from jaxemb import losses, pooling
 from jaxemb.types import Tokens
