@@ -28,12 +28,14 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
 
-        @functools.partial(jax.jit, static_argnums=0)
-        def program(static, data):
+        def of_leaves(static, data):
             structure, leaves = static
             data = iter(data)
             args, kwargs = structure.unflatten([next(data) if leaf is _DATA else leaf for leaf in leaves])
             return function(*args, **kwargs)
+
+        of_leaves.__name__ = function.__name__  # the program's name in profiles
+        program = jax.jit(of_leaves, static_argnums=0)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,7 +57,7 @@ _DATA = object()
 
 
 def _is_data(leaf) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.inexact, float))
 
 
 def positive(name: str, value) -> None:

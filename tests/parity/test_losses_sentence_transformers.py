@@ -19,7 +19,7 @@ def embeddings(*shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-@pytest.mark.parametrize("n_hard", [0, 2])
+@pytest.mark.parametrize("n_hard", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "options",
     [
