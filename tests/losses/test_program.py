@@ -126,7 +126,7 @@ def programs():
     return Programs()
 
 
-@pytest.mark.parametrize("name", ["info_nce", "gist", "online_contrastive", "ranking.list_net"])
+@pytest.mark.parametrize("name", ["info_nce", "online_contrastive", pytest.param("gist", marks=pytest.mark.slow)])
 def test_a_call_compiles_one_program_and_its_gradient_another(name, programs):
     floats, rest = EXAMPLES[name]
     call = lambda *floats: function_named(name)(*floats, **rest)
@@ -187,9 +187,8 @@ def test_forward_mode_equals_reverse_mode(name):
     np.testing.assert_allclose(*slopes(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tile", [3, 512])
-def test_hessian_vector_products_of_info_nce(tile):
-    loss = lambda q: losses.info_nce(q, B, HARD, temperature=0.5, tile=tile).mean()
+def test_hessian_vector_products_of_info_nce():
+    loss = lambda q: losses.info_nce(q, B, HARD, temperature=0.5, tile=3).mean()
     direction = np.cos(np.arange(A.size, dtype=np.float32)).reshape(A.shape)
     gradient = jax.jit(jax.grad(loss))
     step = 1e-2
@@ -201,7 +200,8 @@ def test_what_a_loss_is_mapped_over():
     """`jax.vmap` of value and gradient, and the gradient of `jax.vmap`."""
     loss = lambda q: losses.info_nce(q, B, temperature=0.5).mean()
     batch = np.stack([A, C])
-    one_by_one = [jax.value_and_grad(loss)(q) for q in batch]
+    step = jax.jit(jax.value_and_grad(loss))
+    one_by_one = [step(q) for q in batch]
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(loss)))(batch)
     np.testing.assert_allclose(values, [value for value, _ in one_by_one], rtol=1e-5)
     np.testing.assert_allclose(gradients, [gradient for _, gradient in one_by_one], rtol=1e-4, atol=1e-6)

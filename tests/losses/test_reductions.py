@@ -58,8 +58,13 @@ def assert_close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale(b), rtol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("tile", [1, 7, 1000])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("tile", "both"), [(1, False), (7, False), (7, True), (1000, False), slow(1, True), slow(1000, True)]
+)
 def test_tiles_equal_the_whole_matrix(tile, both):
     step = value_and_gradient(functools.partial(reduced, tile=tile, both=both), both)
     for weights in WEIGHTS.values():
@@ -70,14 +75,25 @@ def on_mesh(*shape):
     return Mesh(np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape), ("data", "fsdp", "tensor"))
 
 
-@pytest.fixture(params=[False, True], ids=["gathered", "ring"])
-def ring(request, monkeypatch):
-    monkeypatch.setattr(rows, "_LARGEST_GATHER", 0 if request.param else 2**28)
-    return request.param
+@pytest.fixture
+def send_round(monkeypatch):
+    """`send_round(True)`: the columns go round the ring, however few."""
+    return lambda ring: monkeypatch.setattr(rows, "_LARGEST_GATHER", 0 if ring else 2**28)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 2, 2), (8, 1, 1)])
-def test_devices_do_not_matter(shape, ring):
+@pytest.mark.parametrize(
+    ("shape", "ring"),
+    [
+        ((2, 2, 2), False),
+        ((8, 1, 1), True),
+        slow((2, 1, 1), False),
+        slow((2, 1, 1), True),
+        slow((2, 2, 2), True),
+        slow((8, 1, 1), False),
+    ],
+)
+def test_devices_do_not_matter(shape, ring, send_round):
+    send_round(ring)
     # A function of its own, so that nothing is reused of what was traced with another largest gather.
     function = value_and_gradient(functools.partial(reduced, tile=7, both=False), False)
     with jax.set_mesh(on_mesh(*shape)):
@@ -88,8 +104,10 @@ def test_devices_do_not_matter(shape, ring):
             assert_close(found, value_and_gradient(whole, False)(weights, *arrays()))
 
 
-def test_forward_mode_and_curvature_on_devices(ring):
+@pytest.mark.parametrize("ring", [slow(False), True])
+def test_forward_mode_and_curvature_on_devices(ring, send_round):
     """Of what the kernels compute in reverse mode: derivatives along a direction, and of the gradient along it."""
+    send_round(ring)
     inputs, weights = arrays(), WEIGHTS["any"]
     floats, facts = inputs[:3], inputs[3:]
     direction = jax.tree.map(lambda x: np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape), floats)

@@ -1,8 +1,8 @@
 """The gradient computed along with the value, from the same entries.
 
 In training the gradient of the results is nearly always that of their mean, up to a factor. But for the factor it is
-known beforehand: each tile's part is computed when its entries are at hand, and the backward pass multiplies. This takes
-three products `[N, D] x [D, M]`, as keeping all entries does, where the definition takes four; a gradient that
+known beforehand: each tile's part is computed when its entries are at hand, and the backward pass multiplies. This
+takes three products `[N, D] x [D, M]`, as keeping all entries does, where the definition takes four; a gradient that
 differs from row to row falls back on that. InfoNCE with its gradient, N = M = 8,192 and D = 768 on two cores: the
 definition takes 1.30 times as long as this, and keeping all entries 1.11 times (at 65,536: 34 GB of them, against
 0.74 GB of temporaries).
