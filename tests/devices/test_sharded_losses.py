@@ -19,13 +19,15 @@ def everything(arrays):
     ).mean()
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+step = jax.jit(jax.value_and_grad(lambda floats, rest: everything(floats | rest)))
+
+
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_device_count_does_not_matter(devices):
     rng = np.random.default_rng(0)
     floats = {"queries": (N, DIM), "documents": (N, DIM), "hard": (N, K, DIM)}
     arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in floats.items()}
     arrays |= {"ids": rng.integers(0, 9, N), "scores": rng.integers(0, 5, N).astype(np.float32)}
-    step = jax.jit(jax.value_and_grad(lambda floats, rest: everything(floats | rest)))
     split = lambda: ({name: arrays[name] for name in floats}, {name: arrays[name] for name in ("ids", "scores")})
     expected = step(*split())
 
