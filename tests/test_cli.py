@@ -1,6 +1,7 @@
 """The `jaxemb` command: what it prints, writes and returns, and what it says about bad input."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import jaxemb
 from jaxemb.cli import main
 
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # of real processes
 COMMANDS = ("quickstart", "train", "compile", "encode", "evaluate", "search", "mine", "info")
 TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
 
@@ -59,7 +61,9 @@ def fail(capsys, code: int, *arguments) -> str:
 
 
 def test_the_installed_command_prints_its_version():
-    done = subprocess.run([sys.executable, "-m", "jaxemb", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxemb", "--version"], capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert (done.returncode, done.stdout) == (0, f"jaxemb {jaxemb.__version__}\n")
 
 
@@ -79,7 +83,7 @@ def test_help_of_a_command_has_examples_and_exit_codes(capsys, command):
 
 def test_help_does_not_import_jax():
     script = "import sys; from jaxemb.cli import main; main(['train', '--help']); sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, env=ENVIRONMENT).returncode == 0
 
 
 # encode
@@ -115,7 +119,7 @@ def test_encode_reads_columns_of_several_files_in_order(capsys, tiny, tmp_path):
 def test_encode_reads_stdin(tiny, tmp_path):
     out = tmp_path / "v.npy"
     command = [sys.executable, "-m", "jaxemb", "encode", "-", "--model", str(tiny), "--out", str(out), "--quiet"]
-    done = subprocess.run(command, input="one\ntwo\n", capture_output=True, text=True)
+    done = subprocess.run(command, input="one\ntwo\n", capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: 2 vectors of dimension 384")
     assert np.load(out).shape == (2, 384)
@@ -245,20 +249,23 @@ def test_info_about_the_machine(capsys):
 
 
 CONFIG = """
-from jaxemb.recipes import quickstart
+from tiny_run import toy_run
 
-def run(steps=2, **options):
-    return quickstart.run(steps=steps, limit=16, batch_size=8, **options)
+from jaxemb.train import adamw
+
+def run(steps=2, learning_rate=1e-4):
+    options = {"learning_rate": learning_rate}
+    return toy_run(steps=steps, optimizer=adamw(learning_rate, steps), evaluate_every=1, options=options)
 """
 
 
-def test_train_runs_a_config_file_and_goes_on(capsys, tiny, tmp_path):
+def test_train_runs_a_config_file_and_goes_on(capsys, tmp_path):
     config, out = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG)
-    arguments = ("train", config, "--out", out, "--set", f"model={tiny}", "--quiet", "--json")
+    arguments = ("train", config, "--out", out, "--quiet", "--json")
     report = json.loads(succeed(capsys, *arguments, "--set", "learning_rate=3e-5"))
-    assert report["steps"] == 2 and 0 <= report["metrics"]["validation/ndcg@10"] <= 1
-    assert jaxemb.load(out / "model").max_length == 128
+    assert report["steps"] == 2 and report["metrics"]["toy/error"] > 0
+    assert (out / "model").is_dir()
     again = json.loads(succeed(capsys, *arguments, "--set", "learning_rate=3e-5"))
     assert again["metrics"] == report["metrics"]
     message = fail(capsys, 2, *arguments, "--set", "learning_rate=4e-5")
@@ -272,6 +279,7 @@ def test_quickstart_leaves_everything_it_promises(finished):
         assert 0 < numbers[moment]["ndcg@10"] <= 1 and numbers[moment]["ndcg@10_se"] > 0
     gain = numbers["after"]["ndcg@10"] - numbers["before"]["ndcg@10"]
     assert numbers["change"]["ndcg@10"] == pytest.approx(gain)
+    assert jaxemb.load(finished / "model").max_length == 128
     page = (finished / "report.html").read_text()
     assert page.count("<circle ") == 72 and "jaxemb search" in page
     assert {"model", "index", "checkpoints", "metrics.jsonl", "run.json"} <= {p.name for p in finished.iterdir()}
@@ -294,7 +302,7 @@ def test_an_interrupt_exits_with_130(tiny, tmp_path):
         "runpy.run_module('jaxemb', run_name='__main__')"
     )
     command = [sys.executable, "-c", program, "train", str(script), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -445,27 +453,18 @@ def run(size=5):
 def test_compile_says_what_a_run_needs(capsys, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
     (tmp_path / "config.py").write_text(TOY)
-    arguments = (
-        "compile",
-        tmp_path / "config.py",
-        "--topology",
-        "v5e:2x2",
-        "--mesh",
-        "data=2,fsdp=2",
-        "--records",
-        16,
-    )
-    arguments += ("--records", 16)
-    report = json.loads(succeed(capsys, *arguments, "--json"))
+    arguments = ("compile", tmp_path / "config.py", "--topology", "v5e:2x2", "--records", 16)
+    report = json.loads(succeed(capsys, *arguments, "--mesh", "data=2,fsdp=2", "--json"))
     assert report["fits"] and report["records"] == 16 and report["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
-    assert succeed(capsys, *arguments).startswith("v5e:2x2: 4 chips, mesh data=2 fsdp=2 tensor=1; 16 records")
 
 
+@pytest.mark.slow
 def test_compile_fails_if_the_run_does_not_fit(capsys, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is absent: pip install 'jaxemb[tpu]'")
     (tmp_path / "config.py").write_text(TOY)
-    arguments = ["compile", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--set", "size=1000000"]
-    assert main(arguments) == 1
+    arguments = ("compile", tmp_path / "config.py", "--topology", "v5e:2x2")
+    assert succeed(capsys, *arguments).startswith("v5e:2x2: 4 chips, mesh data=4 fsdp=1 tensor=1; 8 records")
+    assert main([*map(str, arguments), "--set", "size=1000000"]) == 1
     printed = capsys.readouterr()
     assert "DOES NOT FIT" in printed.out and "Traceback" not in printed.err
     assert printed.err.endswith("config.py needs more than the memory of a chip of v5e:2x2\n")
@@ -498,6 +497,7 @@ def test_processes_that_cannot_be_joined(capsys, tmp_path, options, message):
     assert message in fail(capsys, 2, "train", tmp_path / "config.py", "--out", tmp_path / "run", *options)
 
 
+@pytest.mark.slow
 def test_processes_find_each_other_before_the_config_is_read(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
@@ -508,7 +508,9 @@ def test_processes_find_each_other_before_the_config_is_read(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "jaxemb", "train", str(config), "--out", str(tmp_path / "run"), "--distributed"]
     command += ["--coordinator", address, "--num-processes", "2", "--process-id"]
-    processes = [subprocess.Popen([*command, i], stderr=subprocess.PIPE, text=True) for i in ("0", "1")]
+    processes = [
+        subprocess.Popen([*command, i], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for i in ("0", "1")
+    ]
     said = [process.communicate(timeout=120)[1] for process in processes]
     for i, process in enumerate(processes):
         assert process.returncode == 2 and f"jaxemb: error: {i} of 2" in said[i]

@@ -14,8 +14,8 @@ SENTENCE = "a plane is taking off from the runway of a small airport near the se
 
 
 @pytest.fixture(scope="module")
-def embedder(minilm):
-    return jaxemb.load(minilm)
+def embedder(tiny_minilm):
+    return jaxemb.load(tiny_minilm)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_small_and_unaligned_batches_change_nothing(embedder, texts, one_by_one)
     np.testing.assert_allclose(embedder.encode(texts, batch_tokens=300), one_by_one, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 8])
 def test_any_number_of_devices_gives_the_same(embedder, texts, one_by_one, devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
     np.testing.assert_allclose(embedder.encode(texts, mesh=mesh, batch_tokens=256), one_by_one, atol=1e-5)

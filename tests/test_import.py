@@ -1,5 +1,6 @@
 """`import jaxemb` is light, and gives access to everything."""
 
+import os
 import subprocess
 import sys
 
@@ -7,10 +8,12 @@ import pytest
 
 import jaxemb
 
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
+
 
 def _modules_after(code: str) -> set[str]:
     script = f"{code}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     return set(done.stdout.split())
 
 

@@ -53,11 +53,13 @@ def test_a_report_is_json_and_text(toy):
     assert re.search(r"peak +\d+\.\d\d [KM]iB  of 15.75 GiB, 0%\n", text) and "all-reduce" in text
 
 
+@pytest.mark.slow
 def test_micro_batches_and_larger_batches(four):
     report = compile_run(toy_run(accumulate=3), four, records=32)
     assert (report.records, report.texts, report.micro_batches) == (96, 192, 3)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_own_mesh(four):
     with parallel.default_devices(four.devices):
         mesh = parallel.make_mesh(fsdp=2)
@@ -76,6 +78,7 @@ def test_a_model_too_large_for_this_machine_is_not_made(four):
     assert "DOES NOT FIT" in str(report) and json.dumps(report.as_json())
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_the_chips_is_reported(four):
     def objective(model, batch, key):
         return sum(batch[name].ids.sum(-1) for name in ("query", "document")) * model["w"][0], {}
@@ -85,6 +88,7 @@ def test_a_batch_too_large_for_the_chips_is_reported(four):
     assert any("s32[268435456,8]" in what for _, what in report.largest)
 
 
+@pytest.mark.slow
 def test_an_embedder_that_cannot_be_traced(four):
     def make():
         w = np.asarray(jnp.full(5, 0.5)) * 2  # reads the numbers
@@ -93,6 +97,7 @@ def test_an_embedder_that_cannot_be_traced(four):
     assert compile_run(toy_run(embedder=make), four).parameters == 5
 
 
+@pytest.mark.slow
 def test_the_state_is_split_by_the_rules(four):
     wide = toy_run(embedder=lambda: FakeEmbedder({"w": jnp.zeros(4096), "key": {"kernel": jnp.zeros((1024, 1024))}}))
     whole = compile_run(wide, four).memory.arguments

@@ -1,5 +1,8 @@
 import json
 import re
+import shlex
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -77,13 +80,9 @@ def test_pickles_are_refused_with_the_way_to_convert(tmp_path, name):
         read_tensors(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_conversion_that_the_message_states_works(tmp_path):
-    import shlex
-    import subprocess
-    import sys
-
-    import torch
-
+    torch = pytest.importorskip("torch")
     weight = torch.arange(4.0)
     torch.save({"a": weight, "b": weight}, tmp_path / "pytorch_model.bin")  # shared memory, as tied weights are
     with pytest.raises(CheckpointError) as error:

@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxemb.data import Tokenizer
+from jaxemb.data import Tokenizer, python_code
+
+
+@pytest.fixture(scope="session")
+def standard_library() -> list[dict]:
+    """All pairs of the standard library, read once."""
+    return python_code.pairs()
+
 
 WORDS = ("alpha", "beta", "gamma", "delta", "query", ":", "num", *(f"w{i}" for i in range(64)))
 

@@ -43,8 +43,16 @@ def test_stsb_of_the_data_directory(data_dir, tmp_path):
     assert [record["score"] for record in english] == [record["score"] for record in japanese]  # aligned
 
 
-def test_code_search_is_the_pairs_by_split(tmp_path):
-    pairs = python_code.pairs()
+def made_up_pairs() -> list[dict]:
+    texts = ("query", "code", "body", "qualname", "path")
+    modules = ("email.x", "logging.x", "json.x", "email.y")
+    return [{name: f"{name} {i}" for name in texts} | {"module": m, "line": i} for i, m in enumerate(modules)]
+
+
+@pytest.mark.parametrize("pairs", [made_up_pairs, pytest.param(python_code.pairs, marks=pytest.mark.slow)])
+def test_code_search_is_the_pairs_by_split(tmp_path, monkeypatch, pairs):
+    pairs = pairs()
+    monkeypatch.setattr(python_code, "pairs", lambda: pairs)
     for split in python_code.SPLITS:
         source = tfds("code_search", split, data_dir=tmp_path)
         expected = [pair for pair in pairs if python_code.split_of(pair["module"]) == split]

@@ -106,11 +106,6 @@ def test_pairs_of_a_small_library(library):
     assert greet["body"] == 'text = """hello\nat column zero"""\nreturn text + name'
 
 
-@pytest.fixture(scope="module")
-def standard_library():
-    return python_code.pairs()
-
-
 def test_the_standard_library_gives_thousands_of_distinct_pairs(standard_library):
     assert len(standard_library) > 3000
     for field in ("query", "body", "code"):

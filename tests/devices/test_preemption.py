@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from processes import finish, start
 
 CONFIG = """
@@ -27,6 +28,7 @@ def steps_of(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_preempted_process_stops_all_at_one_step(tmp_path):
     config, out = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG)

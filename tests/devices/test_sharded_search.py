@@ -13,8 +13,16 @@ def mesh_of(*shape):
     return Mesh(np.array(devices).reshape(shape), ("data", "fsdp")[: len(shape)])
 
 
-@pytest.mark.parametrize("mesh_shape", [(1,), (2,), (8,), (4, 2)])
-@pytest.mark.parametrize(("n", "corpus_chunk"), [(61, 1000), (61, 16), (5, 1000), (9000, 10_000)])
+@pytest.mark.parametrize(
+    ("mesh_shape", "n", "corpus_chunk"),
+    [
+        *[((8,), 61, 1000), ((8,), 5, 1000), ((4, 2), 61, 16), ((2,), 9000, 10_000)],
+        *(pytest.param((1,), n, chunk, marks=pytest.mark.slow) for n, chunk in [(61, 1000), (61, 16), (5, 1000)]),
+        *(pytest.param((2,), n, chunk, marks=pytest.mark.slow) for n, chunk in [(61, 1000), (61, 16), (5, 1000)]),
+        *(pytest.param((8,), n, chunk, marks=pytest.mark.slow) for n, chunk in [(61, 16), (9000, 10_000)]),
+        *(pytest.param((4, 2), n, chunk, marks=pytest.mark.slow) for n, chunk in [(61, 1000), (9000, 10_000)]),
+    ],
+)
 def test_device_count_does_not_matter_ties_included(mesh_shape, n, corpus_chunk):
     rng = np.random.default_rng(0)
     queries, corpus = (rng.integers(-1, 2, (rows, 4)).astype(np.float32) for rows in (6, n))

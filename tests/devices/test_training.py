@@ -36,7 +36,7 @@ def one_device(tmp_path_factory):
     return losses(encoder_run(mesh=mesh(1)), tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_data_parallel_training_gives_the_same_losses(tmp_path, one_device, devices):
     """In-batch negatives from all devices, clipping and AdamW included."""
     np.testing.assert_allclose(losses(encoder_run(mesh=mesh(devices)), tmp_path), one_device, atol=1e-5)
@@ -50,7 +50,9 @@ def test_sharded_parameters_give_the_same_losses_and_stay_sharded(tmp_path, one_
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (8, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (2, 1), (8, 1)])]
+)
 def test_tiles_and_chunks_give_the_same_losses(tmp_path, one_device, shape):
     """A tile of 2 rows and chunks of 8 on every mesh; the loss is that of `one_device`, written with tiles."""
     tiled = functools.partial(info_nce, temperature=0.1, tile=2)

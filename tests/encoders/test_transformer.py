@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +39,35 @@ CONFIGS = {
 }
 
 
-def _model(name, **changes):
-    model = Transformer.init(jax.random.key(1), dataclasses.replace(CONFIGS[name], **changes))
+@functools.cache
+def _weights(name):
+    model = jax.jit(lambda key: Transformer.init(key, CONFIGS[name]))(jax.random.key(1))
     # Larger weights than at initialisation, so that attention is far from uniform.
-    return jax.tree.map(lambda a: 5 * a if a.ndim > 1 else a, model)
+    return jax.tree.map(lambda a: np.asarray(5 * a if a.ndim > 1 else a), jax.device_get(model))
+
+
+def _model(name, **changes):
+    """The same weights whatever changes."""
+    return dataclasses.replace(_weights(name), config=dataclasses.replace(CONFIGS[name], **changes))
+
+
+_run = jax.jit(lambda model, tokens, key=None: model(tokens, key=key))
+_all_states = jax.jit(lambda model, tokens: model(tokens, all_states=True))
 
 
 def _texts(lengths, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 60, n) for n in lengths]
+
+
+TEXTS = _texts([5, 9, 2, 7, 11])
+TOKENS = pad(TEXTS, length=16)  # most tests take this batch, so that they share programs
+
+
+@functools.cache
+def _states(name):
+    """All states of `TOKENS`, `[layers + 1, N, T, D]`."""
+    return np.asarray(_all_states(_model(name), TOKENS))
 
 
 def _by_text(states, tokens):
@@ -56,123 +77,123 @@ def _by_text(states, tokens):
     return [np.asarray(states)[r][tokens.segment_ids[r] == s] for r, s in zip(row, segment, strict=True)]
 
 
+def _assert_same_texts(states, tokens, others, other_tokens):
+    for a, b in zip(_by_text(states, tokens), _by_text(others, other_tokens), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_texts_do_not_see_each_other(name):
-    texts, model = _texts([5, 9, 2, 7, 11]), _model(name)
-    alone = pad(texts, length=16)
-    packed = pack(texts, row_length=24)
-    assert packed.ids.shape[0] < len(texts)
-    expected, got = (_by_text(model(t), t) for t in (alone, packed))
-    for a, b in zip(expected, got, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    packed = pack(TEXTS, row_length=24)
+    assert packed.ids.shape[0] < len(TEXTS)
+    _assert_same_texts(_states(name)[-1], TOKENS, _run(_model(name), packed), packed)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_text_is_the_same_at_every_row_length(name):
-    texts, model = _texts([5, 9]), _model(name)
-    short, long = (_by_text(model(t), t) for t in (pad(texts, length=9), pad(texts, length=40)))
-    for a, b in zip(short, long, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+def test_a_text_is_the_same_at_every_row_length_and_all_states_end_in_the_final_ones(name):
+    longer = pad(TEXTS, length=40)
+    assert _states(name).shape == (4, 5, 16, 32)
+    _assert_same_texts(_states(name)[-1], TOKENS, _run(_model(name), longer), longer)
 
 
 def test_causal_states_ignore_later_tokens_and_bidirectional_ones_do_not():
-    first, second = (pad([np.array([1, 2, 3, last])]) for last in (4, 5))
+    ids = TOKENS.ids.copy()
+    ids[1, 5] = (ids[1, 5] + 1) % 60
+    other = dataclasses.replace(TOKENS, ids=ids)
     for name, same in (("decoder", True), ("bert", False)):
-        model = _model(name)
-        assert np.allclose(model(first)[:, :3], model(second)[:, :3], atol=1e-6) == same
+        changed = _all_states(_model(name), other)[-1]
+        assert np.allclose(_states(name)[-1][1, :5], changed[1, :5], atol=1e-6) == same
 
 
 def test_windows_limit_how_far_a_token_sees():
     model = _model("modern", windows=(1, 1, 1))
     a, b = np.arange(12), np.arange(12)
     b[-1] = 50
-    one, other = model(pad([a], length=12)), model(pad([b], length=12))
-    np.testing.assert_allclose(one[0, :8], other[0, :8], atol=1e-6)  # three layers reach three tokens back
-    assert np.abs(one[0, 8] - other[0, 8]).max() > 1e-4
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_all_states_end_in_the_final_states(name):
-    tokens, model = pad(_texts([5, 9])), _model(name)
-    states = model(tokens, all_states=True)
-    assert states.shape == (4, 2, 16, 32)
-    np.testing.assert_array_equal(states[-1], model(tokens))
+    one, other = (np.asarray(_run(model, pad([text], length=12)))[0] for text in (a, b))
+    np.testing.assert_allclose(one[:8], other[:8], atol=1e-6)  # three layers reach three tokens back
+    assert np.abs(one[8] - other[8]).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["bert", "modern"])
 def test_a_prefix_of_the_stack_is_a_model(name):
-    tokens, model = pad(_texts([5, 9])), _model(name)
+    model = _model(name)
     per_layer = {k: v[:2] for k in ("windows", "rope_of_layer") if (v := getattr(model.config, k))}
     shallow = Transformer(
         embeddings=model.embeddings,
         layers=jax.tree.map(lambda a: a[:2], model.layers),
         config=dataclasses.replace(model.config, layers=2, final_norm=False, **per_layer),
     )
-    np.testing.assert_allclose(shallow(tokens), model(tokens, all_states=True)[2], atol=1e-5)
+    np.testing.assert_allclose(_run(shallow, TOKENS), _states(name)[2], atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"remat": True}, {"unroll": 3}], ids=str)
+_KEY = jax.random.key(3, impl="rbg")  # compiles sooner than threefry
+_value_and_grad = jax.jit(jax.value_and_grad(lambda model: jnp.sum(jnp.sin(model(TOKENS, key=_KEY)))))
+
+
+@pytest.mark.parametrize("changes", [{"remat": True}, pytest.param({"unroll": 3}, marks=pytest.mark.slow)], ids=str)
 def test_remat_and_unroll_change_neither_value_nor_gradient(changes):
-    tokens = pad(_texts([5, 9]))
-
-    def value_and_grad(model):
-        return jax.value_and_grad(lambda m: jnp.sum(jnp.sin(m(tokens, key=jax.random.key(3)))))(model)
-
-    (v1, g1), (v2, g2) = value_and_grad(_model("modern")), value_and_grad(_model("modern", **changes))
+    (v1, g1), (v2, g2) = _value_and_grad(_model("modern")), _value_and_grad(_model("modern", **changes))
     np.testing.assert_allclose(v1, v2, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(g1), jax.tree.leaves(g2), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_dropout_acts_only_with_a_key_and_repeats_with_it():
-    tokens, model = pad(_texts([5, 9])), _model("bert")
-    a, b, c = (model(tokens, key=jax.random.key(k)) for k in (0, 0, 1))
+    a, b, c = (np.asarray(_run(_model("bert"), TOKENS, jax.random.key(k, impl="rbg"))) for k in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-2
-    assert np.abs(a - model(tokens)).max() > 1e-2
+    assert np.abs(a - _states("bert")[-1]).max() > 1e-2
 
 
 def test_bfloat16_computes_near_float32():
-    tokens = pad(_texts([5, 9]))
-    full, half = _model("modern")(tokens), _model("modern", dtype="bfloat16")(tokens)
+    half = _run(_model("modern", dtype="bfloat16"), TOKENS)
     assert half.dtype == jnp.bfloat16
-    assert np.abs(full - half.astype(jnp.float32)).mean() < 0.05
+    real = TOKENS.segment_ids > 0
+    assert np.abs(_states("modern")[-1] - np.asarray(half, np.float32))[real].mean() < 0.05
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
+def _value_and_gradients(attention, *arguments):
+    """`attention(...)` and the gradients of the sum of its sines, by one program."""
+
+    def value(*arguments):
+        y = attention(*arguments)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.grad(value, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
+
+
+def _assert_all_close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("kv_heads", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_the_two_attention_implementations_agree(kv_heads):
-    keys = jax.random.split(jax.random.key(0), 4)
-    q = jax.random.normal(keys[0], (2, 6, 4, 8))
-    k, v = (jax.random.normal(key, (2, 6, kv_heads, 8)) for key in keys[1:3])
-    bias = jnp.where(jax.random.bernoulli(keys[3], 0.5, (2, 1, 6, 6)) | jnp.eye(6, dtype=bool), 0.0, -1e30)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 6, heads, 8)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
+    bias = np.where(rng.random((2, 1, 6, 6)) < 0.5, 0.0, -1e30).astype(np.float32) * (1 - np.eye(6, dtype=np.float32))
     ours = lambda q, k, v: _attention(q, k, v, bias, 0.3)
     theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias=bias, scale=0.3)
-    np.testing.assert_allclose(ours(q, k, v), theirs(q, k, v), atol=1e-5)
-    grads = [jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(q, k, v) for f in (ours, theirs)]
-    for a, b in zip(*grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    _assert_all_close(_value_and_gradients(ours, q, k, v), _value_and_gradients(theirs, q, k, v))
 
 
 def test_attention_with_dropout_and_its_gradient():
-    keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v = (jax.random.normal(key, (2, 6, 4, 8)) for key in keys[:3])
-    bias = jax.random.normal(keys[3], (1, 4, 6, 6))
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 6, 4, 8)).astype(np.float32)
+    bias = rng.normal(size=(1, 4, 6, 6)).astype(np.float32)
 
     def plain(q, k, v, bias):
         weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * 0.3 + bias)
-        return jnp.einsum("bhts,bshd->bthd", _dropout(weights, 0.2, keys[4]), v)
+        return jnp.einsum("bhts,bshd->bthd", _dropout(weights, 0.2, _KEY), v)
 
-    ours = lambda *a: _attention(*a, 0.3, 0.2, keys[4])
-    np.testing.assert_allclose(ours(q, k, v, bias), plain(q, k, v, bias), atol=1e-5)
-    grads = [jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2, 3))(q, k, v, bias) for f in (ours, plain)]
-    for a, b in zip(*grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    ours = lambda *a: _attention(*a, 0.3, 0.2, _KEY)
+    _assert_all_close(_value_and_gradients(ours, q, k, v, bias), _value_and_gradients(plain, q, k, v, bias))
 
 
 def test_a_row_of_padding_is_finite_in_value_and_gradient():
-    tokens, model = pad([np.arange(5), np.arange(0)], length=8), _model("modern")
-    grads = jax.grad(lambda m: jnp.sum(m(tokens)[0, :5] ** 2))(model)
-    assert np.isfinite(model(tokens)).all() and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    tokens = pad([np.arange(5), np.arange(0)], length=8)
+    loss = lambda model: (jnp.sum((y := model(tokens))[0, :5] ** 2), y)
+    gradients, states = jax.jit(jax.grad(loss, has_aux=True))(_model("modern"))
+    assert np.isfinite(states).all() and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
 def test_bad_shapes_are_refused_before_compilation():
@@ -181,7 +202,7 @@ def test_bad_shapes_are_refused_before_compilation():
     with pytest.raises(ValueError, match=r"windows must have one entry per layer \(3\) or none; got 2"):
         dataclasses.replace(BASE, windows=(1, 2))
     with pytest.raises(ValueError, match="rows of 65 tokens, but the model has 64 positions"):
-        _model("bert")(pad([np.zeros(65, int)], length=65))
+        _run(_model("bert"), pad([np.zeros(65, int)], length=65))
 
 
 @pytest.mark.parametrize(
@@ -223,5 +244,5 @@ def test_a_rope_has_a_positive_base():
 
 
 def test_dropout_close_to_1_keeps_hardly_anything():
-    kept = np.asarray(_dropout(jnp.ones((100, 100)), 1 - 1e-9, jax.random.key(0))) > 0
+    kept = np.asarray(jax.jit(lambda x: _dropout(x, 1 - 1e-9, _KEY))(np.ones((100, 100), np.float32))) > 0
     assert kept.mean() < 0.01

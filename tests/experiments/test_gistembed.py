@@ -9,6 +9,7 @@ from experiments import common, gistembed
 from jaxemb.train import fit
 
 
+@pytest.mark.slow
 def test_smoke(smoke):
     table, metrics = smoke(gistembed)
     assert metrics["questions"] == {"train": 77 * 8, "test": 77 * 8}
@@ -85,6 +86,7 @@ def test_batches_are_of_one_task_and_have_the_guides_vectors_of_their_texts(task
     assert min(seen) < 6 <= max(seen)
 
 
+@pytest.mark.slow
 def test_the_full_recipe_trains(tasks, quick_vectors, tiny_minilm, tmp_path):
     run = gistembed.run(data=tasks[0], model=str(tiny_minilm), batch_size=4, steps=2, max_length=16)
     assert run.best == ("sts/cosine_spearman", "max")

@@ -16,6 +16,7 @@ def sentences():
     return translations.Sentences(hashed_ngrams([f"Satz {i}" for i in range(30)]), english)
 
 
+@pytest.mark.slow
 def test_smoke(smoke):
     table, metrics = smoke(peg)
     assert set(metrics["results"]) == set(peg.PRESETS["smoke"].arms)
@@ -63,6 +64,7 @@ def test_a_share_of_the_pairs_is_wrongly_matched(sentences):
     assert sorted(map(tuple, noisy.english)) == sorted(map(tuple, sentences.english))
 
 
+@pytest.mark.slow
 def test_the_full_recipe_trains(quick_vectors, tiny_minilm, tmp_path):
     run = peg.run(model=str(tiny_minilm), batch_size=8, hard=2, chunk=4, steps=2, max_length=16, limit=24)
     assert np.isfinite(fit(run, tmp_path / "run", progress=False).embedder.encode(["Ein Hund."])).all()

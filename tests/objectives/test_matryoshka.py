@@ -4,12 +4,10 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
-from sklearn.utils.extmath import svd_flip
 from tiny_run import distance, pair_batch, tiny_model
 
 from jaxemb.losses import info_nce
@@ -43,21 +41,32 @@ def kl(student, teacher, temperature=1.0):
 OBJECTIVE = on_columns(plain, "q", "d")
 
 
+def losses_of(objective, embeddings, batch=BATCH, key=None):
+    """`objective.losses`, by one program."""
+    return np.asarray(jax.jit(objective.losses)(embeddings, batch, key))
+
+
+def summed_gradient(objective, embeddings):
+    """The gradient of the sum of the losses, by one program."""
+    return jax.device_get(jax.jit(jax.grad(lambda e: objective.losses(e, BATCH, None).sum()))(embeddings))
+
+
 # Worked numbers
 
 
 def test_alignment_by_hand():
-    student, teacher = jnp.array([0.0, 0.0]), jnp.array([np.log(3.0), 0.0])
-    np.testing.assert_allclose(alignment_kl(student, teacher), 0.130812, atol=1e-6)
-    np.testing.assert_allclose(alignment_kl(teacher, student), 0.143841, atol=1e-6)
-    np.testing.assert_allclose(4 * alignment_kl(student, teacher, temperature=2.0), 0.145363, atol=1e-6)
+    student, teacher = np.float32([0.0, 0.0]), np.float32([np.log(3.0), 0.0])
+    kl = jax.jit(alignment_kl)
+    np.testing.assert_allclose(kl(student, teacher), 0.130812, atol=1e-6)
+    np.testing.assert_allclose(kl(teacher, student), 0.143841, atol=1e-6)
+    np.testing.assert_allclose(4 * np.asarray(kl(student, teacher, temperature=2.0)), 0.145363, atol=1e-6)
 
 
 def test_prefixes_by_hand():
-    embeddings = {"q": jnp.array([[[3.0, 4, 0]]]), "d": jnp.array([[[3.0, 0, 4]]])}
+    embeddings = {"q": np.float32([[[3.0, 4, 0]]]), "d": np.float32([[[3.0, 0, 4]]])}
     for dim, expected in ((1, 1.0), (2, 0.6), (3, 0.36)):
         seen = matryoshka(on_columns(lambda q, d: (q * d).sum(-1), "q", "d"), [dim])
-        np.testing.assert_allclose(seen.losses(embeddings, {"id": np.arange(1)}, None), [expected], atol=1e-6)
+        np.testing.assert_allclose(losses_of(seen, embeddings, {"id": np.arange(1)}), [expected], atol=1e-6)
 
 
 @pytest.mark.parametrize(("kl_weight", "expected"), [(1.0, 0.871938), (0.0, 0.313262 + 0.503204)])
@@ -67,7 +76,7 @@ def test_starbucks_on_scores_by_hand(kl_weight, expected):
     loss = functools.partial(info_nce, temperature=1.0, similarity="dot")
     sizes = ((1, 1), (2, 2))
     objective = starbucks(on_columns(loss, "q", "d"), sizes, kl_weight=kl_weight, kl_on="scores", normalize=False)
-    losses = objective.losses(embeddings, {"id": np.arange(2)}, None)
+    losses = losses_of(objective, embeddings, {"id": np.arange(2)})
     np.testing.assert_allclose(np.mean(losses), expected, atol=1e-6)
 
 
@@ -77,7 +86,7 @@ def test_starbucks_on_scores_by_hand(kl_weight, expected):
 def test_matryoshka_sums_over_prefixes():
     objective = matryoshka(OBJECTIVE, [8, 2, 5], [1.0, 3.0, 0.5])
     expected = sum(w * plain(WHOLE["q"][:, 0, :d], WHOLE["d"][:, 0, :d]) for d, w in ((8, 1), (2, 3), (5, 0.5)))
-    np.testing.assert_allclose(objective.losses(WHOLE, BATCH, None), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(objective, WHOLE), expected, rtol=1e-5)
 
 
 def test_adaptive_layers_weigh_and_align():
@@ -90,7 +99,7 @@ def test_adaptive_layers_weigh_and_align():
         expected = expected + 3 / (1 + np.log(1 + n)) / 2 * plain(q, d)
         both = (kl(q, WHOLE["q"][:, 0], 0.5) + kl(d, WHOLE["d"][:, 0], 0.5)) / 2
         expected = expected + 0.7 * 0.5 * both
-    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(objective, ALL), expected, rtol=1e-4)
 
 
 def test_starbucks_on_components():
@@ -100,44 +109,44 @@ def test_starbucks_on_components():
         q, d = (ALL[name][:, 0, n - 1, :dim] for name in "qd")
         both = (kl(q, WHOLE["q"][:, 0, :dim]) + kl(d, WHOLE["d"][:, 0, :dim])) / 2
         expected = expected + plain(q, d) + 0.3 * both
-    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(objective, ALL), expected, rtol=1e-4)
 
 
 def test_espresso():
-    """The formula in NumPy; scikit-learn's signs of the singular vectors."""
+    """The formula in NumPy; signs as scikit-learn's `svd_flip` has them: the largest entry is positive."""
 
     def alignment(n, dim):
         x = np.concatenate([ALL[name][:, 0, n - 1] for name in "qd"])
-        u, s, v = np.linalg.svd(softmax(x.T @ x / np.sqrt(D), axis=-1))
-        c = x @ (svd_flip(u, v)[0] * s)[:, :dim]
+        u, s, _ = np.linalg.svd(softmax(x.T @ x / np.sqrt(D), axis=-1))
+        c = x @ (u * np.sign(u[np.abs(u).argmax(axis=0), np.arange(D)]) * s)[:, :dim]
         of_texts = ((x[:, :dim] - c) ** 2).mean(axis=-1) + 2.0 * kl(x[:, :dim], c, 2.0)
         return of_texts.reshape(2, 4).mean(axis=0)
 
     small = lambda n: plain(*(ALL[name][:, 0, n - 1, :3] for name in "qd")) + alignment(n, 3)
     expected = plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0]) + small(3) + (small(1) + small(2) / (1 + np.log(2))) / 2
     objective = espresso(OBJECTIVE, 3, kl_temperature=2.0)
-    np.testing.assert_allclose(objective.losses(ALL, BATCH, None), expected, rtol=1e-4)
-    assert all(np.abs(g).max() > 0 for g in jax.grad(lambda e: objective.losses(e, BATCH, None).sum())(ALL).values())
+    np.testing.assert_allclose(losses_of(objective, ALL), expected, rtol=1e-4)
+    assert all(np.abs(g).max() > 0 for g in summed_gradient(objective, ALL).values())
     plainly = espresso(OBJECTIVE, 3, layers=[0, 1], layer_weighting="log", compress=False)
     part = lambda n: plain(*(ALL[name][:, 0, n, :3] for name in "qd"))
     expected = plain(WHOLE["q"][:, 0], WHOLE["d"][:, 0]) + part(2) + (part(0) + part(1) / (1 + np.log(2))) / 2
-    np.testing.assert_allclose(plainly.losses(ALL, BATCH, None), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(plainly, ALL), expected, rtol=1e-5)
 
 
 def test_what_is_compressed_keeps_the_strongest_dependencies():
     """Of components that are copies of one another, one direction keeps all."""
     signal = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
     x = np.concatenate([signal, signal, 0.01 * np.ones((50, 2), np.float32)], axis=1)
-    kept = np.asarray(compressed(jnp.asarray(10 * x), 1))
+    kept = np.asarray(jax.jit(lambda x: compressed(x, 1))(10 * x))
     assert abs(np.corrcoef(kept[:, 0], signal[:, 0])[0, 1]) > 0.999
-    assert np.all(np.asarray(jax.grad(lambda x: compressed(x, 1).sum())(jnp.asarray(x))) == 0)
+    assert np.all(np.asarray(jax.jit(jax.grad(lambda x: compressed(x, 1).sum()))(x)) == 0)
 
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_the_teacher_is_detached(detach):
     """Without losses of its own, the last layer learns from the alignment alone."""
     objective = adaptive_layers(OBJECTIVE, last_weight=0.0, detach_teacher=detach)
-    gradients = jax.grad(lambda e: objective.losses(e, BATCH, None).sum())(ALL)
+    gradients = summed_gradient(objective, ALL)
     assert (np.abs(gradients["q"][:, :, -1]).max() == 0) == detach
     assert np.all(np.abs(gradients["q"][:, :, :-1]).max(axis=(0, 1, 3)) > 0)
 
@@ -147,7 +156,7 @@ def test_targets_are_cut_along():
         on_columns(lambda q, t: (q * t).sum(-1), "q", others=["t"]), [3], targets=["t"], normalize=False
     )
     target = np.arange(32.0, dtype=np.float32).reshape(4, 8)
-    losses = objective.losses({"q": WHOLE["q"]}, BATCH | {"t": target}, None)
+    losses = losses_of(objective, {"q": WHOLE["q"]}, BATCH | {"t": target})
     np.testing.assert_allclose(losses, (WHOLE["q"][:, 0, :3] * target[:, :3]).sum(-1), rtol=1e-5)
 
 
@@ -172,9 +181,9 @@ def test_every_layer_and_length_is_drawn_as_often_as_others():
 def test_draws_without_replacement():
     objective = matryoshka(OBJECTIVE, [2, 4], dims_per_step=1)
     both = matryoshka(OBJECTIVE, [2, 4], dims_per_step=2)
-    every = both.losses(WHOLE, BATCH, jax.random.key(0))
-    np.testing.assert_allclose(every, matryoshka(OBJECTIVE, [2, 4]).losses(WHOLE, BATCH, None), rtol=1e-6)
-    assert not np.allclose(objective.losses(WHOLE, BATCH, jax.random.key(0)), every)
+    every = losses_of(both, WHOLE, key=jax.random.key(0))
+    np.testing.assert_allclose(every, losses_of(matryoshka(OBJECTIVE, [2, 4]), WHOLE), rtol=1e-6)
+    assert not np.allclose(losses_of(objective, WHOLE, key=jax.random.key(0)), every)
 
 
 # With a model
@@ -190,12 +199,15 @@ def value_and_gradient(objective, model, batch):
     return jax.value_and_grad(mean, has_aux=True)(model)
 
 
+EMBED = jax.jit(lambda model, tokens: model(tokens))
+
+
 def test_one_pass_gives_what_truncated_models_give():
     model = tiny_model(layers=3)
     sizes = ((1, 4), (3, 16))
     together = jax.jit(lambda model, tokens: model.at_sizes(tokens, sizes))(model, pair_batch(range(4))["query"])
     for (layers, dim), found in zip(sizes, together, strict=True):
-        alone = jax.jit(lambda model, tokens: model(tokens))(model.truncate(layers, dim), pair_batch(range(4))["query"])
+        alone = EMBED(model.truncate(layers, dim), pair_batch(range(4))["query"])
         np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
@@ -210,7 +222,7 @@ def test_chunks_give_the_same_and_outputs_are_the_full_embeddings():
     np.testing.assert_allclose(value, value_2, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, gradient_2)
     assert outputs["query"].shape == (4, 16)
-    np.testing.assert_allclose(outputs["query"], jax.jit(lambda m, t: m(t))(model, batch["query"]), atol=1e-5)
+    np.testing.assert_allclose(outputs["query"], EMBED(model, batch["query"]), atol=1e-5)
 
 
 def test_a_shallow_size_gives_deeper_layers_no_gradient():
@@ -224,6 +236,11 @@ def test_a_shallow_size_gives_deeper_layers_no_gradient():
 # Bad arguments
 
 
+def traced(objective):
+    """Calls it without compiling anything."""
+    jax.eval_shape(objective, tiny_model(), BATCH, None)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -231,16 +248,16 @@ def test_a_shallow_size_gives_deeper_layers_no_gradient():
         (lambda: matryoshka(OBJECTIVE, [4, 0]), "dims must be one or more numbers >= 1"),
         (lambda: matryoshka(OBJECTIVE, [4], [1, 2]), "one entry per dim"),
         (lambda: matryoshka(OBJECTIVE, [4], dims_per_step=2), "dims_per_step must be in 1..1"),
-        (lambda: matryoshka(OBJECTIVE, [9]).losses(WHOLE, BATCH, None), "dims must be in 1..8"),
+        (lambda: jax.eval_shape(matryoshka(OBJECTIVE, [9]).losses, WHOLE, BATCH, None), "dims must be in 1..8"),
         (lambda: adaptive_layers(OBJECTIVE, [1, 1]), "layers must be distinct"),
         (lambda: adaptive_layers(OBJECTIVE, layer_weighting="cubic"), "layer_weighting must be one of"),
         (lambda: adaptive_layers(OBJECTIVE, kl_temperature=0.0), "kl_temperature > 0"),
-        (lambda: adaptive_layers(OBJECTIVE, [2])(tiny_model(), BATCH, None), "layers must be before the last, 2"),
+        (lambda: traced(adaptive_layers(OBJECTIVE, [2])), "layers must be before the last, 2"),
         (lambda: espresso(OBJECTIVE, 0), "dim must be >= 1"),
-        (lambda: espresso(OBJECTIVE, 9).losses(ALL, BATCH, None), "dim must be in 1..8"),
-        (lambda: espresso(OBJECTIVE, 4, layers=[2])(tiny_model(), BATCH, None), "layers must be before the last, 2"),
+        (lambda: jax.eval_shape(espresso(OBJECTIVE, 9).losses, ALL, BATCH, None), "dim must be in 1..8"),
+        (lambda: traced(espresso(OBJECTIVE, 4, layers=[2])), "layers must be before the last, 2"),
         (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 4))), "both strictly increasing"),
-        (lambda: starbucks(OBJECTIVE, ((1, 4), (2, 8)))(tiny_model(), BATCH, None), r"full size \(2, 16\)"),
+        (lambda: traced(starbucks(OBJECTIVE, ((1, 4), (2, 8)))), r"full size \(2, 16\)"),
         (lambda: starbucks(OBJECTIVE, ((1, 4),), kl_on="vectors"), "kl_on must be"),
         (lambda: tiny_model().at_sizes(pair_batch(range(1))["query"], ((3, 4),)), "layers must be in 0..2"),
         (lambda: tiny_model().truncate(0), "layers must be in 1..2"),

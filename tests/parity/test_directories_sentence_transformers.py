@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer import modules
 
 from jaxemb.data import pad
 from jaxemb.sentence_embedder import load
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+base = pytest.importorskip("sentence_transformers.base.modules")
+modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+Dense, Normalize, Transformer = base.Dense, base.Normalize, base.Transformer
+
+pytestmark = pytest.mark.slow
 
 TEXTS = ["a", "b c a d", "e f", "c c c a b e f d e a b c"]
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")

@@ -6,13 +6,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from jaxemb.checkpoints import save_weights
 from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel
 from jaxemb.sentence_embedder import load
 from jaxemb.types import Tokens
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.slow
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
 _SIZES = {"vocab_size": 11, "num_hidden_layers": 2, "initializer_range": 0.3}
@@ -29,7 +32,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("family", ["bert", *(pytest.param(f, marks=pytest.mark.slow) for f in list(MODELS)[1:])])
+@pytest.mark.parametrize("family", MODELS)
 def test_loss_gradients_and_checkpoints(family, tmp_path):
     torch.manual_seed(0)
     theirs = MODELS[family]().eval()
@@ -71,7 +74,6 @@ def test_loss_gradients_and_checkpoints(family, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same, changed.head)
 
 
-@pytest.mark.slow
 def test_masked_autoencoding_of_sizes(tmp_path):
     """The authors' losses, written with transformers' modules: the transform reads d components only, and its output at
     the first token takes the place of that token's embedding in front of a copy of the first layer."""

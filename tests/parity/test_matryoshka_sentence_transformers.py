@@ -3,18 +3,21 @@
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer import losses as reference
-from sentence_transformers.sentence_transformer import modules
 
 from jaxemb.checkpoints import save_weights
 from jaxemb.data import pad
 from jaxemb.losses import info_nce
 from jaxemb.objectives import adaptive_layers, matryoshka, on_columns
 from jaxemb.sentence_embedder import load
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+Transformer = pytest.importorskip("sentence_transformers.base.modules").Transformer
+reference = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+
+pytestmark = pytest.mark.slow
 
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
 QUERIES, DOCUMENTS = ["a b", "c", "d e f a"], ["a", "c c b", "f e"]
@@ -79,10 +82,7 @@ CASES = {
 }
 
 
-_SLOW = ("adaptive-log", "adaptive-linear")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients(models, name):
     (theirs, ours), (make, objective) = models, CASES[name]
     loss = make(theirs, reference.MultipleNegativesRankingLoss(theirs, scale=20.0))

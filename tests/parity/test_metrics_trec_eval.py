@@ -63,6 +63,7 @@ class Vectors:
         return self.rows[[int(text) for text in texts]]
 
 
+@pytest.mark.slow
 def test_sentence_transformers_information_retrieval_evaluator():
     evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
     util = pytest.importorskip("sentence_transformers.util")
@@ -111,6 +112,7 @@ def test_sentence_transformers_information_retrieval_evaluator():
     assert compared == 9
 
 
+@pytest.mark.slow
 def test_sentence_transformers_similarity_evaluator():
     evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
     first, second = [[str(i) for i in range(start, start + 100)] for start in (0, 100)]

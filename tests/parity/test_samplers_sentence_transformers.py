@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 datasets = pytest.importorskip("datasets")
 reference = pytest.importorskip("sentence_transformers.base.sampler")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("batch_size", [2, 5, 16])
 @pytest.mark.parametrize("distinct", [30, 200])

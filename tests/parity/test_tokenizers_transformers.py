@@ -12,6 +12,8 @@ from jaxemb.data import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
 ODD = [
     "",

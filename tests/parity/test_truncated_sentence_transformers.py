@@ -5,14 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
-from sentence_transformers import SentenceTransformer
-from test_families_transformers import CONFIGS
 
 from jaxemb.embedder import Dense, Normalize
 from jaxemb.nn import Linear
 from jaxemb.sentence_embedder import load
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+CONFIGS = pytest.importorskip("test_families_transformers").CONFIGS
+
+pytestmark = pytest.mark.slow
 
 TEXTS = ["a b c a", "d e f"]
 _WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef")
@@ -30,10 +33,7 @@ def write(family: str, path):
     return load(path)
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["bert", *(pytest.param(f, marks=pytest.mark.slow) for f in CONFIGS if f != "bert")],
-)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_at_a_smaller_size(family, tmp_path):
     whole = write(family, tmp_path / "whole")
     small = whole.truncate(layers=2, dim=5)

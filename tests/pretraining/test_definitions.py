@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -32,29 +31,26 @@ BATCH = {"definition": text_batch(range(6)), "entry": np.arange(6) % 5, "word": 
 
 def predictor(entries=None) -> EntryPredictor:
     model, dim = tiny_model(), 16
-    pooler = Dense(linear=Linear(jnp.eye(dim), jnp.zeros(dim)), activation="tanh")
-    return EntryPredictor(model, pooler, jnp.asarray(entries if entries is not None else ROWS))
+    pooler = Dense(linear=Linear(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32)), activation="tanh")
+    return EntryPredictor(model, pooler, np.asarray(entries if entries is not None else ROWS, np.float32))
 
 
 ROWS = RNG.normal(size=(5, 16)).astype(np.float32)
 
 
 def test_worked_numbers():
-    pooler = Dense(linear=Linear(jnp.eye(2), jnp.zeros(2)), activation="tanh")
-    v = pooler(jnp.array([[1, 0.5]] * 3))
-    losses = entry_cross_entropy(v, jnp.arange(3), ENTRIES)
+    pooler = Dense(linear=Linear(np.eye(2, dtype=np.float32), np.zeros(2, np.float32)), activation="tanh")
+    losses = jax.jit(lambda h: entry_cross_entropy(pooler(h), np.arange(3), ENTRIES))(np.float32([[1, 0.5]] * 3))
     np.testing.assert_allclose(losses, [0.873228, 0.710588, 2.396417], atol=1e-6)
-    loss = entry_cross_entropy(jnp.array([[0.5, 0.25]]), jnp.array([0]), ENTRIES)
+    loss = jax.jit(entry_cross_entropy)(np.float32([[0.5, 0.25]]), np.array([0]), ENTRIES)
     np.testing.assert_allclose(loss, [0.861995], atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
 def test_chunks_change_nothing(chunk):
     v, entry = RNG.normal(size=(4, 16)).astype(np.float32), np.array([0, 4, 2, 4])
-    run = jax.jit(
-        jax.value_and_grad(lambda v, e, c: entry_cross_entropy(v, entry, e, chunk=c).sum(), argnums=(0, 1)),
-        static_argnums=2,
-    )
+    loss = lambda v, e, c: entry_cross_entropy(v, entry, e, chunk=c).sum()
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
     (whole, gradients), (chunked, others) = run(v, ROWS, None), run(v, ROWS, chunk)
     logits = v.astype(np.float64) @ ROWS.T
     np.testing.assert_allclose(whole, (logsumexp(logits, axis=1) - logits[np.arange(4), entry]).sum(), rtol=1e-5)
@@ -111,36 +107,44 @@ def test_the_state_at_the_mask_is_taken():
         None,
         texts_per_row=2,
     )
-    states = jnp.arange(10.0).reshape(2, 5, 1)
-    pooled = np.asarray(mask_pooling(9)(states, tokens))[..., 0]
+    states = np.arange(10, dtype=np.float32).reshape(2, 5, 1)
+    pooled = np.asarray(jax.jit(mask_pooling(9))(states, tokens))[..., 0]
     np.testing.assert_array_equal(pooled, [[1, 3], [5, np.nan]])
     assert prompted(["a dog"]) == ['This sentence : "a dog" means [MASK] . ']
     with pytest.raises(ValueError, match=r"must not contain \[MASK\]; got 'a \[MASK\]'"):
         prompted(["ok", "a [MASK]"])
 
 
+def traced(objective, model, batch=BATCH):
+    """Calls it without compiling anything."""
+    jax.eval_shape(objective, model, batch, None)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: definition_to_word()(tiny_model(), BATCH, None), TypeError, "trains a MaskedLanguageModel"),
-        (lambda: definition_to_entry()(tiny_model(), BATCH, None), TypeError, "trains an EntryPredictor"),
+        (lambda: traced(definition_to_word(), tiny_model()), TypeError, "trains a MaskedLanguageModel"),
+        (lambda: traced(definition_to_entry(), tiny_model()), TypeError, "trains an EntryPredictor"),
         (
-            lambda: definition_to_word()(
-                MaskedLanguageModel.init(jax.random.key(0), dataclasses.replace(tiny_model(), pooling=("cls", "mean"))),
-                BATCH,
-                None,
+            lambda: traced(
+                definition_to_word(),
+                jax.eval_shape(
+                    MaskedLanguageModel.init,
+                    jax.random.key(0),
+                    dataclasses.replace(tiny_model(), pooling=("cls", "mean")),
+                ),
             ),
             ValueError,
             "must have the states' 16 dims; got 32",
         ),
-        (lambda: definition_to_entry("text")(predictor(), BATCH, None), ValueError, "the batch has no text"),
+        (lambda: traced(definition_to_entry("text"), predictor()), ValueError, "the batch has no text"),
         (
-            lambda: definition_to_entry()(dataclasses.replace(predictor(), entries=None), BATCH, None),
+            lambda: traced(definition_to_entry(), dataclasses.replace(predictor(), entries=None)),
             ValueError,
             "has no entries",
         ),
         (
-            lambda: definition_to_entry()(predictor(), BATCH | {"entry": np.arange(3)}, None),
+            lambda: traced(definition_to_entry(), predictor(), BATCH | {"entry": np.arange(3)}),
             ValueError,
             "one text per record",
         ),
@@ -155,5 +159,7 @@ def test_names_what_is_wrong(call, error, message):
 
 def test_a_number_that_no_entry_has_stops_training():
     for chunk in (None, 2):
-        losses = entry_cross_entropy(ROWS, np.array([0, 5, -1, 4, 0]), ROWS, chunk=chunk)
+        losses = jax.jit(entry_cross_entropy, static_argnames="chunk")(
+            ROWS, np.array([0, 5, -1, 4, 0]), ROWS, chunk=chunk
+        )
         np.testing.assert_array_equal(np.isnan(losses), [False, True, True, False, False])

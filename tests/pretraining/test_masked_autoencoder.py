@@ -16,6 +16,12 @@ PIECES = np.array([SPECIAL, SPECIAL, SPECIAL, SPECIAL, *[START] * 16, *[CONTINUA
 hide = jax.jit(functools.partial(hide_words, pieces=PIECES, ratios=(0.2, 0.4)))
 
 
+@functools.cache
+def masked_autoencoder():
+    language_model = lambda key, embedder: MaskedAutoEncoder.of(MaskedLanguageModel.init(key, embedder))
+    return jax.jit(language_model)(jax.random.key(0), tiny_model())
+
+
 def sentences(n: int) -> list[np.ndarray]:
     """Some begin with a continuation, as texts cut at any place do."""
     rng = np.random.default_rng(0)
@@ -60,7 +66,7 @@ def test_words_are_hidden_while_there_is_room(packed):
 @pytest.mark.slow
 def test_every_size_and_the_decoder_learn():
     """All layers, the decoder and the head get a gradient."""
-    model = MaskedAutoEncoder.of(MaskedLanguageModel.init(jax.random.key(0), tiny_model()))
+    model = masked_autoencoder()
     objective = masked_autoencoding("query", np.full(50, START, np.int8), 4, ((1, 4), (2, 16)))
     batch, key = pair_batch(range(4)), jax.random.key(0)
     value, gradient = jax.jit(jax.value_and_grad(lambda model: objective(model, batch, key)[0].mean()))(model)
@@ -79,7 +85,7 @@ def test_every_size_and_the_decoder_learn():
     ],
 )
 def test_names_what_is_wrong(options, message):
-    model = MaskedAutoEncoder.of(MaskedLanguageModel.init(jax.random.key(0), tiny_model()))
+    model = masked_autoencoder()
     with pytest.raises(ValueError, match=message):
         masked_autoencoding("query", PIECES, MASK, **({"sizes": ((2, 16),)} | options))(model, pair_batch([0]), None)
     with pytest.raises(TypeError, match="trains a MaskedAutoEncoder"):

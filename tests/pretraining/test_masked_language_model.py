@@ -1,5 +1,7 @@
 """What is hidden of a text, and how that is trained."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -13,6 +15,11 @@ from jaxemb.types import Tokens
 PIECES = np.full(50, START, np.int8)
 PIECES[:5] = SPECIAL
 MASK = 4
+
+
+@functools.cache
+def language_model():
+    return jax.jit(MaskedLanguageModel.init)(jax.random.key(0), tiny_model())
 
 
 def test_a_share_is_hidden_and_most_of_it_masked():
@@ -32,7 +39,7 @@ def test_a_share_is_hidden_and_most_of_it_masked():
 
 
 def test_trains_and_counts_every_hidden_token():
-    model = MaskedLanguageModel.init(jax.random.key(0), tiny_model())
+    model = language_model()
     objective = masked_language_modelling("query", PIECES, MASK, ratio=0.3)
     batch = pair_batch(range(8))
     optimizer = optax.adam(1e-2)
@@ -50,10 +57,11 @@ def test_trains_and_counts_every_hidden_token():
 
 def test_the_head_reads_prefixes_of_states():
     """Starbucks' sub-dimensions: the same as the rest of the state being 0."""
-    model = MaskedLanguageModel.init(jax.random.key(0), tiny_model())
+    model = language_model()
     states = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     states[:, 6:] = 0
-    np.testing.assert_allclose(model.head.hidden(states[:, :6]), model.head.hidden(states), atol=1e-6)
+    hidden = jax.jit(lambda states: model.head.hidden(states))
+    np.testing.assert_allclose(hidden(states[:, :6]), hidden(states), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +82,4 @@ def test_wants_its_model_and_its_column():
     with pytest.raises(TypeError, match="trains a MaskedLanguageModel; got Embedder"):
         objective(tiny_model(), {}, None)
     with pytest.raises(ValueError, match="the batch has no text"):
-        objective(MaskedLanguageModel.init(jax.random.key(0), tiny_model()), pair_batch(range(2)), None)
+        objective(language_model(), pair_batch(range(2)), None)

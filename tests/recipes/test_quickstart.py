@@ -31,20 +31,31 @@ def test_every_question_has_its_own_code_as_the_answer():
     assert task.queries["b.py:2"] == "does 2" and task.corpus["b.py:2"] == "return 2"
 
 
+@pytest.mark.slow
 def test_no_package_is_in_two_splits():
     packages = [{pair["module"].split(".")[0] for pair in quickstart.pairs(s)} for s in ("train", "validation", "test")]
     assert all(packages)
     assert not (packages[0] & packages[1] or packages[0] & packages[2] or packages[1] & packages[2])
 
 
+@pytest.mark.slow
 def test_several_thousand_pairs():
     sizes = [len(quickstart.pairs(split)) for split in ("train", "validation", "test")]
     assert sum(sizes) > 3000 and min(sizes) > 300
     assert len(quickstart.pairs("train", limit=7)) == 7
 
 
+def test_pairs_are_those_of_a_split(monkeypatch):
+    modules = ["email.x", "logging.x", "email.y", "json.x"]
+    monkeypatch.setattr(quickstart, "_all_pairs", lambda: _pairs(*modules))
+    found = [[pair["module"] for pair in quickstart.pairs(split)] for split in ("test", "validation")]
+    assert found == [["email.x", "email.y"], ["logging.x"]]
+    assert len(quickstart.pairs("test", limit=1)) == 1
+
+
 @pytest.mark.parametrize("share", [0, -0.5, 1.1])
-def test_a_share_is_in_0_to_1(share):
+def test_a_share_is_in_0_to_1(share, monkeypatch):
+    monkeypatch.setattr(quickstart, "_all_pairs", lambda: _pairs("email.x", "logging.x", "json.x"))
     run = quickstart.run(share=share)
     with pytest.raises(ValueError, match=r"share must be in \(0, 1\]; got"):
         run.data(None)

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxemb
@@ -80,7 +80,6 @@ def test_discarded_counts_what_each_condition_removes():
     assert found.discarded == {"absolute_margin": 2, "max_score": 0, "min_score": 2}
 
 
-@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), n=st.integers(1, 6), low=st.integers(0, 4))
 def test_random_sampling_draws_from_the_range(seed, n, low):
     random = np.random.default_rng(seed)
@@ -250,6 +249,7 @@ def test_records_without_texts_are_named(records, corpus, message):
         mine_hard_negatives(Words(), records, corpus)
 
 
+@pytest.mark.slow
 def test_real_negatives_are_near_and_train(minilm, data_dir):
     """Cranfield with MiniLM: the nearest documents that are not relevant and keep the margin."""
     data = read_beir(data_dir / "ir_cranfield")

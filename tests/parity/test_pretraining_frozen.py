@@ -1,0 +1,101 @@
+"""DefSent, DefSent+ and masked language modelling: what transformers' modules gave, kept by make_pretraining.py."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxemb.checkpoints import save_weights
+from jaxemb.pretraining import EntryPredictor, MaskedLanguageModel, definition_to_entry, definition_to_word
+from jaxemb.sentence_embedder import load
+from jaxemb.types import Tokens
+
+
+@pytest.fixture(scope="module")
+def kept(frozen):
+    arrays, directory = frozen("pretraining")
+    return arrays, load(directory / "model")
+
+
+def batch_of(arrays) -> dict:
+    targets = arrays["targets"]
+    tokens = Tokens.from_mask(arrays["ids"], arrays["mask"])
+    return {"definition": tokens, "word": targets, "entry": targets, "id": np.arange(3)}
+
+
+def assert_same(arrays, name: str, value, found: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(value, arrays[f"{name}/loss"], rtol=1e-5)
+    prefix = f"{name}/gradient/"
+    expected = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    assert expected
+    for key, array in expected.items():
+        np.testing.assert_allclose(found[key], array, atol=1e-5, rtol=1e-4, err_msg=key)
+
+
+def value_and_gradient(loss, model):
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(model))
+
+
+def test_defsent(kept):
+    arrays, embedder = kept
+    model, batch = MaskedLanguageModel.of(embedder, jax.random.key(0)), batch_of(arrays)
+    value, gradient = value_and_gradient(lambda model: definition_to_word()(model, batch, None)[0].mean(), model)
+    assert_same(arrays, "defsent", value, save_weights(gradient.embedder.encoder, embedder.format.encoder))
+    still = (gradient.head, gradient.embedder.encoder.embeddings)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(still))
+
+
+def test_defsent_plus(kept):
+    arrays, embedder = kept
+    embedder = embedder.replace(model=dataclasses.replace(embedder.model, pooling=("cls",)))
+    model, batch = dataclasses.replace(EntryPredictor.of(embedder), entries=arrays["entries"]), batch_of(arrays)
+    objective = definition_to_entry(chunk=5)
+    value, gradient = value_and_gradient(lambda model: objective(model, batch, None)[0].mean(), model)
+    linear = gradient.pooler.linear
+    of_pooler = {"bert.pooler.dense.weight": linear.kernel.T, "bert.pooler.dense.bias": linear.bias}
+    found = save_weights(gradient.embedder.encoder, embedder.format.encoder) | of_pooler
+    assert_same(arrays, "defsent_plus", value, found)
+
+
+def test_masked_language_modelling(kept):
+    arrays, embedder = kept
+    model, tokens = (
+        MaskedLanguageModel.of(embedder, jax.random.key(0)),
+        Tokens.from_mask(arrays["seen"], np.ones((3, 7))),
+    )
+
+    def loss(model):
+        states = model.embedder.encoder(tokens)
+        whole = dataclasses.replace(tokens, ids=arrays["whole"])
+        return model.losses(states, whole, arrays["hidden"], most=20).mean()
+
+    value, gradient = value_and_gradient(loss, model)
+    found = save_weights(gradient.embedder.encoder, gradient.into(embedder).format.encoder)
+    assert_same(arrays, "masked_language_model", value, found)
+
+
+def test_a_head_is_written_and_read_again(kept, tmp_path):
+    embedder = kept[1]
+    model = MaskedLanguageModel.of(embedder, jax.random.key(0))
+    changed = dataclasses.replace(model, head=jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(1.5), model.head))
+    changed.into(embedder).save(tmp_path / "ours")
+    again = MaskedLanguageModel.of(load(tmp_path / "ours"), jax.random.key(1)).head
+    jax.tree.map(np.testing.assert_array_equal, again, changed.head)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(again))
+
+
+def test_where_the_projection_comes_from(kept):
+    encoder = kept[1].format.encoder
+
+    def of(**layers):
+        aside = {name: encoder.aside[source] for name, source in layers.items()}
+        format = dataclasses.replace(kept[1].format, encoder=dataclasses.replace(encoder, aside=aside))
+        return EntryPredictor.of(kept[1].replace(format=format)).pooler
+
+    pooler = {f"bert.pooler.dense.{n}": f"bert.pooler.dense.{n}" for n in ("weight", "bias")}
+    head = {f"lm_head.dense.{n}": f"cls.predictions.transform.dense.{n}" for n in ("weight", "bias")}
+    transform = np.asarray(encoder.aside["cls.predictions.transform.dense.weight"]).T
+    assert (of(**pooler).activation, of(**pooler, **head).activation) == ("tanh", "gelu")
+    np.testing.assert_array_equal(of(**pooler, **head).linear.kernel, transform)
+    assert of().activation == "tanh" and np.array_equal(of().linear.kernel, np.eye(16))
