@@ -64,6 +64,11 @@ class Peer:
         """Frees the case; its "peak_bytes"."""
         return {} if self._process is None else self._ask({"finish": True}, 5.0)
 
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._ended("closed")
+
     def _ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -9,12 +9,11 @@ from typing import Any
 
 _HEADER = (
     "case", "GFLOP", "GB", "ms", "TFLOP/s", "rate", "share of peak", "share of bandwidth", "compile s", "program GB",
-    "peer", "peer ms", "peer GB", "peer / ours",
+    "peak GB", "peer", "peer ms", "peer GB", "peer / ours",
 )  # fmt: skip
-
-
 _LEGEND = """FLOPs and bytes (the least to be read and written) are by formula; times are medians. `peer / ours` is a
-ratio of times, above 1 where we are faster. Program GB is XLA's account of one call, peer GB PyTorch's peak.
+ratio of times, above 1 where we are faster. Program GB is XLA's account of one call, peak GB the most that the part's
+process has held on the device so far, peer GB the most that PyTorch has held in the case.
 """
 
 
@@ -94,7 +93,7 @@ def _check(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _case(row: Mapping[str, Any]) -> tuple[str, ...]:
     ours, peer = row["ours"], row["peer"]
-    seconds = ours.get("seconds")
+    seconds, absent = ours.get("seconds"), f"absent: {peer['absent']}" if "absent" in peer else ""
     number = lambda value, factor=1.0, spec=",.2f": "" if value is None else f"{value * factor:{spec}}"
     share = lambda key: number(ours.get(key), 1.0, ".0%")
     rate = f"{_short(row['work'][0] / seconds)} {row['work'][1]}/s" if seconds and row["work"] else ""
@@ -109,8 +108,9 @@ def _case(row: Mapping[str, Any]) -> tuple[str, ...]:
         share("share_of_bandwidth"),
         number(ours.get("compile_seconds"), spec=".1f"),
         number(ours.get("program_bytes"), 1e-9),
+        number(ours.get("process_peak_bytes"), 1e-9),
         peer.get("name", ""),
-        number(peer.get("seconds"), 1e3) or peer.get("error") or f"absent: {peer['absent']}" * ("absent" in peer),
+        number(peer.get("seconds"), 1e3) or peer.get("error") or absent,
         number(peer.get("peak_bytes"), 1e-9),
         number(row["ratio"]),
     )

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.accelerator.measure import Bench, Row, normal
 from jaxemb.retrieval import exact, topk_search
 
-_ROWS, _DIM, _CHUNK = 10_000_000, 384, 250_000
+_ROWS, _DIM, _CHUNK = 10_000_000, 384, 400_000  # chunks of whole blocks, see `exact`
 _RESIDENT = ((1, 10), (64, 10), (1024, 10), (1, 100), (64, 100), (1024, 100))  # queries and k
 _STREAMED = ((1, 10), (1024, 100))
 
