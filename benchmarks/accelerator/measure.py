@@ -135,12 +135,15 @@ class Bench:
         turns: list[tuple[float, float]] = []
         start = time.monotonic()
         for _ in range(2 if self.smoke else _ROUNDS):
-            mine = ours.sample()
-            theirs = self._peer.sample(max(self.left, 1.0)) if "first_call_seconds" in row["peer"] else math.nan
+            mine, theirs = ours.sample(), math.nan
+            if "name" in row["peer"]:
+                reply = self._peer.sample(max(self.left, 1.0))
+                theirs = reply.get("seconds", math.nan)
+                row["peer"] = row["peer"] if "seconds" in reply else reply
             turns.append((mine, theirs))
             if self.left <= 0 or (len(turns) > 1 and time.monotonic() - start > _LONG):
                 break
-        if "first_call_seconds" in row["peer"]:
+        if "name" in row["peer"]:
             row["peer"] |= _summary([theirs for _, theirs in turns]) | self._peer.finish()
         row["ours"] = ours.about | _summary([mine for mine, _ in turns])
         ratios = [theirs / mine for mine, theirs in turns if mine > 0 and math.isfinite(theirs / mine)]

@@ -54,11 +54,9 @@ class Peer:
         """Builds a case and warms up: "name" and "first_call_seconds"; or "absent" or "error" with the reason."""
         return self._ask({"prepare": dict(spec), "least": least}, seconds)
 
-    def sample(self, seconds: float) -> float:
-        """Seconds per call; nan where it failed."""
-        if self._process is None:
-            return math.nan
-        return self._ask({"sample": True}, seconds).get("seconds", math.nan)
+    def sample(self, seconds: float) -> dict[str, Any]:
+        """The "seconds" per call; or an "error"."""
+        return self._ask({"sample": True}, seconds)
 
     def finish(self) -> dict[str, Any]:
         """Frees the case; its "peak_bytes"."""
