@@ -25,10 +25,14 @@ POOLINGS: Mapping[str, pooling.Pooling] = {
 
 @nnx.dataclass
 class Dense(Module):
-    """Head `activation(x W + b)`."""
+    """Head `activation(x W + b)`. Raises ValueError for an activation that `jaxemb.nn.ACTIVATIONS` does not have."""
 
     linear: Linear = nnx.data()
     activation: str = nnx.static(default="identity")
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}; got {self.activation!r}")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return ACTIVATIONS[self.activation](self.linear(x))
@@ -47,11 +51,19 @@ Head = Dense | Normalize | Norm
 
 @nnx.dataclass
 class Embedder(Module):
-    """Tokens to one vector per text: encoder, then pooling (several are concatenated), then heads in order."""
+    """Tokens to one vector per text: encoder, then pooling (several are concatenated), then heads in order.
+
+    Raises:
+      ValueError: for no pooling, or one that is not in `POOLINGS`.
+    """
 
     encoder: Transformer = nnx.data()
     heads: tuple[Head, ...] = nnx.data(default=())
     pooling: tuple[str, ...] = nnx.static(default=("mean",))
+
+    def __post_init__(self):
+        if not self.pooling or isinstance(self.pooling, str) or not set(self.pooling) <= POOLINGS.keys():
+            raise ValueError(f"pooling must be a tuple of some of {sorted(POOLINGS)}; got {self.pooling!r}")
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, dim: int | None = None) -> jax.Array:
         """Embeddings of the texts, f32 `[N, D]`.

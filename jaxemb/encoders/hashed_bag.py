@@ -117,7 +117,13 @@ class HashedBag(Module):
 
     @classmethod
     def init(cls, key: jax.Array, *, buckets: int = BUCKETS, dim: int = 384, std: float = 0.1) -> "HashedBag":
-        """A tower with normal vectors of standard deviation `std` and truncated normal weights of `dim ** -0.5`."""
+        """A tower with normal vectors of standard deviation `std` and truncated normal weights of `dim ** -0.5`.
+
+        Raises:
+          ValueError: for buckets or dim below 1, or a std that is not positive.
+        """
+        if min(buckets, dim) < 1 or not std > 0:
+            raise ValueError(f"buckets and dim must be at least 1 and std > 0; got {buckets}, {dim} and {std}")
         key_table, key_residual = jax.random.split(key)
         table = std * jax.random.normal(key_table, (buckets, dim))
         return cls(table, Linear.init(key_residual, dim, dim, bias=True, std=dim**-0.5))

@@ -9,13 +9,23 @@ from jaxemb.nn.module import Module
 
 @nnx.dataclass
 class Norm(Module):
-    """LayerNorm or RMSNorm over the last axis, computed in f32."""
+    """LayerNorm (`kind` "layer") or RMSNorm ("rms") over the last axis, computed in f32.
+
+    Raises:
+      ValueError: for another kind, or an eps that is not positive.
+    """
 
     weight: jax.Array = nnx.data()
     bias: jax.Array | None = nnx.data(default=None)
     kind: str = nnx.static(default="layer")
     eps: float = nnx.static(default=1e-12)
     weight_offset: float = nnx.static(default=0.0)
+
+    def __post_init__(self):
+        if self.kind not in ("layer", "rms"):
+            raise ValueError(f"kind must be 'layer' or 'rms'; got {self.kind!r}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be > 0; got {self.eps}")
 
     @classmethod
     def init(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxemb.embedder import Dense, Normalize
-from jaxemb.nn import Linear
+from jaxemb.embedder import Dense, Embedder, Normalize
+from jaxemb.encoders.hashed_bag import HashedBag
+from jaxemb.nn import Linear, Norm
 
 HEAD = Dense(Linear(np.ones((3, 2), np.float32), np.zeros(2, np.float32)), activation="tanh")
 
@@ -37,6 +38,20 @@ def test_what_makes_copies_works():
         chex.assert_trees_all_equal(made, HEAD)
         assert jax.tree.structure(made) == jax.tree.structure(HEAD)
     assert jax.tree.leaves(Normalize()) == []
+
+
+def test_what_modules_refuse():
+    for make, message in {
+        lambda: Norm(np.ones(2), kind="batch"): "kind must be 'layer' or 'rms'; got 'batch'",
+        lambda: Norm(np.ones(2), eps=0.0): "eps must be > 0; got 0.0",
+        lambda: dataclasses.replace(HEAD, activation="relo"): "activation must be one of .*; got 'relo'",
+        lambda: Embedder(None, pooling="mean"): "pooling must be a tuple of some of .*; got 'mean'",
+        lambda: Embedder(None, pooling=()): r"pooling must be a tuple of some of .*; got \(\)",
+        lambda: Embedder(None, pooling=("mean", "men")): r"pooling must be .*; got \('mean', 'men'\)",
+        lambda: HashedBag.init(jax.random.key(0), dim=0): "dim must be at least 1 and std > 0; got 32768, 0 and 0.1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_every_module_of_the_library_is_frozen():
