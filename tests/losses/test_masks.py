@@ -1,5 +1,7 @@
 """Masks: what the rules mask, alone and combined, as a matrix and inside the losses."""
 
+import functools
+
 import hypothesis.strategies as st
 import jax
 import numpy as np
@@ -10,14 +12,18 @@ from hypothesis import given
 from jaxemb.losses import info_nce, masks
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def matrix(mask, side, similarity, positive):
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    column = mask.query if side == "queries" else jax.tree.map(flat, mask.document)
+    return mask.rule(masks.Pairs(mask.record, mask.query, column, similarity, positive))
+
+
 def masked(mask, side="candidates", similarity=None, positive=None):
     """The matrix of a mask, rows = queries; candidates record by record."""
     n = jax.tree.leaves(mask.record)[0].shape[0] if similarity is None else len(similarity)
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    column = mask.query if side == "queries" else jax.tree.map(flat, mask.document)
     similarity = np.zeros((n, n)) if similarity is None else similarity
-    positive = np.zeros(n) if positive is None else positive
-    return np.asarray(mask.rule(masks.Pairs(mask.record, mask.query, column, similarity, positive)))
+    return np.asarray(matrix(mask, side, similarity, np.zeros(n) if positive is None else positive))
 
 
 def test_duplicates_masks_what_the_batch_knows_to_be_relevant():

@@ -87,19 +87,23 @@ def test_plackett_luce_probabilities_of_all_orders_sum_to_one():
     np.testing.assert_allclose(np.exp(-ranking.list_mle(scores, labels)).sum(), 1.0, rtol=1e-5)
 
 
+def padded(scores, labels, mask):
+    """The same four lists, filled up with garbage to seven documents."""
+    width = 7 - mask.shape[1]
+    garbage = np.tile(np.array([np.nan, np.inf, 7.0, -np.inf], np.float32)[:width], (4, 1))
+    return *(np.concatenate([x, garbage], axis=1) for x in (scores, labels)), np.pad(mask, ((0, 0), (0, width)))
+
+
 @pytest.mark.parametrize("name", ALL)
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=10)
 def test_padding_changes_neither_value_nor_gradient(name, seed):
     rng = np.random.default_rng(seed)
-    scores, labels = (rng.standard_normal((3, 4), np.float32) for _ in range(2))
-    mask = np.ones((3, 4), bool)
+    scores, labels = (rng.standard_normal((4, 4), np.float32) for _ in range(2))
+    mask = np.ones((4, 4), bool)
     losses, gradient = evaluate(name, scores, labels, mask)
-    assert losses.shape == (3,) and losses.dtype == jnp.float32
-    garbage = np.array([[np.nan, np.inf, 7.0]] * 3, np.float32)
-    longer = lambda array: np.concatenate([array, garbage], axis=1)
-    padded = np.concatenate([mask, np.zeros((3, 3), bool)], axis=1)
-    padded_losses, padded_gradient = evaluate(name, longer(scores), longer(labels), padded)
+    assert losses.shape == (4,) and losses.dtype == jnp.float32
+    padded_losses, padded_gradient = evaluate(name, *padded(scores, labels, mask))
     np.testing.assert_allclose(padded_losses, losses, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(padded_gradient[:, :4], gradient, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(padded_gradient[:, 4:], 0.0)
@@ -110,11 +114,11 @@ def test_padding_changes_neither_value_nor_gradient(name, seed):
 @settings(max_examples=10)
 def test_the_order_of_a_list_does_not_matter(name, seed):
     rng = np.random.default_rng(seed)
-    scores = rng.standard_normal((2, 6), np.float32)
-    labels = rng.permuted(np.tile(np.arange(6, dtype=np.float32) / 5, (2, 1)), axis=1)
-    mask = rng.random((2, 6)) < 0.7
+    scores = rng.standard_normal((4, 7), np.float32)
+    labels = rng.permuted(np.tile(np.arange(7, dtype=np.float32) / 6, (4, 1)), axis=1)
+    mask = rng.random((4, 7)) < 0.7
     losses, gradient = evaluate(name, scores, labels, mask)
-    order = rng.permutation(6)
+    order = rng.permutation(7)
     shuffled, shuffled_gradient = evaluate(name, scores[:, order], labels[:, order], mask[:, order])
     np.testing.assert_allclose(shuffled, losses, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(shuffled_gradient, gradient[:, order], rtol=1e-4, atol=1e-6)
@@ -125,6 +129,7 @@ def test_empty_lists_and_extreme_scores_are_harmless(name):
     scores = np.array([[1e4, -1e4, 3e3], [0.0, 0.0, 0.0], [2.0, np.nan, np.nan], [np.nan] * 3], np.float32)
     labels = np.array([[0.0, 1.0, 0.5], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
     mask = np.array([[True] * 3, [True] * 3, [True, False, False], [False] * 3])
+    scores, labels, mask = padded(scores, labels, mask)
     losses, gradient = evaluate(name, scores, labels, mask)
     assert np.isfinite(losses).all() and np.isfinite(gradient).all()
     assert losses[3] == 0.0
