@@ -36,7 +36,8 @@ def one_device(tmp_path_factory):
     return losses(encoder_run(mesh=mesh(1)), tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
 def test_data_parallel_training_gives_the_same_losses(tmp_path, one_device, devices):
     """In-batch negatives from all devices, clipping and AdamW included."""
     np.testing.assert_allclose(losses(encoder_run(mesh=mesh(devices)), tmp_path), one_device, atol=1e-5)
