@@ -1,5 +1,7 @@
 """A linear classifier and a stream of small tasks; shared by the tests of continual learning."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,26 @@ import optax
 
 from jaxemb.objectives import competing
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
-from jaxemb.transforms import Task
+from jaxemb.transforms import Task, identity
 
 RNG = np.random.default_rng(0)
 RECORDS, C = 8, 4
 X = RNG.normal(size=(3, RECORDS, 3)).astype(np.float32)
 Y = np.stack([np.arange(RECORDS) % 2, 2 + np.arange(RECORDS) % 2, np.arange(RECORDS) % C]).astype(np.int32)
 MODEL = {"w": jnp.asarray(RNG.normal(size=(3, C)), jnp.float32), "b": jnp.asarray(RNG.normal(size=C), jnp.float32)}
+
+
+def jit_once(function):
+    """`jax.jit(function)` that may be compiled once: for later arguments the same program must do."""
+    traces = []
+
+    @jax.jit
+    def jitted(*args):
+        traces.append(1)
+        assert len(traces) == 1, "compiled more than once"
+        return function(*args)
+
+    return jitted
 
 
 def linear(model, batch, key):
@@ -41,20 +56,19 @@ def learn(transform, *, x=X, y=Y, size=4, tasks=2, epochs=2, optimizer=None, mod
     """The states after each task; the step must compile once for all of them."""
     optimizer = optax.sgd(0.05) if optimizer is None else optimizer
     state = init_state(jax.random.key(0), model, optimizer, transform)
-    step, states, traces = make_train_step(objective, optimizer, transform), [], []
-
-    @jax.jit
-    def counted(state, batch):
-        traces.append(1)
-        return step(state, batch)
-
+    step, states = jit_once(make_train_step(objective, optimizer, transform)), []
     for number in range(tasks):
         now = task(number, x, y, size)
         state = begin_task(transform, objective, state, now)
         for batch in [batch for _ in range(epochs) for batch in now.batches()]:
-            state, _ = counted(state, batch)
+            state, _ = step(state, batch)
         state = end_task(transform, objective, state, now)
         states.append(state)
     assert state.finite
-    assert len(traces) == 1, "the step was compiled more than once"
     return states
+
+
+@functools.cache
+def fine_tuned():
+    """The states after each task of plain training."""
+    return learn(identity())

@@ -1,5 +1,6 @@
 """The nearest mean classifier: one mean of features per class, from sums and counts, and no training."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights:
         raise ValueError(f"labels and weights must be one for each of {features.shape[0]} features; got {shapes}")
     if weights is not None and not (weights.dtype == bool or jnp.issubdtype(weights.dtype, jnp.integer)):
         raise ValueError(f"weights must be integers or bool, as they are counted; got {weights.dtype}")
-    used = jnp.ones(labels.shape, jnp.int32) if weights is None else jnp.asarray(weights, jnp.int32)
+    used = np.ones(labels.shape, np.int32) if weights is None else weights.astype(np.int32)
     if not _traced(features, labels, used):
         real = np.asarray(used) != 0
         wrong = np.asarray(labels)[real & ((np.asarray(labels) < 0) | (np.asarray(labels) >= classes))]
@@ -60,12 +61,19 @@ def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights:
             raise ValueError(f"labels must be in 0..{classes - 1}; got {wrong[0]}")
         if not np.isfinite(np.asarray(features, np.float32)[real]).all():
             raise ValueError("features must be finite")
+    return _added(state, features, labels, used)
+
+
+@jax.jit
+def _added(state: NMCState, features: jax.Array, labels: jax.Array, used: jax.Array) -> NMCState:
+    classes = len(state.counts)
     slot = jnp.where((labels >= 0) & (labels < classes) & (used != 0), labels, classes)  # `classes` is dropped
     rows = jnp.where((used != 0)[:, None], features.astype(jnp.float32), 0.0) * used[:, None]
     sums = jax.ops.segment_sum(rows, slot, classes)
     return NMCState(state.sums + sums, state.counts + jax.ops.segment_sum(used, slot, classes))
 
 
+@jax.jit
 def nmc_merge(a: NMCState, b: NMCState) -> NMCState:
     """The state of the data of both."""
     return NMCState(a.sums + b.sums, a.counts + b.counts)
@@ -77,12 +85,19 @@ def nmc_means(state: NMCState, normalise: bool = False) -> jax.Array:
     Raises:
       ValueError: outside of `jit`, if a class that has features has a zero mean, which has no direction.
     """
-    means = state.sums / jnp.maximum(state.counts, 1)[:, None]
+    means = _means(state)
     if not normalise:
         return means
-    if not _traced(*state) and (zero := np.asarray((state.counts > 0) & ~jnp.any(means != 0, axis=1))).any():
-        raise ValueError(f"the mean of class {int(np.argmax(zero))} is zero: it has no cosine")
-    return unit(means)
+    if not _traced(*state):
+        zero = (np.asarray(state.counts) > 0) & ~np.any(np.asarray(means) != 0, axis=1)
+        if zero.any():
+            raise ValueError(f"the mean of class {int(np.argmax(zero))} is zero: it has no cosine")
+    return jax.jit(unit)(means)
+
+
+@jax.jit
+def _means(state: NMCState) -> jax.Array:
+    return state.sums / jnp.maximum(state.counts, 1)[:, None]
 
 
 def nmc_logits(
@@ -108,15 +123,20 @@ def nmc_logits(
     check_metric(metric)
     if features.ndim != 2 or features.shape[1] != state.sums.shape[1]:
         raise ValueError(f"features must be [B, {state.sums.shape[1]}]; got {features.shape}")
-    if not _traced(*state) and not np.asarray(state.counts > 0).any():
+    if not _traced(*state) and not np.asarray(state.counts).any():
         raise ValueError("no class was seen yet: there is no mean to compare with")
     means = nmc_means(state, normalise=metric == "cosine")
+    return _compared(means, state.counts, features, metric, class_mask)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _compared(means: jax.Array, counts: jax.Array, features: jax.Array, metric: Metric, class_mask) -> jax.Array:
     x = features.astype(jnp.float32)
     x = unit(x) if metric == "cosine" else x
     logits = jnp.matmul(x, means.T, precision="highest")
     if metric == "euclidean":
         logits = logits - 0.5 * jnp.sum(jnp.square(means), axis=1)
-    competes = state.counts > 0 if class_mask is None else (state.counts > 0) & class_mask
+    competes = counts > 0 if class_mask is None else (counts > 0) & class_mask
     return jnp.where(competes, logits, -jnp.inf)
 
 

@@ -22,9 +22,13 @@ def slda_init(classes: int, dim: int) -> SldaState:
 
 def slda_update(state: SldaState, features: jax.Array, labels: jax.Array) -> SldaState:
     """Adds features `[B, D]` of labels int `[B]`, in any order and batches; raises as `nmc_update`."""
+    return SldaState(nmc_update(state.classes, features, labels), state.products + _products(features))
+
+
+@jax.jit
+def _products(features: jax.Array) -> jax.Array:
     x = features.astype(jnp.float32)
-    products = jnp.matmul(x.T, x, precision="highest")
-    return SldaState(nmc_update(state.classes, features, labels), state.products + products)
+    return jnp.matmul(x.T, x, precision="highest")
 
 
 def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) -> jax.Array:
@@ -45,6 +49,11 @@ def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) 
     """
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage must be in (0, 1]; got {shrinkage}")
+    return _logits(state, features, shrinkage)
+
+
+@jax.jit
+def _logits(state: SldaState, features: jax.Array, shrinkage: float) -> jax.Array:
     means, (_, counts) = nmc_means(state.classes), state.classes
     between = jnp.matmul(means.T * counts, means, precision="highest")
     within = (state.products - between) / jnp.maximum(jnp.sum(counts), 1)

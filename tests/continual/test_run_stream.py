@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,10 @@ def blobs(sizes=(7, 9, 6, 5), seed=0):
     return {"input": (centres[labels] + rng.normal(size=(len(labels), D))).astype(np.float32), "label": labels}
 
 
-def model(classes=C):
-    return Classifier.init(jax.random.key(1), Mlp.init(jax.random.key(2), (D, 8)), 8, classes)
+@functools.cache
+@jax.jit
+def model():
+    return Classifier.init(jax.random.key(1), Mlp.init(jax.random.key(2), (D, 8)), 8, C)
 
 
 def run(stream=None, **options):

@@ -137,6 +137,7 @@ def nmc_head(
     )
 
 
+@jax.jit
 def compensated(state: NMCState, features: jax.Array, moved: jax.Array, sigma: float) -> NMCState:
     """The means moved as features near them were: `M_c += softmax_n(-|f_n - M_c|² / (2 sigma²))_n · moved_n`.
 

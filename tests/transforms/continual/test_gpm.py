@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_stream import jit_once
 
 from jaxemb import Classifier
 from jaxemb.encoders import Mlp
@@ -11,7 +12,7 @@ from jaxemb.transforms import Task, gpm, identity
 from jaxemb.transforms.continual.gpm import extended_basis, linear_layers
 
 OBJECTIVE = classification()
-MODEL = Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [6, 8]), 8, 3)
+MODEL = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [6, 8]), 8, 3))()
 
 
 def batch(seed, *, rank):
@@ -51,8 +52,8 @@ def test_later_tasks_leave_the_outputs_of_earlier_ones_alone(on):
     transform = gpm(1.0, on=on)
     optimizer = optax.sgd(0.3) if on == "gradients" else optax.adam(0.03)
     old, new = batch(0, rank=2), batch(1, rank=6)
-    step = jax.jit(make_train_step(OBJECTIVE, optimizer, transform))
-    plain = jax.jit(make_train_step(OBJECTIVE, optimizer))
+    step = jit_once(make_train_step(OBJECTIVE, optimizer, transform))
+    plain = jit_once(make_train_step(OBJECTIVE, optimizer))
     state = init_state(jax.random.key(0), MODEL, optimizer, transform)
     state = begin_task(transform, OBJECTIVE, state, Task(0))
     expected, _ = plain(init_state(jax.random.key(0), MODEL, optimizer, identity()), old)
@@ -68,7 +69,6 @@ def test_later_tasks_leave_the_outputs_of_earlier_ones_alone(on):
         state, _ = step(state, new)
     np.testing.assert_allclose(state.model(old["input"]), outputs, atol=2e-5)
     assert abs(np.array(state.model(new["input"]) - others)).max() > 0.05
-    assert step._cache_size() == 1
 
 
 def test_layers_by_path():

@@ -7,10 +7,10 @@ import optax
 import pytest
 from scipy.special import softmax
 from tiny_run import assert_bitwise_equal
-from tiny_stream import MODEL, C, X, learn, linear, task
+from tiny_stream import MODEL, C, X, fine_tuned, learn, linear, task
 
 from jaxemb.losses import embed_distill
-from jaxemb.transforms import Context, LwfState, Trained, identity, lwf
+from jaxemb.transforms import Context, LwfState, Trained, lwf
 
 STUDENT = jax.tree.map(lambda x: x + jnp.asarray(np.random.default_rng(5).normal(size=x.shape), jnp.float32), MODEL)
 
@@ -93,7 +93,7 @@ def test_similarities(names):
 
 @pytest.mark.parametrize("options", [{"classes": C}, {"target": "similarities"}])
 def test_the_first_task_is_that_of_fine_tuning(options):
-    states, free = learn(lwf(5.0, **options)), learn(identity())
+    states, free = learn(lwf(5.0, **options)), fine_tuned()
     assert_bitwise_equal(states[0].model, free[0].model)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, states[1].model, free[1].model))) > 1e-4
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_stream import jit_once
 
 from jaxemb.merging import merge_average, merge_ties, task_vector
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
@@ -19,7 +20,7 @@ def run(transform):
     """The model at the end of each task: one step goes half of the way to the task's target."""
     optimizer = optax.sgd(0.25)
     state = init_state(jax.random.key(0), jnp.zeros(2), optimizer, transform)
-    step = jax.jit(make_train_step(objective, optimizer, transform))
+    step = jit_once(make_train_step(objective, optimizer, transform))
     models = []
     for number, target in enumerate(TARGETS):
         task = Task(number, steps=1)
@@ -27,7 +28,6 @@ def run(transform):
         state, _ = step(state, target[None])
         state = end_task(transform, objective, state, task)
         models.append(np.asarray(state.model))
-    assert step._cache_size() == 1
     return models
 
 

@@ -121,8 +121,8 @@ def records(seed, classes):
 
 
 def started(transform, optimizer):
-    model = Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [5, 4]), 4, 5)
-    return init_state(jax.random.key(0), model, optimizer, transform)
+    model = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [5, 4]), 4, 5))
+    return init_state(jax.random.key(0), model(), optimizer, transform)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
