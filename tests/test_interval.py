@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +25,17 @@ TOLERANCE = 1e-4  # how far rounding may carry a float32 value out of its box
 
 
 def box(centre, radius=0.7):
-    return jnp.asarray(centre) - radius, jnp.asarray(centre) + radius
+    centre, radius = np.asarray(centre, np.float32), np.asarray(radius, np.float32)
+    return centre - radius, centre + radius
+
+
+def compiled(f, *args):
+    """`f(*args)` as one program, in NumPy."""
+    return jax.tree.map(np.asarray, jax.jit(f)(*args))
+
+
+def bounds(f, lo, hi, **options):
+    return compiled(interval.bound(f, **options), lo, hi)
 
 
 def samples(lo, hi, count):
@@ -38,22 +47,20 @@ def samples(lo, hi, count):
 @functools.cache
 def all_ends(table, radius):
     """The ends of every function of a table, compiled together, for the box around X."""
-    lo, hi = box(X, radius)
-    bounds = lambda lo, hi: {name: interval.bound(f)((lo,), (hi,)) for name, f in globals()[table].items()}
-    return jax.jit(bounds)(lo, hi)
+    every = lambda lo, hi: {name: interval.bound(f)((lo,), (hi,)) for name, f in globals()[table].items()}
+    return compiled(every, *box(X, radius))
 
 
 @functools.cache
 def all_outputs(table, radius):
     drawn = samples(*box(X, radius), 200)
-    return jax.jit(lambda x: {name: jax.vmap(f)(x) for name, f in globals()[table].items()})(drawn)
+    return compiled(lambda x: {name: jax.vmap(f)(x) for name, f in globals()[table].items()}, drawn)
 
 
 def assert_sound(f, lo, hi, count=200, **options):
     """No random point of the box escapes."""
-    ends = jax.jit(interval.bound(f, **options))(lo, hi)
     drawn = jax.tree.map(lambda a, b: samples(a, b, count), lo, hi)
-    assert_enclosed(jax.jit(jax.vmap(f))(*drawn), ends)
+    assert_enclosed(compiled(jax.vmap(f), *drawn), bounds(f, lo, hi, **options))
 
 
 def assert_enclosed(outputs, ends):
@@ -68,35 +75,34 @@ def assert_enclosed(outputs, ends):
 
 @pytest.mark.parametrize("f", [jnp.dot, lambda x, w: jax.nn.relu(x) @ w], ids=["exact", "non-negative"])
 def test_worked_product_with_a_box_of_one_sign(f):
-    lo, hi = jnp.array([1.0, 0.0]), jnp.array([2.0, 3.0])
-    ends = interval.bound(f)((lo, jnp.array([-1.0, 0.0])), (hi, jnp.array([1.0, 0.5])))
+    lo, hi = np.array([[1, 0], [-1, 0]], np.float32), np.array([[2, 3], [1, 0.5]], np.float32)
+    ends = bounds(f, tuple(lo), tuple(hi))
     np.testing.assert_allclose(ends, [-2.0, 3.5])
 
 
 def test_worked_product_of_boxes_of_both_signs():
     """The rule for non-negative inputs gives 2 for the upper end, which is wrong."""
-    x, w = jnp.array([-1.0]), jnp.array([-3.0])
-    np.testing.assert_allclose(interval.bound(jnp.dot)((x, w), (x + 3, w + 4)), [-6.0, 3.0])
+    x, w = np.array([[-1], [-3]], np.float32)
+    np.testing.assert_allclose(bounds(jnp.dot, (x, w), (x + 3, w + 4)), [-6.0, 3.0])
 
 
 def test_worked_layers():
     """A linear layer with known weights, a ReLU, and a scale and shift that are boxes too."""
-    centre, radius = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.1])
-    weight, bias = jnp.array([[1.0, -1.0], [2.0, 3.0]]), jnp.array([0.0, 1.0])
-    ends = interval.bound(lambda x: weight @ x + bias)((centre - radius,), (centre + radius,))
+    lo, hi = box([1.0, -2.0], [0.5, 0.1])
+    weight, bias = np.array([[1, -1], [2, 3]], np.float32), np.array([0, 1], np.float32)
+    ends = bounds(lambda x: weight @ x + bias, (lo,), (hi,))
     np.testing.assert_allclose(ends, [[3 - 0.6, -3 - 1.3], [3 + 0.6, -3 + 1.3]], rtol=1e-6)
-    np.testing.assert_allclose(interval.bound(jax.nn.relu)(*[(jnp.array(v),) for v in (-0.8, 1.2)]), [0, 1.2])
-    lo, hi = jnp.array([-1.0, -0.5, 0.0]), jnp.array([2.0, 1.0, 0.1])
-    np.testing.assert_allclose(interval.bound(lambda x, w, b: x * w + b)(tuple(lo), tuple(hi)), [-1.0, 2.1])
+    np.testing.assert_allclose(bounds(jax.nn.relu, *[(np.float32(v),) for v in (-0.8, 1.2)]), [0, 1.2])
+    lo, hi = np.array([[-1, -0.5, 0], [2, 1, 0.1]], np.float32)
+    np.testing.assert_allclose(bounds(lambda x, w, b: x * w + b, tuple(lo), tuple(hi)), [-1.0, 2.1], rtol=1e-6)
 
 
 def test_worked_softmax_and_worst_case():
-    lo, hi = interval.bound(jax.nn.softmax)((jnp.zeros(2),), (jnp.ones(2),))
+    lo, hi = bounds(jax.nn.softmax, (np.zeros(2, np.float32),), (np.ones(2, np.float32),))
     np.testing.assert_allclose([lo[0], hi[0]], [0.26894, 0.73106], atol=1e-5)
-    worst = interval.worst_case_logits(jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 2.0]]), jnp.array([0]))
+    worst = compiled(interval.worst_case_logits, np.array([[1.0, 0]]), np.array([[3.0, 2]]), np.array([0]))
     np.testing.assert_array_equal(worst, [[1, 2]])
-    loss = optax.softmax_cross_entropy_with_integer_labels(worst, jnp.array([0]))
-    np.testing.assert_allclose(loss, 1.31326, atol=1e-5)
+    np.testing.assert_allclose(np.log(np.exp(worst).sum()) - worst[0, 0], 1.31326, atol=1e-5)
 
 
 # Rules
@@ -134,8 +140,8 @@ ELEMENTWISE = {  # exact
 
 @functools.cache
 def on_grid():
-    x = jnp.linspace(*box(X), 2001)
-    return jax.jit(lambda x: {name: f(x) for name, f in ELEMENTWISE.items()})(x)
+    x = np.linspace(*box(X), 2001)
+    return compiled(lambda x: {name: f(x) for name, f in ELEMENTWISE.items()}, x)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -167,8 +173,8 @@ AT_CORNERS = {
 @functools.cache
 def at_corners():
     lo, hi = box(X, 0.9)
-    corners = jnp.array([jnp.where(jnp.array(side), hi, lo) for side in itertools.product([False, True], repeat=4)])
-    return jax.jit(lambda x: {name: jax.vmap(f)(x) for name, f in AT_CORNERS.items()})(corners)
+    corners = np.array([np.where(side, hi, lo) for side in itertools.product([False, True], repeat=4)])
+    return compiled(lambda x: {name: jax.vmap(f)(x) for name, f in AT_CORNERS.items()}, corners)
 
 
 @pytest.mark.parametrize("name", AT_CORNERS)
@@ -180,14 +186,14 @@ def test_functions_with_extrema_at_corners_are_exact(name):
 
 def test_softmax_of_hidden_and_of_far_logits():
     """Hidden by a bias of -1e30, and 300 below the largest: no rounding to zero makes a bound unsound, nor a NaN."""
-    logits = jnp.array([[0.0, -300.0, -1e30, -301.0]])
-    lo, hi = jax.jit(interval.bound(jax.nn.softmax))((logits - 1,), (logits + 1,))
+    logits = np.array([[0.0, -300.0, -1e30, -301.0]], np.float32)
+    lo, hi = bounds(jax.nn.softmax, (logits - 1,), (logits + 1,))
     np.testing.assert_allclose(lo, [[1, 0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(hi, [[1, 0, 0, 0]], atol=1e-6)
-    seen = logits[:, jnp.array([0, 1, 3])]
-    lo, hi = jax.jit(interval.bound(jax.nn.log_softmax))((seen - 1,), (seen + 1,))
+    seen = logits[:, [0, 1, 3]]
+    lo, hi = bounds(jax.nn.log_softmax, (seen - 1,), (seen + 1,))
     np.testing.assert_allclose(lo, [[0, -302, -303]], atol=1e-4)
-    assert np.all(hi[0, 1:] >= jnp.array([-298.0, -299.0]))
+    assert np.all(hi[0, 1:] >= np.array([-298.0, -299.0]))
 
 
 MOVES = {
@@ -201,24 +207,26 @@ MOVES = {
 }
 
 
+@functools.cache
+def of_both_ends():
+    return compiled(lambda *ends: {name: [f(a) for a in ends] for name, f in MOVES.items()}, *box(X))
+
+
 @pytest.mark.parametrize("name", MOVES)
 def test_moves_and_pools_apply_to_the_ends(name):
-    lo, hi = box(X)
-    np.testing.assert_array_equal(
-        jax.jit(interval.bound(MOVES[name]))((lo,), (hi,)), [MOVES[name](a) for a in (lo, hi)]
-    )
+    np.testing.assert_array_equal(all_ends("MOVES", 0.7)[name], of_both_ends()[name])
 
 
 @pytest.mark.parametrize("average", ["divided last", "softmax"])
 def test_an_average_stays_among_the_values(average):
     """Even where any probability is possible."""
-    values = jnp.array([[1.0, 2.0], [3.0, 4.0], [2.0, 1.0]])
+    values = np.array([[1, 2], [3, 4], [2, 1]], np.float32)
     attend = {
         "divided last": lambda a, v: _average(a[None, None], v[None, None], None, 0.0)[0, 0],
         "softmax": lambda a, v: jax.nn.softmax(a) @ v,
     }[average]
-    logits = jnp.zeros((1, 3))
-    lo, hi = jax.jit(interval.bound(attend))((logits - 50, values - 0.5), (logits + 50, values + 0.5))
+    logits = np.zeros((1, 3), np.float32)
+    lo, hi = bounds(attend, (logits - 50, values - 0.5), (logits + 50, values + 0.5))
     np.testing.assert_allclose(lo, [[0.5, 0.5]], atol=1e-5)
     np.testing.assert_allclose(hi, [[3.5, 4.5]], atol=1e-5)
     assert_sound(attend, (logits - 0.5, values - 0.1), (logits + 0.5, values + 0.1))
@@ -238,27 +246,30 @@ def test_matrix_products_are_exact(signs, monkeypatch):
     monkeypatch.setattr(bilinear, "TILE", 16)  # several tiles
     x, w = box(X, 0.5), box(RNG.normal(size=(4, 2)).astype(np.float32), 0.5)
     left, right = (jax.nn.relu if signs in (side, "both") else lambda a: a for side in ("left", "right"))
-    ends = jax.jit(interval.bound(lambda x, w: left(x) @ right(w)))((x[0], w[0]), (x[1], w[1]))
-    np.testing.assert_allclose(ends, four_products(map(left, x), tuple(map(right, w))), atol=1e-5)
-    # wider, but not by more than half
-    loose = interval.bound(lambda x, w: x @ w, products="midpoint")((x[0], w[0]), (x[1], w[1]))
+    ends = bounds(lambda x, w: left(x) @ right(w), (x[0], w[0]), (x[1], w[1]))
+    known = [np.maximum(pair, 0) if signs in (side, "both") else pair for side, pair in (("left", x), ("right", w))]
+    np.testing.assert_allclose(ends, four_products(*known), atol=1e-5)
+
+
+def test_products_by_midpoints_are_wider_by_half_at_most():
+    x, w = box(X, 0.5), box(RNG.normal(size=(4, 2)), 0.5)
+    loose = bounds(lambda x, w: x @ w, (x[0], w[0]), (x[1], w[1]), products="midpoint")
     exact = four_products(x, w)
     assert np.all(loose[0] <= exact[0] + 1e-5)
     assert np.all(loose[1] - loose[0] <= 1.5 * (exact[1] - exact[0]))
 
 
 def test_what_may_be_infinite_is_unbounded_and_not_undefined():
-    lo, hi = (jnp.array([[value, 2.0]]) for value in (-1.0, 3.0))
-    f = lambda x: (1 / x) @ jnp.array([[1.0, 0.0], [1.0, 1.0]])
-    hi = hi.at[0, 1].set(4.0)
-    np.testing.assert_allclose(jax.jit(interval.bound(f))((lo,), (hi,)), [[[-np.inf, -np.inf]], [[np.inf, np.inf]]])
-    np.testing.assert_allclose(interval.bound(lambda x: 1 / x)((lo,), (hi,)), [[[-np.inf, 0.25]], [[np.inf, 0.5]]])
+    lo, hi = np.array([[[-1, 2]], [[3, 4]]], np.float32)
+    f = lambda x: (1 / x) @ np.array([[1, 0], [1, 1]], np.float32)
+    np.testing.assert_allclose(bounds(f, (lo,), (hi,)), [[[-np.inf, -np.inf]], [[np.inf, np.inf]]])
+    np.testing.assert_allclose(bounds(lambda x: 1 / x, (lo,), (hi,)), [[[-np.inf, 0.25]], [[np.inf, 0.5]]])
 
 
 def test_batched_products_contract_as_einsum_does():
     a, b = box(RNG.normal(size=(2, 3, 4)).astype(np.float32)), box(RNG.normal(size=(4, 5, 2)).astype(np.float32))
     f = functools.partial(jnp.einsum, "bik,kjb->bij")
-    lo, hi = interval.bound(f)((a[0], b[0]), (a[1], b[1]))
+    lo, hi = bounds(f, (a[0], b[0]), (a[1], b[1]))
     for n in range(2):
         expected = four_products([e[n] for e in a], [e[:, :, n] for e in b])
         np.testing.assert_allclose([lo[n], hi[n]], expected, atol=1e-5)
@@ -275,7 +286,7 @@ def test_convolutions_are_exact():
         feature_group_count=2,
     )
     x, w = (box(RNG.normal(size=shape).astype(np.float32), 0.5) for shape in ((1, 5, 6, 4), (2, 2, 2, 6)))
-    ends = jax.jit(interval.bound(f))((x[0], w[0]), (x[1], w[1]))
+    ends = bounds(f, (x[0], w[0]), (x[1], w[1]))
     expected = np.zeros((2, 1, 3, 6, 6))
     padded = [np.pad(a, ((0, 0), (1, 0), (1, 1), (0, 0))) for a in x]
     for row, column, channel in np.ndindex(3, 6, 6):
@@ -283,7 +294,7 @@ def test_convolutions_are_exact():
         products = [a[window] * np.asarray(b)[..., channel] for a in padded for b in w]
         expected[:, 0, row, column, channel] = np.min(products, axis=0).sum(), np.max(products, axis=0).sum()
     np.testing.assert_allclose(ends, expected, atol=1e-4)
-    loose = jax.jit(interval.bound(f, products="midpoint"))((x[0], w[0]), (x[1], w[1]))
+    loose = bounds(f, (x[0], w[0]), (x[1], w[1]), products="midpoint")
     assert np.all(loose[0] <= ends[0] + 1e-5)
     assert np.all(loose[1] >= ends[1] - 1e-5)
 
@@ -304,12 +315,12 @@ def network(model, x):
 
 def test_boxed_weights_cost_a_few_products_a_layer():
     """Two for inputs known exactly, four behind a ReLU; nothing of the size inputs x outputs x batch."""
-    model = (jnp.zeros((3, 3, 1, 4)), Mlp.init(jax.random.key(0), (64, 50, 40, 10), final_activation=False))
-    x = jnp.zeros((32, 8, 8, 1))
+    mlp = jax.eval_shape(lambda: Mlp.init(jax.random.key(0), (64, 50, 40, 10), final_activation=False))
+    model, x = (jax.ShapeDtypeStruct((3, 3, 1, 4), jnp.float32), mlp), np.zeros((32, 8, 8, 1), np.float32)
 
     def loss(lo, hi):
-        bounds = interval.bound(network)((lo, x), (hi, x))
-        return jnp.sum(bounds[1] - bounds[0])
+        low, high = interval.bound(network)((lo, x), (hi, x))
+        return jnp.sum(high - low)
 
     used = list(arrays(jax.make_jaxpr(lambda lo, hi: interval.bound(network)((lo, x), (hi, x)))(model, model).jaxpr))
     names = [name for name, _ in used]
@@ -337,7 +348,7 @@ def test_equals_jax_verify():
         return x.reshape(x.shape[0], -1) @ reference["cnn_d"]
 
     for name, f in (("mlp", mlp), ("cnn", cnn)):
-        ends = jax.jit(interval.bound(f))((reference[f"{name}_lo"],), (reference[f"{name}_hi"],))
+        ends = bounds(f, (reference[f"{name}_lo"],), (reference[f"{name}_hi"],))
         expected = [reference[f"{name}_out_lo"], reference[f"{name}_out_hi"]]
         np.testing.assert_allclose(ends, expected, rtol=1e-5, atol=1e-5)
 
@@ -346,11 +357,11 @@ def test_equals_jax_verify():
 
 
 def test_a_box_without_width_is_the_plain_function():
-    model = (jnp.asarray(RNG.normal(size=(3, 3, 1, 4)), jnp.float32), Mlp.init(jax.random.key(0), (64, 9, 5)))
-    x = jnp.asarray(RNG.normal(size=(2, 8, 8, 1)), jnp.float32)
-    copy = jax.tree.map(lambda a: a + 0, model)
-    ends = jax.jit(lambda lo, hi: interval.bound(network)((lo, x), (hi, x)))(model, copy)
-    np.testing.assert_allclose(ends, [network(model, x)] * 2, atol=1e-6)
+    model = (RNG.normal(size=(3, 3, 1, 4)), jax.jit(lambda: Mlp.init(jax.random.key(0), (64, 9, 5)))())
+    x = RNG.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    model, copy = (jax.tree.map(lambda a: np.array(a, np.float32), model) for _ in range(2))
+    ends = compiled(lambda lo, hi: interval.bound(network)((lo, x), (hi, x)), model, copy)
+    np.testing.assert_allclose(ends, [compiled(network, model, x)] * 2, atol=1e-6)
 
 
 def test_points_are_computed_as_they_are():
@@ -364,12 +375,12 @@ def test_points_are_computed_as_they_are():
 
 def test_jit_vmap_and_itself():
     f = lambda x: jax.nn.softmax(jnp.tanh(x) @ X.T, axis=-1)
-    lo, hi = box(RNG.normal(size=(5, 2, 4)).astype(np.float32))
-    together = jax.jit(interval.bound(jax.vmap(f)))((lo,), (hi,))
-    one_by_one = jax.jit(jax.vmap(lambda a, b: interval.bound(f)((a,), (b,))))(lo, hi)
+    lo, hi = box(RNG.normal(size=(5, 2, 4)))
+    together = bounds(jax.vmap(f), (lo,), (hi,))
+    one_by_one = compiled(jax.vmap(lambda a, b: interval.bound(f)((a,), (b,))), lo, hi)
     np.testing.assert_allclose(together, one_by_one, atol=1e-6)
-    widest = interval.bound(lambda a, b: interval.bound(jnp.exp)((a,), (b,))[1])((lo, hi), (hi, hi + 1))
-    np.testing.assert_allclose(widest, [jnp.exp(hi), jnp.exp(hi + 1)], rtol=1e-6)
+    widest = bounds(lambda a, b: interval.bound(jnp.exp)((a,), (b,))[1], (lo, hi), (hi, hi + 1))
+    np.testing.assert_allclose(widest, [np.exp(hi), np.exp(hi + 1)], rtol=1e-6)
 
 
 def test_gradient_of_the_bounds():
@@ -385,7 +396,7 @@ def test_gradient_of_the_bounds():
 
     radius, step = 0.02 + 0.02 * np.abs(radius), 1e-3
     slope = (width(radius + step * direction)[0] - width(radius - step * direction)[0]) / (2 * step)
-    np.testing.assert_allclose(jnp.vdot(width(radius)[1], direction), slope, rtol=1e-2)
+    np.testing.assert_allclose(np.vdot(width(radius)[1], direction), slope, rtol=1e-2)
 
 
 @jax.custom_vjp
@@ -417,7 +428,7 @@ def test_calls_branches_and_loops(name):
 
 
 LAYERS = {
-    "layer_norm": Norm(jnp.linspace(-1, 2, 4), jnp.ones(4)),
+    "layer_norm": Norm(np.linspace(-1, 2, 4, dtype=np.float32), np.ones(4, np.float32)),
     "standardise": lambda x: jax.nn.standardize(x, epsilon=0.1),
     "attention": lambda x: jax.nn.dot_product_attention(*[x[None, :, None]] * 3)[0, :, 0],
     "variance": lambda x: jnp.var(x, axis=-1),
@@ -434,7 +445,7 @@ def test_layers_are_sound(name):
 
 def test_a_normalised_box_does_not_explode():
     """However wide the box, LayerNorm of n values stays within sqrt(n) of its shift."""
-    lo, hi = jax.jit(interval.bound(Norm(jnp.ones(4), jnp.zeros(4))))((X - 100,), (X + 100,))
+    lo, hi = bounds(Norm(jnp.ones(4), jnp.zeros(4)), (X - 100,), (X + 100,))
     assert np.max(np.abs([lo, hi])) <= 2 + 1e-5
 
 
@@ -475,10 +486,10 @@ def test_an_encoder_is_sound(products):
     for radius in (1e-3, 1e-2):
         lo, hi = (jax.tree.map(lambda a, r=r: a + r, model) for r in (-radius, radius))
         f = lambda model: model(tokens)
-        ends = jax.jit(interval.bound(f, products=products))((lo,), (hi,))
+        ends = bounds(f, (lo,), (hi,), products=products)
         run = jax.jit(f)
         for _ in range(100):
-            output = run(jax.tree.map(lambda a, b: samples(a, b, 1)[0], lo, hi))
+            output = np.asarray(run(jax.tree.map(lambda a, b: samples(a, b, 1)[0], lo, hi)))
             assert_enclosed(output, ends)
         assert np.all(np.isfinite(ends))
 
@@ -493,7 +504,7 @@ def test_unsupported_primitives_say_which_and_where():
     with pytest.raises(interval.UnsupportedPrimitiveError, match=r"'argmax'.*test_interval.py:\d+.*decide"):
         interval.bound(decide)((X - 1,), (X + 1,))
     with pytest.raises(interval.UnsupportedPrimitiveError, match=r"'gather'.*an index depends on a box"):
-        interval.bound(lambda x: jnp.asarray(X)[x.astype(int)])((X[0],), (X[0] + 1,))
+        jax.eval_shape(interval.bound(lambda x: jnp.asarray(X)[x.astype(int)]), (X[0],), (X[0] + 1,))
     with pytest.raises(interval.UnsupportedPrimitiveError, match=r"'while'.*how long the loop runs"):
         interval.bound(lambda x: lax.while_loop(lambda c: c < 9, lambda c: c + 1, x))((0.0,), (1.0,))
     assert interval.bound(lambda x: (jnp.argmax(x), x)[1])((X,), (X + 1,))[0].shape == X.shape  # not needed

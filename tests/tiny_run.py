@@ -132,9 +132,9 @@ def toy_objective(model, batch, key):
 def toy_run(**changes) -> Run:
     """A `tiny_run` without a transformer, for tests of the loop itself."""
     settings = {
-        "embedder": lambda: FakeEmbedder({"w": jnp.full(5, 0.5)}),
+        "embedder": lambda: FakeEmbedder({"w": jnp.asarray(np.full(5, 0.5, np.float32))}),
         "objective": toy_objective,
-        "evaluators": {"toy": lambda embedder: {"error": float(jnp.sum(jnp.abs(embedder.model["w"] - SCORES)))}},
+        "evaluators": {"toy": lambda embedder: {"error": float(np.sum(np.abs(embedder.model["w"] - SCORES)))}},
     }
     return tiny_run(**settings | changes)
 

@@ -1,6 +1,7 @@
 """The convolutional encoders against the same networks made of PyTorch's modules, with the same weights."""
 
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,57 +15,33 @@ from jaxemb.objectives import classification
 from jaxemb.train import init_state, make_train_step
 from jaxemb.transforms import chain, ema, running_statistics
 
-torch = pytest.importorskip("torch")
-nn = torch.nn
+MODELS = {
+    "lenet": (partial(LeNet.init, widths=(4, 5, 6)), (28, 28, 1)),
+    "alexnet": (partial(AlexNet.init, widths=(4, 6, 6, 4, 4, 8, 8)), (32, 32, 3)),
+    "resnet18": (partial(ResNet18.init, width=4), (16, 16, 3)),
+    "resnet18, hyperinterval": (partial(ResNet18.init, widths=(4, 4, 8, 8, 8), pool=2), (32, 32, 3)),
+    "resnet18, group": (partial(ResNet18.init, width=4, norm="group"), (16, 16, 3)),
+}
+KEPT = ("lenet", "resnet18")  # whose values in PyTorch are in convolutional_torch.npz; see torch_convolutional.py
 
 
-def to_torch(images):
-    return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+@cache
+def model_of(name):
+    """The model with weights from NumPy, uniform in `±sqrt(3 / inputs)`, and scales and biases around 1."""
+    rng = np.random.default_rng(0)
+
+    def weights(path, like):
+        if "running" in (place := jax.tree_util.keystr(path)):
+            return np.full(like.shape, "variance" in place, np.float32)
+        if like.ndim > 1:
+            return rng.uniform(-1, 1, like.shape).astype(np.float32) * np.sqrt(3 / like.size * like.shape[-1])
+        return rng.uniform(0.5, 1.5, like.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(weights, jax.eval_shape(MODELS[name][0], jax.random.key(0)))
 
 
-def torch_norm(norm):
-    channels = len(norm.scale)
-    return nn.GroupNorm(max(1, channels // 16), channels) if norm.running is None else nn.BatchNorm2d(channels)
-
-
-def plain(model):
-    """The layers of a LeNet or AlexNet; flattening is in NHWC order."""
-    size = [len(n.scale) if n is not None else None for n in model.norms]
-    layers = []
-    for convolution, pool, norm in zip(model.convolutions, model.pools, model.norms, strict=False):
-        k, _, inputs, outputs = convolution.kernel.shape
-        layers += [nn.Conv2d(inputs, outputs, k, convolution.stride, convolution.padding)]
-        layers += [*([nn.MaxPool2d(2)] if pool else []), nn.ReLU(), *([torch_norm(norm)] if norm is not None else [])]
-    layers += [Permute(), nn.Flatten()]
-    for linear, channels in zip(model.linears, size[len(model.convolutions) :], strict=True):
-        layers += [nn.Linear(*linear.kernel.shape), nn.ReLU(), *([nn.BatchNorm1d(channels)] if channels else [])]
-    return nn.Sequential(*layers)
-
-
-class Permute(nn.Module):
-    def forward(self, x):
-        return x.permute(0, 2, 3, 1)
-
-
-class Block(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        shapes = [c.kernel.shape for c in block.convolutions]
-        conv = lambda i: nn.Conv2d(
-            *shapes[i][2:], shapes[i][0], block.convolutions[i].stride, shapes[i][0] // 2, bias=False
-        )
-        self.path = nn.Sequential(conv(0), torch_norm(block.norms[0]), nn.ReLU(), conv(1), torch_norm(block.norms[1]))
-        self.shortcut = nn.Sequential(conv(2), torch_norm(block.norms[2])) if len(shapes) == 3 else nn.Identity()
-
-    def forward(self, x):
-        return torch.relu(self.path(x) + self.shortcut(x))
-
-
-def resnet18(model):
-    stem = nn.Conv2d(*model.stem.kernel.shape[2:], 3, 1, 1, bias=False)
-    pool = [nn.AdaptiveAvgPool2d(1)] if model.pool is None else [nn.AvgPool2d(model.pool), Permute()]
-    blocks = [Block(block) for block in model.blocks]
-    return nn.Sequential(stem, torch_norm(model.norm), nn.ReLU(), *blocks, *pool, nn.Flatten())
+def images_of(name):
+    return np.random.default_rng(1).normal(size=(6, *MODELS[name][1])).astype(np.float32)
 
 
 def layers_of(model):
@@ -88,60 +65,51 @@ def tensors(model):
             yield np.asarray(layer.bias)
 
 
-def copied(model, network):
-    with torch.no_grad():
-        for parameter, value in zip(network.parameters(), tensors(model), strict=True):
-            parameter.copy_(torch.tensor(value))
-    return network
+def in_training(model, images):
+    features, statistics = model.forward(images, key=jax.random.key(0))
+    return jnp.sum(jnp.sin(features)), (features, statistics)
 
 
-MODELS = {
-    "lenet": (partial(LeNet.init, widths=(4, 5, 6)), plain, (28, 28, 1)),
-    "alexnet": (partial(AlexNet.init, widths=(4, 6, 6, 4, 4, 8, 8)), plain, (32, 32, 3)),
-    "resnet18": (partial(ResNet18.init, width=4), resnet18, (16, 16, 3)),
-    "resnet18, hyperinterval": (partial(ResNet18.init, widths=(4, 4, 8, 8, 8), pool=2), resnet18, (32, 32, 3)),
-    "resnet18, group": (partial(ResNet18.init, width=4, norm="group"), resnet18, (16, 16, 3)),
-}
-SLOW = ("alexnet", "resnet18, hyperinterval", "resnet18, group")
+def assert_equal_values(expected, features, statistics, gradients=None):
+    np.testing.assert_allclose(features, expected["outputs"], rtol=1e-4, atol=1e-4)
+    assert len(statistics) == sum(key.startswith("mean") for key in expected)
+    for i, batch in enumerate(statistics):
+        np.testing.assert_allclose(0.1 * batch.mean, expected[f"mean {i}"], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(0.9 + 0.1 * batch.variance, expected[f"variance {i}"], rtol=1e-3)
+    for i, ours in enumerate(tensors(gradients) if gradients is not None else ()):
+        theirs = expected[f"gradient {i}"]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
 
 
-@cache
-def model_of(name):
-    return jax.jit(MODELS[name][0])(jax.random.key(0))
+@pytest.mark.parametrize("name", KEPT)
+def test_values_in_training_are_those_kept_of_pytorch(name):
+    with np.load(Path(__file__).with_name("convolutional_torch.npz")) as arrays:
+        expected = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
+    if "gradient 0" in expected:
+        (_, values), gradients = jax.jit(jax.value_and_grad(in_training, has_aux=True))(model_of(name), images_of(name))
+    else:
+        (_, values), gradients = jax.jit(in_training)(model_of(name), images_of(name)), None
+    assert_equal_values(expected, *values, gradients)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MODELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_in_training_are_those_of_pytorch(name):
-    model, (_, network_of, shape) = model_of(name), MODELS[name]
-    network = copied(model, network_of(model)).train()
-    images = np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32)
+    pytest.importorskip("torch")
+    from torch_convolutional import values_of
 
-    def loss(model, images):
-        features, statistics = model.forward(images, key=jax.random.key(0))
-        return jnp.sum(jnp.sin(features)), (features, statistics)
-
-    (_, (features, statistics)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(model, images)
-    expected = network(to_torch(images))
-    torch.sin(expected).sum().backward()
-    np.testing.assert_allclose(features, expected.detach(), rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(tensors(gradients), network.parameters(), strict=True):
-        scale = float(theirs.grad.abs().max())
-        np.testing.assert_allclose(ours, theirs.grad, rtol=1e-3, atol=1e-3 * scale)
-
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    assert len(statistics) == len(norms)
-    if norms:  # PyTorch's first norm is the stem's, which is last in the tree of our ResNet
-        ours = statistics[-1:] + statistics[:-1] if isinstance(model, ResNet18) else statistics
-        for batch, norm in zip(ours, norms, strict=True):
-            np.testing.assert_allclose(0.1 * batch.mean, norm.running_mean, rtol=1e-3, atol=1e-5)
-            np.testing.assert_allclose(0.9 + 0.1 * batch.variance, norm.running_var, rtol=1e-3)
+    (_, values), gradients = jax.jit(jax.value_and_grad(in_training, has_aux=True))(model_of(name), images_of(name))
+    assert_equal_values(values_of(name), *values, gradients)
 
 
 @pytest.mark.slow
 def test_training_steps_move_weights_and_running_statistics_as_in_pytorch():
-    encoder, (_, network_of, shape) = model_of("alexnet"), MODELS["alexnet"]
+    torch = pytest.importorskip("torch")
+    from torch_convolutional import network_of, nn, to_torch
+
+    encoder, (_, shape) = model_of("alexnet"), MODELS["alexnet"]
     model = Classifier.init(jax.random.key(5), encoder, 8, 3)
-    network = nn.Sequential(copied(encoder, network_of(encoder)), nn.Linear(8, 3)).train()
+    network = nn.Sequential(network_of(encoder), nn.Linear(8, 3)).train()
     with torch.no_grad():
         network[1].weight.copy_(torch.tensor(np.asarray(model.head.kernel.T)))
         network[1].bias.copy_(torch.tensor(np.asarray(model.head.bias)))
@@ -167,7 +135,7 @@ def test_training_steps_move_weights_and_running_statistics_as_in_pytorch():
 
 
 def test_statistics_that_do_not_come_are_named():
-    encoder, shape = model_of("alexnet"), MODELS["alexnet"][2]
+    encoder, shape = model_of("alexnet"), MODELS["alexnet"][1]
     model = Classifier.init(jax.random.key(5), encoder, 8, 3)
     batch = {"input": np.zeros((2, *shape), np.float32), "label": np.zeros(2, np.int32)}
     without = lambda model, batch, key: classification()(model, batch, None)

@@ -226,6 +226,7 @@ def _loss(
     return both - counted + config.beta * _regulariser(config, context, params, state)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def schedules(config: HyperIntervalConfig, step: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Kappa and gamma in step i of the n that a task takes, h = n // 2.
 
@@ -238,6 +239,7 @@ def schedules(config: HyperIntervalConfig, step: jax.Array, steps: jax.Array) ->
     return kappa, jnp.where(early, ramp, 1) * config.gamma
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def task_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, gamma: jax.Array | float) -> CentredBox:
     """The boxes of embeddings, `[..., d]` for embeddings `[..., d]`.
 
@@ -250,6 +252,7 @@ def task_boxes(config: HyperIntervalConfig, params: HyperIntervalParams, gamma: 
     return CentredBox(params.embeddings, gamma * jax.nn.softmax(params.radius_logits))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def weight_boxes(
     config: HyperIntervalConfig, params: HyperIntervalParams, box: CentredBox, model: PyTree
 ) -> CentredBox:
@@ -320,6 +323,7 @@ def propagate(network: Mlp, centre: jax.Array, radius: jax.Array) -> CentredBox:
     return CentredBox(centre, radius)
 
 
+@jax.jit
 def interval_cross_entropy(
     lower: jax.Array,
     middle: jax.Array,
@@ -377,10 +381,15 @@ def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | 
         raise ValueError("tasks must not be empty; no task has begun" if not begun else "tasks must not be empty")
     for number in tasks:
         hyper.check_begun(begun, number)
-    rows = jax.tree.map(lambda x: x[jnp.asarray(tasks)], task_boxes(config, _params(state), config.gamma))
-    return CentredBox(*rows)
+    return _rows(task_boxes(config, _params(state), config.gamma), jnp.asarray(tasks))
 
 
+@jax.jit
+def _rows(box: CentredBox, tasks: jax.Array) -> CentredBox:
+    return jax.tree.map(lambda x: x[tasks], box)
+
+
+@jax.jit
 def intersect_boxes(centres: jax.Array, radii: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Ends `[D]` of the intersection of boxes `[T, D]`; where it is empty, the middle of the gap twice."""
     lower, upper = jnp.max(centres - radii, axis=0), jnp.min(centres + radii, axis=0)
@@ -464,6 +473,7 @@ def make_interval_logits(config: HyperIntervalConfig, transform: Transform) -> C
     return logits
 
 
+@functools.partial(jax.jit, static_argnames="weighted")
 def infer_task_by_entropy(
     logits: jax.Array, weighted: bool = False, classes: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,7 @@
 """Task-conditioned hypernetworks: a network that makes the model's weights from the embedding of a task."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -229,6 +230,7 @@ def init_network(config: HypernetworkConfig, key: jax.Array, model: PyTree):
     return network, jax.random.normal(key_tasks, (config.tasks, config.embed_dim)), chunks
 
 
+@functools.partial(jax.jit, static_argnames=("config", "total"))
 def generate(config: HypernetworkConfig, network: Mlp, chunks, embeddings: jax.Array, total: int) -> jax.Array:
     """`scale H(e)`, `[..., P]` for embeddings `[..., d]`."""
     inputs = with_chunks(embeddings, chunks)
@@ -284,6 +286,7 @@ def _leaves(config: HypernetworkConfig, model: PyTree) -> list[tuple[jax.Array, 
     return list(zip(jax.tree.leaves(model), jax.tree.leaves(generated), strict=True))
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def output_regulariser(config: HypernetworkConfig, now: jax.Array, before: jax.Array, task: jax.Array) -> jax.Array:
     """R: the mean over old tasks of the squared distances between `now` and `before`, `[T, ..., P]`; 0 for task 0.
 
