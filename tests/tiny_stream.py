@@ -18,6 +18,13 @@ Y = np.stack([np.arange(RECORDS) % 2, 2 + np.arange(RECORDS) % 2, np.arange(RECO
 MODEL = {"w": jnp.asarray(RNG.normal(size=(3, C)), jnp.float32), "b": jnp.asarray(RNG.normal(size=C), jnp.float32)}
 
 
+def drawn(init, seed=0):
+    """The model that `init(key)` makes, but its weights from NumPy, uniform in `±1 / sqrt(inputs)`: none to compile."""
+    rng = np.random.default_rng(seed)
+    draw = lambda like: jnp.asarray(rng.uniform(-1, 1, like.shape) / np.sqrt(like.shape[0]), like.dtype)
+    return jax.tree.map(draw, jax.eval_shape(lambda: init(jax.random.key(0))))
+
+
 def jit_once(function):
     """`jax.jit(function)` that may be compiled once: for later arguments the same program must do."""
     traces = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from tiny_run import read_model
 
 from jaxemb.train import read_metrics
@@ -41,6 +42,7 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
     return jax.tree.map(np.asarray, state) | models
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seed = random.SystemRandom().randrange(2**32)

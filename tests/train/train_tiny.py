@@ -7,7 +7,7 @@ from tiny_run import pairs, tiny_run
 
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.train import adamw, fit
-from jaxemb.transforms.averaging import ema
+from jaxemb.transforms import ema
 
 
 def slowly(batch):

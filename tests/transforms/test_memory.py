@@ -70,7 +70,8 @@ def test_a_step_writes_only_the_rows_of_its_batch():
 def test_its_term_is_the_loss_against_the_memory():
     for i, (state, loss) in enumerate(of_six()[1]):
         losses, outputs = losses_of(state.model, batch(i))
-        term = remember_all(*outputs.values(), *state.carried[:1], batch(i)["id"], state.carried.ids)
+        both, memory = (outputs["query"], outputs["document"]), state.carried
+        term = remember_all(*both, memory.embeddings, batch(i)["id"], memory.ids)
         assert (float(term.sum()) > 0) == (i > 0)
         np.testing.assert_allclose(loss, losses.mean() + 0.5 * term.mean(), rtol=1e-5)
 

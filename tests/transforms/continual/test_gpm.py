@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb import Classifier
 from jaxemb.encoders import Mlp
@@ -12,7 +12,7 @@ from jaxemb.transforms import Task, gpm, identity
 from jaxemb.transforms.continual.gpm import extended_basis, linear_layers
 
 OBJECTIVE = classification()
-MODEL = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [6, 8]), 8, 3))()
+MODEL = drawn(lambda key: Classifier.init(key, Mlp.init(key, [6, 8]), 8, 3))
 
 
 call = jax.jit(lambda model, inputs: model(inputs))

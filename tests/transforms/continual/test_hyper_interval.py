@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import log_softmax
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
@@ -51,10 +51,8 @@ def linear(kernel, bias):
 
 
 @functools.cache
-@jax.jit
 def classifier():
-    keys = jax.random.split(jax.random.key(0))
-    return Classifier.init(keys[0], Mlp.init(keys[1], (3, 6)), 6, 4)
+    return drawn(lambda key: Classifier.init(key, Mlp.init(key, (3, 6)), 6, 4))
 
 
 def batch(seed=0, n=8):
@@ -66,7 +64,7 @@ def batch(seed=0, n=8):
 def train(transform, tasks=2, steps=8, rate=0.01):
     """The states at the beginning and after every task, and the metrics of the last step."""
     optimizer = optax.adamw(rate, weight_decay=0.1)
-    state = init_state(jax.random.key(1), classifier(), optimizer, transform)
+    state = init_state(jax.random.key(1, impl="unsafe_rbg"), classifier(), optimizer, transform)  # quick to compile
     step = jit_once(make_train_step(classification(), optimizer, transform))
     states = [state]
     for number in range(tasks):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
@@ -45,10 +45,8 @@ def network(reference, name):
 
 
 @functools.cache
-@jax.jit
 def classifier():
-    keys = jax.random.split(jax.random.key(0))
-    return Classifier.init(keys[0], Mlp.init(keys[1], (3, 6)), 6, 4)
+    return drawn(lambda key: Classifier.init(key, Mlp.init(key, (3, 6)), 6, 4))
 
 
 def batch(seed=0, n=8):
@@ -60,7 +58,7 @@ def batch(seed=0, n=8):
 def train(config, tasks=2, steps=2, optimizer=None, wrap=lambda method: method):
     """The states after every step of some tasks."""
     transform, optimizer = wrap(hypernetwork(config)), optimizer or optax.adamw(0.01, weight_decay=0.1)
-    state = init_state(jax.random.key(1), classifier(), optimizer, transform)
+    state = init_state(jax.random.key(1, impl="unsafe_rbg"), classifier(), optimizer, transform)  # quick to compile
     step = jit_once(make_train_step(classification(), optimizer, transform))
     history = [state]
     for number in range(tasks):

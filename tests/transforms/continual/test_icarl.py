@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb import Classifier
 from jaxemb.classifiers import NMCState
@@ -59,7 +59,7 @@ def test_two_tasks():
     (first, task_0), (second, task_1) = task(0), task(1)
     batch = task_0.batches()[0]
     transform, optimizer = icarl(10, 10, batch, 4, 3), optax.sgd(0.5)
-    model = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [5, 3]), 3, 4))()
+    model = drawn(lambda key: Classifier.init(key, Mlp.init(key, [5, 3]), 3, 4))
     state = init_state(jax.random.key(0), model, optimizer, transform)
     step = jit_once(make_train_step(OBJECTIVE, optimizer, transform))
 
@@ -104,7 +104,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="minibatch must be at most the capacity, 4; got 5"):
         icarl(4, 5, batch, 4, 3)
     transform, optimizer = icarl(1, 1, batch, 4, 3), optax.sgd(0.5)
-    model = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [5, 3]), 3, 4))()
+    model = drawn(lambda key: Classifier.init(key, Mlp.init(key, [5, 3]), 3, 4))
     state = init_state(jax.random.key(0), model, optimizer, transform)
     with pytest.raises(ValueError, match="needs the classes of a task"):
         begin_task(transform, OBJECTIVE, state, Task(0))

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import log_softmax
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
@@ -22,10 +22,8 @@ STEPS = 8
 
 
 @functools.cache
-@jax.jit
 def classifier():
-    keys = jax.random.split(jax.random.key(0))
-    return Classifier.init(keys[0], Mlp.init(keys[1], (3, 6)), 6, 4)
+    return drawn(lambda key: Classifier.init(key, Mlp.init(key, (3, 6)), 6, 4))
 
 
 def batch(seed):

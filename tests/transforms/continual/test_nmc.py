@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestCentroid
+from tiny_stream import drawn
 
 from jaxemb import Classifier
 from jaxemb.classifiers import (
@@ -122,8 +123,8 @@ features_of = jax.jit(lambda model, inputs: model.features(inputs))
 
 
 def started(transform, optimizer):
-    model = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [5, 4]), 4, 5))
-    return init_state(jax.random.key(0), model(), optimizer, transform)
+    model = drawn(lambda key: Classifier.init(key, Mlp.init(key, [5, 4]), 4, 5))
+    return init_state(jax.random.key(0), model, optimizer, transform)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb import Classifier
 from jaxemb.encoders import LeNet, Mlp
@@ -16,14 +16,8 @@ from jaxemb.transforms import PrdState, Prototypes, Task, chain, ema, find_state
 
 C, D = 6, 5  # three tasks of two classes
 
-
-@jax.jit
-def classifier(seed):
-    head = Mlp.init(jax.random.key(1), [D, C], final_activation=False)
-    return Classifier(Mlp.init(jax.random.key(seed), [4, D]), head)
-
-
-MODEL, TEACHER = classifier(0), classifier(2)
+MODEL = drawn(lambda key: Classifier(Mlp.init(key, [4, D]), Mlp.init(key, [D, C], final_activation=False)))
+TEACHER = dataclasses.replace(MODEL, encoder=drawn(lambda key: Mlp.init(key, [4, D]), seed=2))
 OTHER = np.random.default_rng(9).normal(size=(C, D)).astype(np.float32)
 SUPCON = supervised_contrastive(base_temperature=0.07)
 

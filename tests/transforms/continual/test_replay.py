@@ -7,7 +7,7 @@ import optax
 import pytest
 from in_place import rewritten
 from scipy import stats
-from tiny_stream import jit_once
+from tiny_stream import drawn, jit_once
 
 from jaxemb import Classifier
 from jaxemb.encoders import Mlp
@@ -28,7 +28,7 @@ B, M, C, INPUTS = 4, 6, 3, 5
 OBJECTIVE = classification()
 ask = jax.jit(lambda model, batch: OBJECTIVE(model, batch, None))
 slope = jax.jit(jax.grad(lambda model, batch: OBJECTIVE(model, batch, None)[0].mean()))
-MODEL = jax.jit(lambda: Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), [INPUTS, 4]), 4, C))()
+MODEL = drawn(lambda key: Classifier.init(key, Mlp.init(key, [INPUTS, 4]), 4, C))
 
 
 def batch(step, labels=(0, 1, 0, 1)):
