@@ -368,7 +368,7 @@ def test_points_are_computed_as_they_are():
     """Keys, integers and whatever is one object in both ends."""
     key = jax.random.key(0)
     f = lambda x, n, key: {"noisy": x[n] + jax.random.normal(key), "label": jnp.argmax(jnp.arange(3) == n), "n": n}
-    lo, hi = interval.bound(f)((X - 1, 2, key), (X + 1, 2, key))
+    lo, hi = compiled(lambda lo, hi, key: interval.bound(f)((lo, 2, key), (hi, 2, key)), X - 1, X + 1, key)
     np.testing.assert_allclose(hi["noisy"] - lo["noisy"], 2, rtol=1e-6)
     assert (lo["label"], hi["label"], lo["n"]) == (2, 2, 2)
 

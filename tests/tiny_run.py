@@ -28,7 +28,7 @@ def tiny_model(seed: int = 0, **changes) -> Embedder:
 
     def draw(path, like):  # as `Transformer.init` does, but there is nothing to compile
         if like.ndim - ("layers" in jax.tree_util.keystr(path)) > 1:
-            return jnp.asarray(0.02 * np.clip(rng.normal(size=like.shape), -2, 2), like.dtype)
+            return jnp.asarray((0.02 * np.clip(rng.normal(size=like.shape), -2, 2)).astype(like.dtype))
         return jnp.asarray(np.full(like.shape, jax.tree_util.keystr(path).endswith("norm.weight"), like.dtype))
 
     shapes = jax.eval_shape(lambda: Transformer.init(jax.random.key(0), config))

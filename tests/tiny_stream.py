@@ -15,13 +15,13 @@ RNG = np.random.default_rng(0)
 RECORDS, C = 8, 4
 X = RNG.normal(size=(3, RECORDS, 3)).astype(np.float32)
 Y = np.stack([np.arange(RECORDS) % 2, 2 + np.arange(RECORDS) % 2, np.arange(RECORDS) % C]).astype(np.int32)
-MODEL = {"w": jnp.asarray(RNG.normal(size=(3, C)), jnp.float32), "b": jnp.asarray(RNG.normal(size=C), jnp.float32)}
+MODEL = {name: jnp.asarray(RNG.normal(size=s).astype(np.float32)) for name, s in (("w", (3, C)), ("b", C))}
 
 
 def drawn(init, seed=0):
     """The model that `init(key)` makes, but its weights from NumPy, uniform in `±1 / sqrt(inputs)`: none to compile."""
     rng = np.random.default_rng(seed)
-    draw = lambda like: jnp.asarray(rng.uniform(-1, 1, like.shape) / np.sqrt(like.shape[0]), like.dtype)
+    draw = lambda like: jnp.asarray((rng.uniform(-1, 1, like.shape) / np.sqrt(like.shape[0])).astype(like.dtype))
     return jax.tree.map(draw, jax.eval_shape(lambda: init(jax.random.key(0))))
 
 
