@@ -130,7 +130,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     start = int(state.step)
     # Without a mesh, to say where results lie would tie them to their device, and the first state is tied to none:
     # `jit` would take the second state for one of another kind, and compile the step again.
-    placed = {} if run.mesh is None else {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
+    placed: Any = {} if run.mesh is None else {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
     step_of_run = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     train_step = jax.jit(step_of_run, donate_argnums=0, **placed)
     pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()  # steps the device may still be at

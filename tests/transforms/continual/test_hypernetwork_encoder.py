@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_run import text_batch, tiny_model
 
 import jaxemb
 from jaxemb.classifiers.linear import Classifier
@@ -26,8 +27,9 @@ def minilm_classifier(tiny_minilm):
     return model, pad(sentences.tokenizer(TEXTS, 16), length=16)
 
 
-def test_new_adapters_change_nothing(minilm_classifier):
-    model, tokens = minilm_classifier
+def test_new_adapters_change_nothing():
+    encoder, tokens = tiny_model(), text_batch(range(3))
+    model = Classifier.init(jax.random.key(0), encoder, 16, 3)
     adapted = Adapted.init(jax.random.key(1), model, 2)
     assert len(adapted.adapters) == 2
     logits = jax.jit(lambda model: model(tokens))
