@@ -174,5 +174,5 @@ def check_metric(metric: str) -> None:
         raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
 
 
-def _traced(*arrays: jax.Array) -> bool:
+def _traced(*arrays: jax.Array | np.ndarray) -> bool:
     return any(isinstance(array, jax.core.Tracer) for array in arrays)

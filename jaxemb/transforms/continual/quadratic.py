@@ -30,11 +30,13 @@ class Anchored(NamedTuple):
         terms = (jnp.sum(f * jnp.square(theta[path] - self.anchor[path])) for path, f in self.importance.items())
         return sum(terms, self.constant)
 
+    @jax.jit
     def moved(self, importance: dict[str, jax.Array], theta: dict[str, jax.Array], gamma: float = 1.0) -> "Anchored":
         """One penalty, at `theta`, of importance `gamma` times the old plus the new."""
         together = {path: gamma * old + importance[path] for path, old in self.importance.items()}
         return Anchored(together, theta, jnp.zeros(()))
 
+    @jax.jit
     def plus(self, importance: dict[str, jax.Array], theta: dict[str, jax.Array]) -> "Anchored":
         """The sum with one more penalty: again one, at the mean of their anchors that their importances weight."""
         # F a^2 + G b^2 with a = theta - A, b = theta - B is (F + G) (theta - M)^2 + F G / (F + G) (A - B)^2.

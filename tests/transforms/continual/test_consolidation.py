@@ -74,7 +74,7 @@ def no_penalty(held):
 
 def penalty(transform, state, model):
     context = Context(jnp.int32(0), None, linear, lambda t: t.model, Trained(model), model=model)
-    return float(transform.loss(context, (), state))
+    return float(jax.jit(lambda state: transform.loss(context, (), state))(state))
 
 
 @pytest.mark.parametrize(("half", "expected"), [(True, 0.75), (False, 1.5)])
@@ -95,7 +95,9 @@ def test_separate_penalties_are_their_sum_in_the_memory_of_one():
     for importance, anchor in zip(f, anchors, strict=True):
         state = plus(state, {"w": importance}, {"w": anchor})
     for x in theta:
-        np.testing.assert_allclose(state.penalty({"w": x}), (f * np.square(x - anchors)).sum(), rtol=1e-5)
+        np.testing.assert_allclose(
+            jax.jit(Anchored.penalty)(state, {"w": x}), (f * np.square(x - anchors)).sum(), rtol=1e-5
+        )
 
 
 def logistic(fisher):
@@ -125,10 +127,10 @@ def test_sampled_fisher_information_tends_to_the_exact_one():
 
 
 def test_opposite_gradients_do_not_cancel():
-    model = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    model = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)}
     x, y = np.ones((2, 3), np.float32), np.array([0, 1], np.int32)
     mean_gradient = jax.jit(jax.grad(lambda m: linear(m, batches(x, y, 2)[0], None)[0].mean()))(model)
-    assert float(optax.tree.norm(mean_gradient)) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(mean_gradient))
     np.testing.assert_allclose(after_task(ewc(1.0), model, x=x, y=y, size=2).importance["w"], 0.25)
 
 

@@ -66,7 +66,7 @@ def train(transform, tasks=2, steps=8, rate=0.01):
     optimizer = optax.adamw(rate, weight_decay=0.1)
     state = init_state(jax.random.key(1, impl="unsafe_rbg"), classifier(), optimizer, transform)  # quick to compile
     step = jit_once(make_train_step(classification(), optimizer, transform))
-    states = [state]
+    states, before, metrics = [state], state, {}
     for number in range(tasks):
         task = Task(number, steps=steps)
         state = begin_task(transform, classification(), state, task)
@@ -301,7 +301,7 @@ def test_recomputed_targets_are_the_stored_ones(trained):
 
 def test_warm_start():
     transform = hyper_interval(dataclasses.replace(CONFIG, warm_start=True))
-    state = train(transform, tasks=1)[0][-1]
+    state = train(transform, tasks=1, steps=0)[0][-1]
     begun = begin_task(transform, classification(), state, Task(1, steps=2))
     for name in ("embeddings", "radius_logits"):
         rows = getattr(begun.params, name)
@@ -312,7 +312,7 @@ def test_warm_start():
 def test_relaxed_logits_are_those_of_the_corners():
     config = dataclasses.replace(CONFIG, target="relaxed")
     transform = chain(ema(), hyper_interval(config))
-    state, inputs = train(transform, tasks=1)[0][-1], batch(77)["input"]
+    state, inputs = train(transform, tasks=1, steps=0)[0][-1], batch(77)["input"]
     logits = make_interval_logits(config, transform)(state, inputs)
     centre, radius = weights_of(config, state)
     at = jax.jit(lambda theta: put(config, state.model, theta)(inputs))
