@@ -194,7 +194,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         return state._replace(step=state.step + 1, candidate=candidate)
 
     def end_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
-        moved = jax.jit(functools.partial(_moved, config))(params, state.old, context.trained.model)
+        moved = _moved(config, params, state.old, context.trained.model)
         residual = state.residual + jnp.where(jnp.arange(config.tasks) < task.number, moved, 0)
         return context.trained, state._replace(residual=residual.at[task.number].set(0))
 
@@ -271,6 +271,7 @@ def _all_weights(config: HyperIntervalConfig, params: HyperIntervalParams, model
     return jnp.stack([box.lo, box.centre, box.hi], axis=-2)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # once for all tasks
 def _moved(config: HyperIntervalConfig, params: HyperIntervalParams, old: Any, model: PyTree) -> jax.Array:
     """How far the bounds and middles of every task's weights are from the old ones, maximum norm, `[T]`."""
     before = _all_weights(config, old, model) if config.targets == "recompute" else old
