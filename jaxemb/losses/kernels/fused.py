@@ -26,7 +26,7 @@ def fused(reductions: tuple[Reduction, ...], tile: int) -> Rules:
 
 
 def _forward(reductions, tile, entries, rows, columns, first):
-    """The results, and with the arguments the gradients of the sum of the one that has some."""
+    """The results, and the gradients of the sum of the one that has some."""
     floats, rebuild = split_floats(entries)
 
     def one_tile(carry, inputs):
@@ -41,11 +41,11 @@ def _forward(reductions, tile, entries, rows, columns, first):
     inputs = tiles((rows, first + jnp.arange(n), jnp.ones(n, jnp.float32)), tile)
     (d_floats, d_columns), by_row = jax.lax.scan(one_tile, jax.tree.map(jnp.zeros_like, (floats, columns)), inputs)
     found, d_rows = untiled(by_row, n)
-    return found, ((entries, rows, columns, first), (d_floats, d_rows, d_columns))
+    return found, (d_floats, d_rows, d_columns)
 
 
-def _backward(reductions, definition, saved, gradients):
-    (entries, rows, columns, first), foreseen = saved
+def _backward(reductions, definition, args, foreseen, gradients):
+    entries, rows, columns, first = args
     floats, rebuild = split_floats(entries)
     (gradient,) = (g for reduction, g in zip(reductions, gradients, strict=True) if reduction.differentiable)
 

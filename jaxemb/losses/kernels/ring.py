@@ -54,11 +54,11 @@ def _value(plan: _Plan, entries, rows, columns, first):
 
 def _forward(plan: _Plan, entries, rows, columns, first):
     found = _value(plan, entries, rows, columns, first)
-    return found, (entries, rows, columns, first, found)
+    return found, found
 
 
-def _backward(plan: _Plan, saved, gradients):
-    entries, rows, columns, first, found = saved
+def _backward(plan: _Plan, args, found, gradients):
+    entries, rows, columns, first = args
     floats, rebuild = split_floats(entries)
     inputs = tiles((rows, first + jnp.arange(length(rows)), found, gradients), plan.tile)
 

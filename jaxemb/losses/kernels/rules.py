@@ -1,13 +1,15 @@
 """A function with a backward pass of its own, and forward mode as well."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.hijax import VJPHiPrimitive, Zero, instantiate_zeros
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jaxemb.trees import PyTree
 
@@ -19,7 +21,7 @@ class Rules:
     Attributes:
       value: `(*args) -> result`.
       forward: `(*args) -> (result, saved)`.
-      backward: `(saved, gradient of the result) -> gradients of the args`.
+      backward: `(args, saved, gradient of the result) -> gradients of the args`.
       definition: the same as `value` in plain JAX: differentiated in forward mode.
     """
 
@@ -29,46 +31,76 @@ class Rules:
     definition: Callable[..., Any]
 
     def __call__(self, *args):
-        """The value. `jax.custom_vjp` is the same, but refuses forward mode, and so Hessian-vector products."""
-        return _Ruled(self, args)(*args)
+        """The value. `jax.custom_vjp` is the same, but refuses forward mode."""
+        return _ruled(self, *args)
 
 
-class _Ruled(VJPHiPrimitive):
-    rules: Rules
-
-    def __init__(self, rules: Rules, args):
-        self.in_avals = jax.tree.map(jax.typeof, args)
-        jaxpr, shapes = jax.make_jaxpr(rules.value, return_shape=True)(*args)
-        self.out_aval = jax.tree.unflatten(jax.tree.structure(shapes), jaxpr.out_avals)
-        self.params = {"rules": rules}
-        super().__init__()
-
-    def expand(self, *args):
-        return self.rules.value(*args)
-
-    def vjp_fwd(self, has_tangent, /, *args):
-        return self.rules.forward(*args)
-
-    def vjp_bwd_retval(self, saved, gradient, /):
-        return self.rules.backward(saved, _instantiated(gradient))
-
-    def jvp(self, args, tangents):
-        return jax.jvp(self.rules.definition, args, _instantiated(tangents))
-
-    def lin(self, has_tangent, /, *args):
-        return self.expand(*args), args
-
-    def linearized(self, args, /, *tangents):
-        return jax.jvp(self.rules.definition, args, _instantiated(tangents))[1]
-
-    def batch(self, axis_data, args, dims):
-        mapped = jax.vmap(self.rules.definition, in_axes=dims, axis_size=axis_data.size)(*args)
-        return mapped, jax.tree.map(lambda _: 0, self.out_aval)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _ruled(rules: Rules, *args):
+    return rules.value(*args)
 
 
-def _instantiated(tree):
-    is_zero = lambda x: isinstance(x, Zero)
-    return jax.tree.map(lambda x: instantiate_zeros(x) if is_zero(x) else x, tree, is_leaf=is_zero)
+@_ruled.defjvp
+def _ruled_jvp(rules: Rules, args, tangents):
+    flat, of_args = jax.tree.flatten(args)
+    structure = jax.tree.structure(jax.eval_shape(rules.forward, *args))
+    found, saved = structure.unflatten(_forward.bind(*flat, rules=rules, of_args=of_args))
+    constants, of_constants = jax.tree.flatten((args, saved))
+    changes = jax.tree.leaves(tangents)
+    which = tuple(change.dtype != jax.dtypes.float0 for change in changes)
+    moving = [change for change, moves in zip(changes, which, strict=True) if moves]
+    change = _derivative.bind(*constants, *moving, rules=rules, of_constants=of_constants, which=which)
+    return found, jax.tree.unflatten(jax.tree.structure(found), change)
+
+
+def _value_and_saved(*flat, rules: Rules, of_args):
+    return jax.tree.leaves(rules.forward(*of_args.unflatten(flat)))
+
+
+def _change(*operands, rules: Rules, of_constants, which):
+    args, _ = of_constants.unflatten(operands[: of_constants.num_leaves])
+    moving, (flat, of_args) = iter(operands[of_constants.num_leaves :]), jax.tree.flatten(args)
+    changes = [next(moving) if moves else no_gradient(x) for x, moves in zip(flat, which, strict=True)]
+    return jax.tree.leaves(jax.jvp(rules.definition, args, of_args.unflatten(changes))[1])
+
+
+def _gradients(gradients, *operands, rules: Rules, of_constants, which):
+    args, saved = of_constants.unflatten(operands[: of_constants.num_leaves])
+    results = jax.tree.structure(jax.eval_shape(rules.definition, *args))
+    found = rules.backward(args, saved, results.unflatten(map(ad.instantiate_zeros, gradients)))
+    moving = [gradient for gradient, moves in zip(jax.tree.leaves(found), which, strict=True) if moves]
+    return [None] * of_constants.num_leaves + moving
+
+
+def _operation(function: Callable[..., list]) -> Primitive:
+    """One operation of what a function of flat arrays does: JAX looks inside only to differentiate or map it."""
+    operation = Primitive(function.__name__.strip("_"))
+    operation.multiple_results = True
+    of = lambda params: functools.partial(function, **params)
+    shapes = lambda *operands, **params: [
+        jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(of(params), *operands)
+    ]
+    tangents = lambda x, dx: no_gradient(x) if not _is_float(x) else ad.instantiate_zeros(dx)
+
+    def mapped(operands, axes, **params):
+        found = jax.vmap(of(params), in_axes=tuple(axes))(*operands)
+        return found, [0] * len(found)
+
+    operation.def_impl(function)
+    operation.def_abstract_eval(shapes)
+    ad.primitive_jvps[operation] = lambda operands, changes, **params: jax.jvp(
+        of(params), tuple(operands), tuple(map(tangents, operands, changes))
+    )
+    batching.primitive_batchers[operation] = mapped
+    mlir.register_lowering(operation, mlir.lower_fun(function, multiple_results=True))
+    return operation
+
+
+# The derivative is linear in the changes of the arguments. What it does to them is what the definition does, and what
+# its transpose does to gradients is the backward pass.
+_derivative = _operation(_change)
+ad.primitive_transposes[_derivative] = _gradients
+_forward = _operation(_value_and_saved)
 
 
 def split_floats(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
