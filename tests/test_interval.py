@@ -15,9 +15,9 @@ from tiny_run import text_batch, tiny_model
 
 from jaxemb import interval
 from jaxemb.encoders import Mlp
-from jaxemb.encoders.transformer import _average
 from jaxemb.interval import bilinear
 from jaxemb.nn import ACTIVATIONS, Norm
+from jaxemb.nn.attention import _average
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4)).astype(np.float32)

@@ -1,7 +1,6 @@
 """The one transformer: every text encoder family is a `TransformerConfig` of it."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
+from jaxemb.nn.attention import attention, kept
 from jaxemb.parallel.mesh import batch_axes
 from jaxemb.types import Tokens
 
@@ -195,7 +195,7 @@ class Attention(Module):
             key_norm=norm,
         )
 
-    def __call__(self, x, c: TransformerConfig, bias, rope, dropout_key) -> jax.Array:
+    def __call__(self, x, c: TransformerConfig, segments, window, bias, rope, dropout_key) -> jax.Array:
         *lead, _ = x.shape
         q = self.query(x).reshape(*lead, c.heads, c.head_size)
         k = self.key(x).reshape(*lead, c.n_kv_heads, c.head_size)
@@ -204,19 +204,18 @@ class Attention(Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
             q, k = _rotate(q, rope), _rotate(k, rope)
-        scale = c.attention_scale if c.attention_scale is not None else c.head_size**-0.5
-        if dropout_key is not None and c.attention_dropout:
-            y = _attention(q, k, v, bias, scale, c.attention_dropout, dropout_key)
-        else:
-            # Of the two, XLA's CPU backend runs ours up to five times faster.
-            y = jax.lax.platform_dependent(
-                q,
-                k,
-                v,
-                bias,
-                cpu=functools.partial(_attention, scale=scale),
-                default=functools.partial(jax.nn.dot_product_attention, scale=scale),
-            )
+        y = attention(
+            q,
+            k,
+            v,
+            segments,
+            causal=c.causal,
+            window=window,
+            bias=bias,
+            scale=c.attention_scale,
+            dropout=c.attention_dropout,
+            key=dropout_key,
+        )
         return self.out(y.reshape(*lead, c.heads * c.head_size))
 
 
@@ -272,15 +271,15 @@ class Layer(Module):
             mlp_out_norm=out_norm,
         )
 
-    def __call__(self, x, c: TransformerConfig, *, is_first, bias, rope, key) -> jax.Array:
+    def __call__(self, x, c: TransformerConfig, *, is_first, segments, window, bias, rope, key) -> jax.Array:
         ka, kb, kc = (None, None, None) if key is None else jax.random.split(key, 3)
         if c.norm_placement == "post":
-            x = self.attention_norm(x + _dropout(self.attention(x, c, bias, rope, ka), c.dropout, kb))
+            x = self.attention_norm(x + _dropout(self.attention(x, c, segments, window, bias, rope, ka), c.dropout, kb))
             return self.mlp_norm(x + _dropout(self.mlp(x, c), c.dropout, kc))
         h = self.attention_norm(x)
         if c.skip_first_attention_norm:
             h = jnp.where(is_first, x, h)
-        h = self.attention(h, c, bias, rope, ka)
+        h = self.attention(h, c, segments, window, bias, rope, ka)
         h = h if self.attention_out_norm is None else self.attention_out_norm(h)
         x = x + _dropout(h, c.dropout, kb)
         h = self.mlp(self.mlp_norm(x), c)
@@ -424,20 +423,16 @@ class Transformer(Module):
         k_embed, k_layers = (None, None) if key is None else jax.random.split(key)
 
         x = self.embeddings(tokens, c, k_embed)
-        visible = tokens.segment_ids[:, None, :, None] == tokens.segment_ids[:, None, None, :]
-        if c.causal:
-            visible &= jnp.tri(length, dtype=bool)
-        distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
-        bias = _hide(~visible, c.dtype)
+        bias = None
         if self.relative_bias is not None:
-            bias = bias + _relative_bias(self.relative_bias, length, c.relative_max_distance).astype(c.dtype)
+            bias = _relative_bias(self.relative_bias, length, c.relative_max_distance)
         ropes = [r.tables(tokens.positions, c.head_size) for r in c.ropes]
 
         def step(x, per_layer):
             layer, index, window, rope_index, layer_key = per_layer
-            in_window = bias if window is None else bias + _hide(distance > window, c.dtype)
             rope = jax.tree.map(lambda *tables: jnp.stack(tables)[rope_index], *ropes) if ropes else None
-            y = layer(_by_rows(x), c, is_first=index == 0, bias=in_window, rope=rope, key=layer_key)
+            seen = {"segments": tokens.segment_ids, "window": window, "bias": bias}
+            y = layer(_by_rows(x), c, is_first=index == 0, **seen, rope=rope, key=layer_key)
             return y, None if read is None else read(y)
 
         windows = np.asarray([w or length for w in c.windows], np.int32) if any(c.windows) else None
@@ -468,14 +463,7 @@ def _by_rows(x: jax.Array) -> jax.Array:
 def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
-    return jnp.where(_kept(key, rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
-
-
-def _kept(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """True with probability `1 - rate`, from 16 random bits per element: a quarter of `bernoulli`'s time."""
-    bits = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*shape[:-1], -1)
-    return halves[..., : shape[-1]] >= np.uint16(min(round(rate * 2**16), 2**16 - 1))
+    return jnp.where(kept(key, rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -484,58 +472,6 @@ def _rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     y = x.astype(jnp.float32)
     first, second = jnp.split(y, 2, axis=-1)
     return (y * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
-
-
-def _hide(hidden: jax.Array, dtype) -> jax.Array:
-    """The additive bias that hides a key: finite, so that a row that sees nothing stays finite, and summable."""
-    return jnp.where(hidden, -1e30, 0.0).astype(dtype)
-
-
-def _attention(q, k, v, bias, scale, dropout=0.0, key=None) -> jax.Array:
-    """`softmax(q k^T scale + bias) v` for `[B, T, H, h]` inputs; dropout acts on the weights, as BERT trains."""
-    groups = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(a, groups, axis=2) if groups > 1 else a for a in (k, v))
-    # Transposing first gives the CPU backend contiguous matrices, which halves its time.
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-    logits = jnp.einsum("bhtd,bhsd->bhts", q * scale, k, preferred_element_type=jnp.float32) + bias
-    keep = None if key is None or dropout == 0.0 else _kept(key, dropout, logits.shape)
-    return _average(logits, v, keep, dropout).astype(v.dtype).transpose(0, 2, 1, 3)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _average(logits: jax.Array, values: jax.Array, keep: jax.Array | None, dropout: float) -> jax.Array:
-    """`dropout(softmax(logits)) values`, f32 `[B, H, T, h]`, with the gradient that touches `[B, H, T, T]` least."""
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    return _weighted(weights, values, keep, dropout) / total  # dividing last, there is less to divide
-
-
-def _masked(weights: jax.Array, keep: jax.Array | None) -> jax.Array:
-    return weights if keep is None else jnp.where(keep, weights, 0.0)
-
-
-def _weighted(weights, values, keep, dropout):
-    weights = _masked(weights, keep).astype(values.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", weights, values, preferred_element_type=jnp.float32) / (1.0 - dropout)
-
-
-def _average_forward(logits, values, keep, dropout):
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    return _weighted(weights, values, keep, dropout), (weights, values, keep)
-
-
-def _average_backward(dropout, residuals, gradient):
-    weights, values, keep = residuals
-    gradient = (gradient / (1.0 - dropout)).astype(values.dtype)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    d_values = product("bhts,bhtd->bhsd", _masked(weights, keep).astype(values.dtype), gradient)
-    d_weights = _masked(product("bhtd,bhsd->bhts", gradient, values), keep)
-    d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
-    return d_logits, d_values.astype(values.dtype), None
-
-
-_average.defvjp(_average_forward, _average_backward)
 
 
 def _relative_bias(table: jax.Array, length: int, max_distance: int) -> jax.Array:

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """`x Phi(x)`. Its own gradient, `Phi(x) + x phi(x)`, takes a fifth off the feed-forward's backward pass on CPU."""
+    """`x Phi(x)`; its own derivative, `Phi(x) + x phi(x)`, takes a fifth off the backward pass of a feed-forward on CPU."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def _gelu_backward(x, gradient):
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    (x,), (change,) = primals, tangents
     cumulative = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
     density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2 * math.pi)
-    return (gradient * (cumulative + x * density),)
+    return gelu(x), change * (cumulative + x * density)
 
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
