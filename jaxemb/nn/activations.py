@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """`x Phi(x)`; its own derivative, `Phi(x) + x phi(x)`, takes a fifth off the backward pass of a feed-forward on CPU."""
+    """`x Phi(x)`; its own derivative, `Phi(x) + x phi(x)`, takes a fifth off a feed-forward's backward pass on CPU."""
     return jax.nn.gelu(x, approximate=False)
 
 
