@@ -260,10 +260,10 @@ class _DecoderLayer(Module):
     slots: jax.Array = nnx.data()  # [B, T], the text of each token
     memory_norm: Norm | None = nnx.data(default=None)
 
-    def __call__(self, x, c, *, is_first, bias, rope, key) -> jax.Array:
+    def __call__(self, x, c, **seen) -> jax.Array:
         x = x + jnp.take_along_axis(self.memory, self.slots[..., None], axis=1).astype(x.dtype)
         x = x if self.memory_norm is None else self.memory_norm(x)
-        return self.layer(x, c, is_first=is_first, bias=bias, rope=rope, key=key)
+        return self.layer(x, c, **seen)
 
 
 def _shifted(x: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxemb.nn.attention import attention
+from jaxemb.nn.attention import attention, kept
 
 B, T, H, G, SIZE = 2, 150, 4, 2, 8
 RNG = np.random.default_rng(0)
@@ -84,9 +84,31 @@ def test_forward_mode_and_second_derivatives(implementation):
     np.testing.assert_allclose(curvature, differences, atol=2e-3)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-def test_dropout_keeps_the_mean(implementation):
-    drawn = lambda key: attention(Q, K, V, SEGMENTS, dropout=0.3, key=key, implementation=implementation)
+def test_what_drops_out_is_drawn_from_the_key():
+    """Value and gradient against weights that drop out one by one."""
+    key = jax.random.key(0, impl="rbg")
+    keep = np.asarray(kept(key, 0.3, (B, H, T, T)))
+    sees = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None]
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, H // G, axis=2) for x in (k, v))
+        logits = jnp.einsum("bthd,bshd->bhts", q, k) * SIZE**-0.5
+        weights = jax.nn.softmax(jnp.where(sees, logits, -jnp.inf)) * keep / 0.7
+        return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+    ours = lambda q, k, v: attention(q, k, v, SEGMENTS, dropout=0.3, key=key)
+
+    @jax.jit
+    def both(*inputs):
+        return [jax.vjp(f, *inputs)[0] for f in (ours, plain)], [jax.vjp(f, *inputs)[1](Q) for f in (ours, plain)]
+
+    values, gradients = both(Q, K, V)
+    np.testing.assert_allclose(*values, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *gradients)
+
+
+def test_blockwise_dropout_keeps_the_mean():
+    drawn = lambda key: attention(Q, K, V, SEGMENTS, dropout=0.3, key=key, implementation="blockwise")
     found = jax.jit(lambda key: jax.lax.map(drawn, jax.random.split(key, 200)))(jax.random.key(0))
     assert np.std(found, axis=0).mean() > 0.05
     np.testing.assert_allclose(found.mean(axis=0), by_definition(Q, K, V), atol=0.35)
