@@ -1,8 +1,8 @@
 """The implementations of attention against each other and PyTorch's, in bf16, forward and with the backward pass.
 
-"einsum" is the transformer's on CPUs and with dropout; "XLA" the one that it has elsewhere, which is that of
-`jax.nn.dot_product_attention`; "cuDNN" is this function's other one, which never holds `[B, H, T, T]`. "segments": with
-the additive bias that the transformer makes of the texts' places in their rows.
+"dense" is the transformer's on CPUs and with dropout, "blockwise" that of long rows, "XLA" the one that it has
+elsewhere, `jax.nn.dot_product_attention`; "cuDNN" is this function's other one, which never holds
+`[B, H, T, T]`. "segments": with the additive bias that keeps two texts of a row apart.
 """
 
 import functools
@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.accelerator.measure import Bench, Program, Row, normal
-from jaxemb.encoders import transformer
+from jaxemb.nn.attention import attention
 
 _LENGTHS = (512, 8192, 2048, 128)
 _TOKENS, _HEADS, _HEAD_DIM = 16_384, 12, 64
 
 
-def _einsum(q, k, v, bias=None):
-    # Private: it has no other name until the implementations share one interface.
-    return transformer._attention(q, k, v, 0.0 if bias is None else bias, q.shape[-1] ** -0.5)
+def _ours(q, k, v, bias=None, *, implementation):
+    return attention(q, k, v, jnp.ones(q.shape[:2], jnp.int32), bias=bias, implementation=implementation)
 
 
 #: `(q, k, v, bias or None)`, each `[B, T, H, h]` and the bias `[B, 1, T, T]`.
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
-    "einsum": _einsum,
+    "dense": functools.partial(_ours, implementation="dense"),
+    "blockwise": functools.partial(_ours, implementation="blockwise"),
     "XLA": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
     "cuDNN": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
 }

@@ -115,10 +115,10 @@ def _attention(smoke: bool) -> Iterator[Check]:
             value, pull = jax.vjp(attend, q, k, v)
             return value, *pull(cotangent)
 
-    exact = run("einsum", "float32")
+    exact = run("dense", "float32")
     error = lambda name, dtype: max(map(_distance, run(name, dtype), exact))
     what = "value and gradients"
-    yield f"attention, XLA, f32: distance to einsum, {what}", lambda: error("XLA", "float32"), 1e-5
+    yield f"attention, XLA, f32: distance to dense, {what}", lambda: error("XLA", "float32"), 1e-5
     for name in attention.implementations():
         yield f"attention, {name}, bf16: error of {what}", lambda name=name: error(name, "bfloat16"), 3e-2
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxemb.data import pack, pad
 from jaxemb.encoders import RopeConfig, Transformer, TransformerConfig
-from jaxemb.encoders.transformer import _attention, _dropout
+from jaxemb.nn.attention import kept
 
 BASE = TransformerConfig(
     vocab_size=60, dim=32, layers=3, heads=4, mlp_dim=48, position_table=64, token_types=2, norm_eps=1e-6
@@ -152,43 +152,6 @@ def test_bfloat16_computes_near_float32():
     assert np.abs(_states("modern")[-1] - np.asarray(half, np.float32))[real].mean() < 0.05
 
 
-def _value_and_gradients(attention, *arguments):
-    """`attention(...)` and the gradients of the sum of its sines, by one program."""
-
-    def value(*arguments):
-        y = attention(*arguments)
-        return jnp.sum(jnp.sin(y)), y
-
-    return jax.jit(jax.grad(value, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
-
-
-def _assert_all_close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-
-
-@pytest.mark.parametrize("kv_heads", [pytest.param(4, marks=pytest.mark.slow), 2])
-def test_the_two_attention_implementations_agree(kv_heads):
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(2, 6, heads, 8)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
-    bias = np.where(rng.random((2, 1, 6, 6)) < 0.5, 0.0, -1e30).astype(np.float32) * (1 - np.eye(6, dtype=np.float32))
-    ours = lambda q, k, v: _attention(q, k, v, bias, 0.3)
-    theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias=bias, scale=0.3)
-    _assert_all_close(_value_and_gradients(ours, q, k, v), _value_and_gradients(theirs, q, k, v))
-
-
-def test_attention_with_dropout_and_its_gradient():
-    rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 6, 4, 8)).astype(np.float32)
-    bias = rng.normal(size=(1, 4, 6, 6)).astype(np.float32)
-
-    def plain(q, k, v, bias):
-        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * 0.3 + bias)
-        return jnp.einsum("bhts,bshd->bthd", _dropout(weights, 0.2, _KEY), v)
-
-    ours = lambda *a: _attention(*a, 0.3, 0.2, _KEY)
-    _assert_all_close(_value_and_gradients(ours, q, k, v, bias), _value_and_gradients(plain, q, k, v, bias))
-
-
 def test_a_row_of_padding_is_finite_in_value_and_gradient():
     tokens = pad([np.arange(5), np.arange(0)], length=8)
     loss = lambda model: (jnp.sum((y := model(tokens))[0, :5] ** 2), y)
@@ -244,5 +207,4 @@ def test_a_rope_has_a_positive_base():
 
 
 def test_dropout_close_to_1_keeps_hardly_anything():
-    kept = np.asarray(jax.jit(lambda x: _dropout(x, 1 - 1e-9, _KEY))(np.ones((100, 100), np.float32))) > 0
-    assert kept.mean() < 0.01
+    assert np.mean(kept(_KEY, 1 - 1e-9, (100, 100))) < 0.01

@@ -44,7 +44,7 @@ def _ruled(rules: Rules, *args):
 def _ruled_jvp(rules: Rules, args, tangents):
     flat, of_args = jax.tree.flatten(args)
     structure = jax.tree.structure(jax.eval_shape(rules.forward, *args))
-    found, saved = structure.unflatten(_forward.bind(*flat, rules=rules, of_args=of_args))
+    found, saved = jax.tree.unflatten(structure, _forward.bind(*flat, rules=rules, of_args=of_args))
     constants, of_constants = jax.tree.flatten((args, saved))
     changes = jax.tree.leaves(tangents)
     which = tuple(change.dtype != jax.dtypes.float0 for change in changes)
@@ -61,13 +61,13 @@ def _change(*operands, rules: Rules, of_constants, which):
     args, _ = of_constants.unflatten(operands[: of_constants.num_leaves])
     moving, (flat, of_args) = iter(operands[of_constants.num_leaves :]), jax.tree.flatten(args)
     changes = [next(moving) if moves else no_gradient(x) for x, moves in zip(flat, which, strict=True)]
-    return jax.tree.leaves(jax.jvp(rules.definition, args, of_args.unflatten(changes))[1])
+    return jax.tree.leaves(jax.jvp(rules.definition, args, jax.tree.unflatten(of_args, changes))[1])
 
 
 def _gradients(gradients, *operands, rules: Rules, of_constants, which):
     args, saved = of_constants.unflatten(operands[: of_constants.num_leaves])
     results = jax.tree.structure(jax.eval_shape(rules.definition, *args))
-    found = rules.backward(args, saved, results.unflatten(map(ad.instantiate_zeros, gradients)))
+    found = rules.backward(args, saved, jax.tree.unflatten(results, map(ad.instantiate_zeros, gradients)))
     moving = [gradient for gradient, moves in zip(jax.tree.leaves(found), which, strict=True) if moves]
     return [None] * of_constants.num_leaves + moving
 
