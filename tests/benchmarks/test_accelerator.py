@@ -18,32 +18,43 @@ from benchmarks.accelerator.peers import Peer
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def outcome(part: Part, directory: Path) -> dict:
+    """Of a part run in this process and without peers, as `run.run` makes it."""
+    before, file = jax.config.read("jax_disable_most_optimizations"), directory / f"{part.name}.jsonl"
+    write_rows(Bench(part.module, time.monotonic() + 1000, smoke=True, with_peer=False), file)
+    jax.config.update("jax_disable_most_optimizations", before)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {"name": part.name, "title": part.title, "status": "done", "seconds": 1.0, "rows": rows}
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Of all parts, run in this process and without peers; as `run.run` makes them."""
+    """Of all parts but the numerical checks, which compile as much as the others together."""
     directory = tmp_path_factory.mktemp("accelerator")
-    before = jax.config.read("jax_disable_most_optimizations")
-    found = []
-    for part in PARTS:
-        file = directory / f"{part.name}.jsonl"
-        write_rows(Bench(part.module, time.monotonic() + 1000, smoke=True, with_peer=False), file)
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        found.append({"name": part.name, "title": part.title, "status": "done", "seconds": 1.0, "rows": rows})
-    jax.config.update("jax_disable_most_optimizations", before)
-    return found
+    return [outcome(part, directory) for part in PARTS[1:]]
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_every_part_gives_its_rows(outcomes, part):
-    (outcome,) = (outcome for outcome in outcomes if outcome["name"] == part.name)
-    machine, *rows = outcome["rows"]
+def check_machine(machine: dict) -> None:
     assert machine["machine"].keys() >= {"device", "nvidia_smi", "bytes_limit", "packages", "platform_version"}
+
+
+@pytest.mark.slow
+def test_the_numerical_checks_pass(tmp_path):
+    machine, *rows = outcome(PARTS[0], tmp_path)["rows"]
+    check_machine(machine)
+    assert PARTS[0].name == "numerics" and rows
+    for row in rows:
+        assert row["passed"] and "error" not in row and "skipped" not in row, row
+        assert math.isfinite(row["measured"]), row
+
+
+@pytest.mark.parametrize("part", PARTS[1:], ids=lambda part: part.name)
+def test_every_part_gives_its_rows(outcomes, part):
+    (found,) = (outcome for outcome in outcomes if outcome["name"] == part.name)
+    machine, *rows = found["rows"]
+    check_machine(machine)
     assert rows
     for row in rows:
-        if part.name == "numerics":
-            assert row["passed"] and "error" not in row and "skipped" not in row, row
-            assert math.isfinite(row["measured"]), row
-            continue
         assert "error" not in row["ours"], row
         assert row["ours"]["seconds"] > 0 and row["bytes"] > 0, row
         assert row["flops"] > 0 or row["precision"] == "copy", row

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import losses
@@ -31,6 +32,7 @@ def everything(floats, labels):
     ).mean()
 
 
+@pytest.mark.slow
 def test_device_count_does_not_matter():
     rng = np.random.default_rng(0)
     shapes = {"first": (N, DIM), "second": (N, DIM), "hard": (N, K, DIM), "teacher": (N, 1 + K)}

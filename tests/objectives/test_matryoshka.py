@@ -211,6 +211,7 @@ def test_one_pass_gives_what_truncated_models_give():
         np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_give_the_same_and_outputs_are_the_full_embeddings():
     model, batch = tiny_model(layers=3), pair_batch(range(4))
     sizes = ((1, 4), (3, 16))
