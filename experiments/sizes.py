@@ -1,5 +1,4 @@
-"""What `matryoshka_2d` and `starbucks` have in common: two settings, in which a model of many sizes is trained and then
-measured at every number of layers and of dimensions.
+"""What `matryoshka_2d` and `starbucks` have in common: two settings, and models measured at every size.
 
 "sts": MiniLM, without its final normalisation, is fine-tuned on the STS-Benchmark with CoSENT; measured is Spearman's
 correlation of the cosine, on pairs of which no sentence was trained on. "intents": a transformer of four layers learns

@@ -20,7 +20,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, False, argparse.SUPPRESS) and action.option_strings
+        shown = action.default not in (None, False, [], argparse.SUPPRESS) and action.option_strings
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
@@ -108,7 +108,7 @@ def _compile(commands) -> None:
         commands,
         "compile",
         run.compile_,
-        "compile the training of a config file for a TPU slice and say what it will need; no TPU is used",
+        "compile the training of a config file for a TPU slice (with jaxemb[tpu], without a TPU) and say what it needs",
         """\
   jaxemb compile tpu/bert_base.py --topology v5e:8x8
   jaxemb compile my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json

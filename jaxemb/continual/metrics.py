@@ -95,7 +95,7 @@ def intransigence(R: ArrayLike, joint: ArrayLike) -> np.ndarray:
 
 
 def probe_retention(P: ArrayLike) -> float:
-    """`mean_{j < T-1} P[T-1, j] / P[j, j]` of probe scores P, as `evaluators.linear_probe` makes them.
+    """`mean_{j < T-1} P[T-1, j] / P[j, j]` of probe scores P, as `jaxemb.continual.probe` makes them.
 
     Source: Davari et al. 2022, arXiv 2203.13381.
     """

@@ -1,4 +1,4 @@
-"""Placement: meshes, path rules and shardings."""
+"""Placement: meshes, path rules and shardings; processes that train as one."""
 
 from jaxemb.parallel.mesh import (
     AXES,
