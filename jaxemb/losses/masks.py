@@ -264,15 +264,22 @@ def near_positive(margin: float = 0.0, strategy: str = "absolute") -> Mask:
     Embedding has 0.1) or `s > p_i + |p_i| margin` ("relative").
 
     Raises:
-      ValueError: for an unknown strategy.
+      ValueError: for an unknown strategy, or a margin that is not a finite number known before compilation.
     """
     _check_strategy(strategy)
-    return Mask(_IsNearPositive(margin, strategy == "relative"))
+    return Mask(_IsNearPositive(_number("margin", margin), strategy == "relative"))
 
 
 def above(threshold: float) -> Mask:
-    """Masks what the model finds more similar than a threshold."""
-    return Mask(_IsAbove(threshold))
+    """Masks what the model finds more similar than a threshold; raises a ValueError for one that is not finite."""
+    return Mask(_IsAbove(_number("threshold", threshold)))
+
+
+def _number(name: str, value) -> float:
+    # A part of the rule, which decides the program: a value that is traced would be compared with later ones.
+    if isinstance(value, jax.core.Tracer) or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number that is known before compilation; got {value}")
+    return float(value)
 
 
 @one_program()

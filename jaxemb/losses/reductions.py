@@ -46,7 +46,7 @@ def _log_sum_exp(block):
     largest = jax.lax.stop_gradient(block.max(axis=1))
     reference = jnp.where(largest == -jnp.inf, 0.0, largest)  # so that nothing is inf - inf
     total = jnp.exp(block - reference[:, None]).sum(axis=1)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + reference, -jnp.inf)
+    return jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, 1.0, total)) + reference)
 
 
 def _share_of_log_sum_exp(part, whole, gradient):

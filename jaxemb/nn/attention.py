@@ -52,7 +52,7 @@ def attention(
       dropout: share of the weights that are set to 0, the others divided by `1 - dropout`; needs `key`.
       key: None turns dropout off.
       implementation: None takes "dense" on CPU and where weights drop out, "library" elsewhere, and "blockwise" for
-        rows longer than 2,048 tokens in either case.
+        rows longer than 2,048 tokens in either case; a soft cap is not in "library".
 
     Returns:
       `[B, T, H, h]` of v's type.
@@ -60,7 +60,7 @@ def attention(
     Raises:
       ValueError: for shapes that do not fit, an unknown implementation, or one that lacks what is asked for.
     """
-    _check(q, k, v, segments, dropout, soft_cap)
+    _check(q, k, v, segments, window, bias, dropout, soft_cap)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     drops = key is not None and dropout > 0
     if implementation is None and q.shape[1] > _LONG:
@@ -76,7 +76,7 @@ def attention(
         key=key,
     )
     theirs = functools.partial(_library, causal=causal, scale=scale)
-    operands = (q, k, v, segments, window, bias)
+    operands = (*map(_guarded, (q, k, v)), segments, window, bias)
     match implementation:
         case "dense" | "blockwise":
             return ours(*operands)
@@ -88,6 +88,17 @@ def attention(
             # Of the two, XLA's CPU backend runs ours up to five times faster.
             return jax.lax.platform_dependent(*operands, cpu=ours, default=theirs)
     raise ValueError(f"implementation must be dense, blockwise, library, cudnn or None; got {implementation!r}")
+
+
+@jax.custom_jvp
+def _guarded(x: jax.Array) -> jax.Array:
+    return x
+
+
+@_guarded.defjvp
+def _guarded_jvp(primals, tangents):
+    # Where XLA can see that tangents are 0, its CPU backend (jaxlib 0.10.2) gives garbage for the products below.
+    return primals[0], jax.lax.optimization_barrier(tangents[0])
 
 
 def hidden(segments, query_segments, places, query_places, *, causal: bool, window) -> jax.Array:
@@ -102,7 +113,7 @@ def hidden(segments, query_segments, places, query_places, *, causal: bool, wind
 
 def _hide(unseen: jax.Array, dtype) -> jax.Array:
     """The additive bias that hides a key: finite, so that a row that sees nothing stays finite, and summable."""
-    return jnp.where(unseen, -1e30, 0.0).astype(dtype)
+    return jnp.where(unseen, max(-1e30, float(jnp.finfo(dtype).min)), 0.0).astype(dtype)
 
 
 def _dense(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
@@ -166,7 +177,7 @@ def _average_jvp(dropout, primals, tangents):
     d_logits, d_values, _ = tangents
     weights = jax.nn.softmax(logits, axis=-1)
     changes = []
-    # What is known to be 0 is left out: XLA's CPU backend (jaxlib 0.10.2) gives garbage for this product with zeros.
+    # What is known to be 0 is left out, for the reason given at `_guarded`.
     if not isinstance(d_logits, SymbolicZero):
         moved = weights * d_logits
         moved -= weights * moved.sum(axis=-1, keepdims=True)
@@ -193,13 +204,20 @@ def kept(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     return halves[..., : shape[-1]] >= np.uint16(min(round(rate * 2**16), 2**16 - 1))
 
 
-def _check(q, k, v, segments, dropout, soft_cap) -> None:
+def _check(q, k, v, segments, window, bias, dropout, soft_cap) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[:2], k.shape[3]) != (q.shape[:2], q.shape[3]):
         raise ValueError(f"q must be [B, T, H, h], k and v [B, T, G, h]; got {q.shape}, {k.shape} and {v.shape}")
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"the heads of k must divide those of q; got {k.shape[2]} and {q.shape[2]}")
     if segments.shape != q.shape[:2]:
         raise ValueError(f"segments must be [B, T] = {q.shape[:2]}; got {segments.shape}")
+    if window is not None and not isinstance(window, jax.core.Tracer) and (window < 0 or window != int(window)):
+        raise ValueError(f"window must be a whole number of at least 0; got {window}")
+    (rows, length, heads, _), shape = q.shape, None if bias is None else jnp.shape(bias)
+    if shape is not None and (
+        len(shape) != 4 or shape[0] not in (1, rows) or shape[1] not in (1, heads) or shape[2:] != (length, length)
+    ):
+        raise ValueError(f"bias must be [1 or {rows}, 1 or {heads}, {length}, {length}]; got {shape}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1); got {dropout}")
     if soft_cap is not None and not soft_cap > 0:

@@ -54,7 +54,9 @@ def similarity_function(similarity: str | Similarity) -> Similarity:
 
 def paired(similarity: Similarity, a: jax.Array, b: jax.Array) -> jax.Array:
     """The similarity of row i with row i only: `[N, D]` and `[N, D]` to `[N]`."""
-    return similarity(a[:, None, :], b[:, None, :])[:, 0, 0]
+    if similarity in (cosine, dot, euclidean):
+        return similarity(a[:, None, :], b[:, None, :])[:, 0, 0]
+    return jax.vmap(lambda x, y: similarity(x[None], y[None])[0, 0])(a, b)  # others need not know leading axes
 
 
 def _at_least_f32(x: jax.Array) -> jax.Array:

@@ -156,3 +156,28 @@ def test_bad_input():
         losses.info_nce(np.ones((2, 3)), np.ones((2, 3)), tile=0)
     with pytest.raises(ValueError, match="there must be rows and columns; got 0 and 2"):
         rows.reduce_rows(Partial(entries), (reductions.SUM,), np.ones((0, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_gradient_may_be_differentiated_in_the_records_weights(weight):
+    """At equal weights, where the gradient that was foreseen is used: it changes as that of unequal weights does."""
+    rng = np.random.default_rng(0)
+    q, d = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    probe = rng.normal(size=(5, 4)).astype(np.float32)
+
+    def dense(q, d):
+        unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
+        return -jnp.diagonal(jax.nn.log_softmax(2 * unit(q) @ unit(d).T))
+
+    def influence(loss, weights):
+        return jnp.vdot(jax.grad(lambda q: jnp.sum(weights * loss(q, d)))(q), probe)
+
+    ours = lambda q, d: losses.info_nce(q, d, temperature=0.5)
+    found, expected = (jax.jit(jax.grad(lambda w, f=f: influence(f, w)))(jnp.full(5, weight)) for f in (ours, dense))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_is_not_a_number_has_no_loss():
+    q, d = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    q[0, 0] = np.nan
+    assert np.isnan(losses.info_nce(q, d)[0]) and np.isnan(losses.decoupled_contrastive(q, d)[0])

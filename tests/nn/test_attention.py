@@ -126,6 +126,27 @@ def test_memory_of_blockwise_is_linear_in_the_length():
     assert temporaries(None) * 20 < temporaries("dense")
 
 
+def test_tangents_that_are_zeros_change_nothing():
+    """As those of frozen weights: the program sees that they are 0."""
+    rng = np.random.default_rng(0)
+    q, k, v, change = rng.normal(size=(4, 4, 128, 12, 32)).astype(np.float32)
+    segments, zeros = np.ones((4, 128), np.int32), jnp.zeros(q.shape)
+    attend = lambda q, k, v: attention(q, k, v, segments)
+
+    def plain(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * 32**-0.5)
+        return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+    for tangents in ((change, zeros, zeros), (change, zeros, change)):
+        found, expected = (jax.jit(lambda *x, f=f, t=tangents: jax.jvp(f, x, t)[1])(q, k, v) for f in (attend, plain))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_half_precision_has_finite_gradients_in_blocks():
+    total = lambda k: attention(*(x.astype(jnp.float16) for x in (Q, k, V)), SEGMENTS, implementation="blockwise")
+    assert np.isfinite(jax.jit(jax.grad(lambda k: jnp.sum(total(k).astype(jnp.float32))))(K)).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -134,6 +155,8 @@ def test_memory_of_blockwise_is_linear_in_the_length():
         ({"segments": SEGMENTS[:1]}, r"segments must be \[B, T\] = \(2, 150\); got \(1, 150\)"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({"soft_cap": 0.0}, "soft_cap must be > 0; got 0.0"),
+        ({"window": -1}, "window must be a whole number of at least 0; got -1"),
+        ({"bias": BIAS[0]}, r"bias must be \[1 or 2, 1 or 4, 150, 150\]; got \(4, 150, 150\)"),
         ({"implementation": "flash"}, "implementation must be dense, blockwise, library, cudnn or None; got 'flash'"),
         ({"implementation": "library", "soft_cap": 1.0}, "'library' has neither dropout nor a soft cap"),
     ],
