@@ -29,6 +29,8 @@ def agree(request):
         key = f"{request.node.module.__name__}.{request.node.name}.{calls}".replace("live", "frozen")
         calls += 1
         expected, *expected_gradients = _live(theirs, arrays, key) if request.param == "live" else _frozen(key)
+        # One case of FLOPS has a threshold above all activations.
+        assert "test_flops" in key or any(map(np.any, expected_gradients)), "nothing is compared: all gradients are 0"
         value, gradients = jax.jit(jax.value_and_grad(lambda arrays: ours(*arrays)))(arrays)
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
         for gradient, reference in zip(gradients, expected_gradients, strict=True):
