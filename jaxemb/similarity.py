@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.spatial.distance import cdist
 
+Paired = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _in_floats(function: Paired) -> Paired:
+    """Differences and sums of 8-bit embeddings do not fit into 8 bits, those of 16-bit floats are not exact."""
+    at_least_f32 = lambda x: np.asarray(x, np.result_type(x, np.float32))
+    return lambda a, b: function(at_least_f32(a), at_least_f32(b))
+
+
 #: Of row i of `a` with row i of `b`: `[N, D]`, `[N, D]` to `[N]`.
-PAIRED: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "cosine": lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b)),
-    "dot": lambda a, b: np.einsum("nd,nd->n", a, b),
-    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=1),
-    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+PAIRED: Mapping[str, Paired] = {
+    "cosine": _in_floats(lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b))),
+    "dot": _in_floats(lambda a, b: np.einsum("nd,nd->n", a, b)),
+    "euclidean": _in_floats(lambda a, b: -np.linalg.norm(a - b, axis=1)),
+    "manhattan": _in_floats(lambda a, b: -np.abs(a - b).sum(axis=1)),
 }
 
 

@@ -66,4 +66,5 @@ def pair_ranking(similarities: jax.Array, scores: jax.Array, *, scale: float = 2
     lower = jax.lax.cumlogsumexp(logits)[n_lower - 1]
     terms = jnp.where(n_lower > 0, lower - logits, -jnp.inf)
     loss = jax.nn.logsumexp(jnp.append(terms, 0.0))
+    loss = jnp.where(jnp.isnan(scores).any(), jnp.nan, loss)  # which sorts as the largest
     return jnp.full(similarities.shape, loss)

@@ -68,9 +68,8 @@ class Records(NamedTuple):
         """
         slots = self.candidates.shape[1] if columns == "candidates" else 1
         mask = jax.lax.stop_gradient(self.mask)
-        entries = entries if isinstance(entries, Partial) else Partial(entries)
         return reduce_rows(
-            _Entries(entries, mask, self.similarity, rows, columns, slots),
+            _Entries(_as_tree(entries), mask, _as_tree(self.similarity), rows, columns, slots),
             reductions,
             (self.queries if rows == "queries" else self.candidates[:, 0], self.positive),
             self._texts(columns),
@@ -97,7 +96,8 @@ def make_records(
     Args:
       queries, documents: `[N, D]`.
       negatives: `[N, K, D]`, or `[N, D]` for K = 1.
-      similarity: "cosine", "dot", "euclidean", or a function `[N, D], [M, D] -> [N, M]`.
+      similarity: "cosine", "dot", "euclidean", or a function `[N, D], [M, D] -> [N, M]`; one with weights to learn is
+        a module or a `jax.tree_util.Partial` of them.
       mask: a `Mask`, or what `masks.dense` takes.
 
     Raises:
@@ -124,10 +124,15 @@ def make_records(
     return Records(queries, candidates, paired(score, queries, candidates[:, 0]), score, mask)
 
 
+def _as_tree(function: Callable) -> Callable:
+    """A function whose arrays JAX sees: modules and `Partial`s are that already."""
+    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("entries", "mask"),
-    meta_fields=("similarity", "rows", "columns", "slots"),
+    data_fields=("entries", "mask", "similarity"),
+    meta_fields=("rows", "columns", "slots"),
 )
 @dataclasses.dataclass(frozen=True)
 class _Entries:

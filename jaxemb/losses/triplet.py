@@ -41,8 +41,8 @@ def triplet(
         negatives = negatives[:, None, :]
     shapes = (anchors.shape, positives.shape, negatives.shape)
     fits = anchors.ndim == 2 and positives.shape == anchors.shape and negatives.ndim == 3
-    if not fits or negatives.shape[::2] != anchors.shape:
-        raise ValueError(f"anchors and positives must be [N, D], negatives [N, K, D]; got {shapes}")
+    if not fits or negatives.shape[::2] != anchors.shape or not negatives.shape[1]:
+        raise ValueError(f"anchors and positives must be [N, D], negatives [N, K, D] with K >= 1; got {shapes}")
     candidates = jnp.concatenate([positives[:, None, :], negatives], axis=1)
     distances = -similarity_function(similarity)(anchors[:, None, :], candidates)[:, 0, :]
     return jax.nn.relu(distances[:, :1] - distances[:, 1:] + margin).mean(axis=1)

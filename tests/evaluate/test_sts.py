@@ -3,6 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
+from jaxemb import similarity
 from jaxemb.evaluate import metrics, read_sts, sts, sts_evaluator
 from jaxemb.evaluate.sts import StsSet
 
@@ -33,6 +34,14 @@ def test_correlations_of_each_similarity():
     for name, values in similarities.items():
         assert result[f"{name}_spearman"] == pytest.approx(metrics.spearman(values, SCORES), abs=1e-6)
         assert result[f"{name}_pearson"] == pytest.approx(metrics.pearson(values, SCORES), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", similarity.PAIRED)
+def test_narrow_types_do_not_overflow(kind):
+    a, b = np.random.default_rng(0).integers(-128, 128, (2, 5, 9)).astype(np.int8)
+    of_pairs = similarity.PAIRED[kind]
+    np.testing.assert_allclose(of_pairs(a, b), of_pairs(a.astype(np.float64), b.astype(np.float64)), rtol=1e-5)
+    np.testing.assert_allclose(of_pairs(a, b), similarity.similarity(a, b, kind).diagonal(), rtol=1e-4)
 
 
 def test_evaluator_measures_a_set_with_the_prompt_asked_for():

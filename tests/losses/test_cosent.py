@@ -71,3 +71,7 @@ def test_zero_vectors_have_finite_gradients():
 def test_bad_arguments_are_named(message, shapes, scale):
     with pytest.raises(ValueError, match=message):
         cosent(*(np.ones(shape) for shape in shapes), scale=scale)
+
+
+def test_a_score_that_is_no_number_is_not_taken_for_the_largest():
+    assert np.isnan(pair_ranking(np.ones(3, np.float32), np.array([0.0, np.nan, 1.0], np.float32))).all()

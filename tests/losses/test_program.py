@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from budget import Programs
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from jaxemb import losses
 from jaxemb.losses import masks, ranking, soft_targets
@@ -223,6 +225,7 @@ def test_values_are_checked_before_anything_is_traced():
         ({"width": np.float32("nan")}, "width must be > 0; got nan"),
         ({"width": 1.0, "shift": -1.0}, "shift must be >= 0; got -1"),
         ({"width": 1.0, "place": np.inf}, "place must be finite; got inf"),
+        ({"width": np.ones(2)}, r"width must be one number; got an array of shape \(2,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             scaled(A, **options)
@@ -230,3 +233,35 @@ def test_values_are_checked_before_anything_is_traced():
     np.testing.assert_allclose(scaled(A, width=2.0), 2 * A)
     np.testing.assert_allclose(jax.jit(lambda w: scaled(A, width=w))(-1.0), -A)  # what is traced has no value yet
     assert scaled.__name__ == "scaled"
+
+
+def test_arguments_of_another_type_are_named():
+    for arguments, options, message in (
+        ((None, B), {}, "queries must be an array; got None"),
+        ((A, B), {"tile": 2.5}, "tile must be a whole number; got 2.5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            losses.info_nce(*arguments, **options)
+
+
+def test_lists_of_numbers_are_data(programs):
+    first = losses.mega_batch_margin(A.tolist(), B.tolist())
+    before = programs.count
+    losses.mega_batch_margin(C.tolist(), B.tolist())
+    assert programs.count == before
+    np.testing.assert_allclose(first, losses.mega_batch_margin(A, B), rtol=1e-6)
+
+
+def test_a_similarity_with_weights_is_learned():
+    """Its gradient is that of the logits written out."""
+    weights = np.eye(D, dtype=np.float32) + 0.1 * A[:D]
+    bilinear = lambda w, a, b: jnp.einsum("...nd,de,...me->...nm", a, w, b)
+
+    def plain(w):
+        return optax.softmax_cross_entropy_with_integer_labels(bilinear(w, A, B) / 0.5, np.arange(N)).mean()
+
+    def ours(w):
+        return losses.info_nce(A, B, temperature=0.5, similarity=Partial(bilinear, w), tile=3).mean()
+
+    found, expected = jax.jit(lambda w: (jax.grad(ours)(w), jax.grad(plain)(w)))(weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
