@@ -47,7 +47,7 @@ from jaxemb.losses import info_nce
 from jaxemb.merging import merge_average
 from jaxemb.recipes import quickstart
 from jaxemb.recipes.offline_model import default_model
-from jaxemb.train import TrainState, express
+from jaxemb.train import TrainState, apply_transform
 from jaxemb.transforms import (
     Adapted,
     HypernetworkConfig,
@@ -293,7 +293,7 @@ class OfTask:
 
 def scores(preset: Preset, setting: Setting, method: Method, seed: int) -> dict[str, Any]:
     """nDCG@10 after the last domain in percent, and its matrices."""
-    embed = lambda state: setting.encoder(express(method.transform, state))
+    embed = lambda state: setting.encoder(apply_transform(method.transform, state))
     evaluate: dict[str, Evaluate] = {"new index": embedding_score(embed), "old index": index_compatibility(embed)}
     stream = setting.stream
     if method.of_task:

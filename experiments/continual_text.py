@@ -193,7 +193,7 @@ def with_hyper_interval(setting: Setting) -> Method:
     masks = jnp.stack([task.classes for task in setting.stream])
 
     def infer(state: TrainState, inputs: Any, number: jax.Array) -> jax.Array:
-        begun = find_state(state.carried, HyperIntervalState).begun
+        begun = find_state(state.method_state, HyperIntervalState).begun
         logits = jnp.stack([of_task(state, inputs, t) for t in range(len(masks))])
         likely = jax.nn.log_softmax(jnp.where(masks[:, None], logits, -1e30))
         entropy = -jnp.sum(jnp.exp(likely) * likely, axis=-1)

@@ -144,7 +144,7 @@ def train(
         transform=trained_temperature(0.07),
         seed=seed,
     )
-    return state.model, float(np.exp(-state.params))
+    return state.model, float(np.exp(-state.method_params))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from jaxemb.continual.plots import score_matrix, scores_over_tasks
 from jaxemb.encoders import Mlp
 from jaxemb.interval import worst_case_logits
 from jaxemb.objectives import classification
-from jaxemb.train import TrainState, express
+from jaxemb.train import TrainState, apply_transform
 from jaxemb.transforms import Trained, Transform, at_task, ewc, identity, task_predictor
 from jaxemb.transforms.continual.hyper_interval import (
     HyperIntervalConfig,
@@ -256,7 +256,7 @@ def learn(
     if config is not None:
         measured |= {
             "worst_case": float(100 * np.nanmean(result.R["worst case"][-1])),
-            "residual": float(result.state.carried.residual.max()),
+            "residual": float(result.state.method_state.residual.max()),
             **violations(config, transform, result.state, tasks, preset.samples),
         }
     rows = {}
@@ -311,7 +311,7 @@ def violations(
     outside = checked = unsafe = records = 0
     interval_logits = make_interval_logits(config, transform)
     flat = lambda model: jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(model)])
-    weights_at = jax.jit(lambda state: flat(express(transform, state)))
+    weights_at = jax.jit(lambda state: flat(apply_transform(transform, state)))
     logits_of = jax.jit(lambda model, theta, inputs: put(config, model, theta)(inputs))
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     for number, task in enumerate(tasks):

@@ -29,7 +29,7 @@ from jaxemb.continual import Experience, accuracy, joint, metrics, plots, run_st
 from jaxemb.encoders import Mlp, ResNet18
 from jaxemb.nn import Module
 from jaxemb.objectives import Objective, classification, supervised_contrastive
-from jaxemb.train import express
+from jaxemb.train import apply_transform
 from jaxemb.transforms import (
     Transform,
     chain,
@@ -243,7 +243,7 @@ def run(name: str, stream: Stream, recipe: Recipe, seed: int) -> dict[str, Any]:
     )
 
     together = joint(tasks)
-    encode = jax.jit(lambda x: express(transform, result.state).features(x))
+    encode = jax.jit(lambda x: apply_transform(transform, result.state).features(x))
     parts = (together.train, together.test)
     train, test = (np.concatenate([encode(x) for x in np.array_split(c["input"], 4)]) for c in parts)
     right = logistic_regression()(train, together.train["label"])(test) == together.test["label"]
@@ -283,8 +283,8 @@ def _augmented(objective: Objective, stream: Stream) -> Objective:
 
 def _nearest(transform: Transform):
     def predict(state, inputs, number):
-        features = express(transform, state).features(inputs)
-        return nmc_logits(find_state(state.carried, NMCState), features, "cosine")
+        features = apply_transform(transform, state).features(inputs)
+        return nmc_logits(find_state(state.method_state, NMCState), features, "cosine")
 
     return predict
 

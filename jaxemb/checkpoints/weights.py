@@ -39,13 +39,13 @@ class CheckpointFormat:
     Attributes:
       config: its `config.json`.
       stored: the tensors that the model holds.
-      aside: the tensors that the model does not use (pooler, heads, buffers), by name, as they were.
+      unused: the tensors that the model does not use (pooler, heads, buffers), by name, as they were.
       shapes: the shapes of the model's leaves, by dotted path.
     """
 
     config: Mapping[str, Any]
     stored: tuple[StoredTensor, ...]
-    aside: Mapping[str, np.ndarray]
+    unused: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -66,10 +66,10 @@ def load_weights(
         if all(leaf in shapes for leaf in weight.leaves)
         for short, layer in _instances(weight, config.layers)
     }
-    unused = {short: name for short, name in names.items() if short not in rows}
-    aside = {s: name for s, name in unused.items() if any(re.fullmatch(p, s) for p in family.ignored)}
+    left = {short: name for short, name in names.items() if short not in rows}
+    unused = {s: name for s, name in left.items() if any(re.fullmatch(p, s) for p in family.ignored)}
     problems = [f"missing: {short}" for short in rows if short not in names]
-    problems += [f"not part of the model: {name}" for short, name in unused.items() if short not in aside]
+    problems += [f"not part of the model: {name}" for short, name in left.items() if short not in unused]
 
     arrays = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
     stored = []
@@ -87,7 +87,7 @@ def load_weights(
             + "\n  ".join(problems)
         )
     model = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(array) for array in arrays.values()])
-    format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in aside.values()}, shapes)
+    format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in unused.values()}, shapes)
     return model, format
 
 
@@ -109,7 +109,7 @@ def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.n
         parts = [leaves[leaf] if tensor.layer is None else leaves[leaf][tensor.layer] for leaf in tensor.weight.leaves]
         whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         tensors[tensor.name] = np.ascontiguousarray(whole.T if tensor.weight.transpose else whole, tensor.dtype)
-    return tensors | dict(format.aside)
+    return tensors | dict(format.unused)
 
 
 def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:
@@ -124,10 +124,10 @@ def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:
         format,
         config=config,
         stored=tuple(tensor for tensor in format.stored if tensor.layer is None or tensor.layer < layers),
-        # What stands aside of a layer (the frequencies of rotary positions) goes with the layer.
-        aside={
+        # What belongs to a layer (the frequencies of rotary positions) goes with the layer.
+        unused={
             name: tensor
-            for name, tensor in format.aside.items()
+            for name, tensor in format.unused.items()
             if (of_layer := _OF_LAYER.search(name)) is None or int(of_layer[1]) < layers
         },
         shapes={

@@ -426,7 +426,7 @@ def _describe_model(name: str) -> dict[str, Any]:
         "prompts": dict(embedder.prompts),
         "default_prompt": embedder.default_prompt_name,
         "tensors": dict(Counter(str(tensor.dtype) for tensor in checkpoint.stored)),
-        "tensors_unused": sorted(checkpoint.aside),
+        "tensors_unused": sorted(checkpoint.unused),
     }
 
 

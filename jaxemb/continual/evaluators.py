@@ -14,7 +14,7 @@ from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, row
 from jaxemb.evaluate import Encoder, RetrievalSet, StsSet, retrieval, score_run, sts
 from jaxemb.retrieval import topk_search
 from jaxemb.text_encoder import encode_finite, stored_prompt
-from jaxemb.train import TrainState, express
+from jaxemb.train import TrainState, apply_transform
 from jaxemb.transforms import Transform, identity
 from jaxemb.trees import PyTree
 
@@ -37,7 +37,7 @@ def accuracy(
 
     Args:
       predict: `(state, inputs, number) -> logits [N, C]`, traced once for all tasks (number is an int32 scalar);
-        None is the model as trained, `express(transform, state)(inputs)`.
+        None is the model as trained, `apply_transform(transform, state)(inputs)`.
       scenario: see above.
       transform: that of the run, if `predict` is None.
       input: the column of inputs; the labels are in "label".
@@ -48,7 +48,7 @@ def accuracy(
     """
     if scenario not in ("task", "class", "domain"):
         raise ValueError(f"scenario must be 'task', 'class' or 'domain'; got {scenario!r}")
-    logits = predict or _expressed(transform)
+    logits = predict or _applied(transform)
 
     @jax.jit
     def hits(state, inputs, labels, number, compete):
@@ -84,9 +84,9 @@ def mean_over(stream: Sequence[Experience], score: Evaluate) -> Evaluate:
     return evaluate
 
 
-def _expressed(transform: Transform | None) -> Predict:
+def _applied(transform: Transform | None) -> Predict:
     used = identity() if transform is None else transform
-    return lambda state, inputs, number: express(used, state)(inputs)
+    return lambda state, inputs, number: apply_transform(used, state)(inputs)
 
 
 def _batches(columns: Columns, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -120,7 +120,7 @@ def probe(
 
     Args:
       fit: a classifier, such as `logistic_regression()`, `nearest_mean()` or `nearest_neighbours()`.
-      features: `(state, inputs) -> [N, D]`, traced; None is `express(transform, state).features(inputs)`.
+      features: `(state, inputs) -> [N, D]`, traced; None is `apply_transform(transform, state).features(inputs)`.
       on: fit to the training data of the "task" that is scored, or once to those of all tasks "seen" so far (at
         initialisation to all).
       transform: that of the run, if `features` is None.
@@ -135,7 +135,7 @@ def probe(
     if on not in ("task", "seen"):
         raise ValueError(f"on must be 'task' or 'seen'; got {on!r}")
     used = identity() if transform is None else transform
-    embed = jax.jit(features or (lambda state, inputs: express(used, state).features(inputs)))
+    embed = jax.jit(features or (lambda state, inputs: apply_transform(used, state).features(inputs)))
     return _Probe(fit, embed, on == "seen", input, batch_size)
 
 
@@ -177,7 +177,7 @@ def embedding_score(
 
     Args:
       embed: the train state to what encodes texts, such as
-        `lambda state: embedder.replace(model=express(transform, state))`.
+        `lambda state: embedder.replace(model=apply_transform(transform, state))`.
       retrieval_metric, sts_metric: the number taken of `evaluate.retrieval` and of `evaluate.sts`.
     """
 

@@ -192,7 +192,7 @@ def run_stream(
         losses=tuple(np.array(values, np.float32) for values in done.losses),
         seconds=np.array(done.seconds),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.trained)),
-        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.carried)),
+        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.method_state)),
     )
 
 

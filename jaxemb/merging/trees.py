@@ -24,8 +24,8 @@ def stacked_layers(path: str) -> bool:
 def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -> PyTree:
     """`params - base`, in float32 or wider.
 
-    Methods that only express another model (LoRA, hypernetworks) are merged by what they express: take the vector of
-    `express(transform, state)`, so that of LoRA the product B A is merged and not A and B.
+    Methods that train other parameters in its place (LoRA, hypernetworks) are merged by the model they make: take the
+    vector of `apply_transform(transform, state)`, so that of LoRA the product B A is merged and not A and B.
 
     Args:
       params: a model after training.

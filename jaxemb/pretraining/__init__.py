@@ -11,11 +11,11 @@ from jaxemb.pretraining.definitions import (
     prompted,
 )
 from jaxemb.pretraining.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
-from jaxemb.pretraining.masked_autoencoder import MaskedAutoEncoder, hide_words, masked_autoencoding
+from jaxemb.pretraining.masked_autoencoder import MaskedAutoEncoder, mask_words, masked_autoencoding
 from jaxemb.pretraining.masked_language_model import (
     MaskedLanguageHead,
     MaskedLanguageModel,
-    hide_tokens,
+    mask_tokens,
     masked_language_modelling,
 )
 
@@ -31,10 +31,10 @@ __all__ = [
     "denoising",
     "entry_cross_entropy",
     "entry_embeddings",
-    "hide_tokens",
-    "hide_words",
     "isotropic_entries",
     "mask_pooling",
+    "mask_tokens",
+    "mask_words",
     "masked_autoencoding",
     "masked_language_modelling",
     "prompted",

@@ -102,7 +102,7 @@ class EntryPredictor(Module):
           ValueError: if its embeddings have not the dimension that the layer takes.
         """
         dim = embedder.model.dim
-        stored = embedder.format.encoder.aside
+        stored = embedder.format.encoder.unused
         for layer, activation in _POOLERS:
             if weight := next((name for name in stored if name.endswith(f"{layer}.weight")), None):
                 kernel = jnp.asarray(stored[weight], jnp.float32).T

@@ -24,7 +24,7 @@ from jaxemb.encoders.transformer import Embeddings, Layer, Transformer
 from jaxemb.nn import Module
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pretraining.denoising import CONTINUATION, SPECIAL
-from jaxemb.pretraining.masked_language_model import MaskedLanguageModel, replace_hidden
+from jaxemb.pretraining.masked_language_model import MaskedLanguageModel, replace_masked
 from jaxemb.types import Tokens
 
 
@@ -103,7 +103,7 @@ class MaskedAutoEncoder(Module):
         return jax.lax.map(of_size, (jnp.where(kept, states, 0), keys)).mean(axis=0)
 
 
-def hide_words(
+def mask_words(
     tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array, ratios: Sequence[float]
 ) -> tuple[jax.Array, ...]:
     """Which tokens are hidden where whole words are, once for each ratio; what a smaller one hides, a larger one does.
@@ -171,9 +171,9 @@ def masked_autoencoding(
 
     Args:
       column: of texts, one per record.
-      pieces, mask_id: as of `hide_tokens`; of hidden tokens 80 % become [MASK], 10 % any token, 10 % stay.
+      pieces, mask_id: as of `mask_tokens`; of hidden tokens 80 % become [MASK], 10 % any token, 10 % stay.
       sizes: (layers, dim), both strictly increasing; the last one the full size (L, D).
-      encoder_ratio, decoder_ratio: of tokens that are hidden, see `hide_words`; the latter is larger.
+      encoder_ratio, decoder_ratio: of tokens that are hidden, see `mask_words`; the latter is larger.
 
     Returns:
       An `Objective`; its losses are those of `MaskedAutoEncoder.losses`.
@@ -203,9 +203,9 @@ def masked_autoencoding(
         key_words, key_encoder, key_decoder, key_dropout = jax.random.split(
             jax.random.key(0) if key is None else key, 4
         )
-        hidden = hide_words(tokens, key_words, pieces, ratios)
+        hidden = mask_words(tokens, key_words, pieces, ratios)
         encoded, decoded = (
-            (replace_hidden(tokens, which, k, len(pieces), mask_id), which)
+            (replace_masked(tokens, which, k, len(pieces), mask_id), which)
             for which, k in zip(hidden, (key_encoder, key_decoder), strict=True)
         )
         texts, length = tokens.ids.shape[0] * tokens.texts_per_row, tokens.ids.shape[1]

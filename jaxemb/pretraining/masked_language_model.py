@@ -88,7 +88,7 @@ class MaskedLanguageModel(Module):
         if (names := _head_names(embedder)) is None:
             return model
         dense, norm, bias = names
-        stored = {name: jnp.asarray(a, jnp.float32) for name, a in embedder.format.encoder.aside.items()}
+        stored = {name: jnp.asarray(a, jnp.float32) for name, a in embedder.format.encoder.unused.items()}
         head = MaskedLanguageHead(
             transform=Linear(stored[f"{dense}.weight"].T, stored.get(f"{dense}.bias")),
             norm=dataclasses.replace(
@@ -111,9 +111,9 @@ class MaskedLanguageModel(Module):
             bias: self.head.bias,
         }
         encoder = embedder.format.encoder
-        aside = {name: a for name, a in encoder.aside.items() if not name.startswith(_TIED)}
-        aside |= {n: np.ascontiguousarray(now[n], a.dtype) for n, a in aside.items() if n in now}
-        format = dataclasses.replace(embedder.format, encoder=dataclasses.replace(encoder, aside=aside))
+        unused = {name: a for name, a in encoder.unused.items() if not name.startswith(_TIED)}
+        unused |= {n: np.ascontiguousarray(now[n], a.dtype) for n, a in unused.items() if n in now}
+        format = dataclasses.replace(embedder.format, encoder=dataclasses.replace(encoder, unused=unused))
         return embedder.replace(model=self.embedder, format=format)
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
@@ -143,7 +143,7 @@ class MaskedLanguageModel(Module):
         return of_text * (tokens.count / jnp.maximum(jnp.sum(where < hidden.size), 1))
 
 
-def hide_tokens(
+def mask_tokens(
     tokens: Tokens,
     key: jax.Array,
     pieces: np.ndarray | jax.Array,
@@ -177,10 +177,10 @@ def hide_tokens(
     key_hidden, key_replaced = jax.random.split(key)
     can_hide = tokens.mask & (jnp.asarray(pieces)[tokens.ids] != SPECIAL)
     hidden = can_hide & jax.random.bernoulli(key_hidden, ratio, tokens.ids.shape)
-    return replace_hidden(tokens, hidden, key_replaced, len(pieces), mask_id, random=random, kept=kept), hidden
+    return replace_masked(tokens, hidden, key_replaced, len(pieces), mask_id, random=random, kept=kept), hidden
 
 
-def replace_hidden(
+def replace_masked(
     tokens: Tokens,
     hidden: jax.Array,
     key: jax.Array,
@@ -208,13 +208,13 @@ def masked_language_modelling(
 
     Args:
       column: of texts, one per record.
-      pieces, mask_id, ratio, random, kept: as of `hide_tokens`.
+      pieces, mask_id, ratio, random, kept: as of `mask_tokens`.
 
     Returns:
       An `Objective`; its losses are those of `MaskedLanguageModel.losses`.
 
     Raises:
-      ValueError: as `hide_tokens`; when called, if the batch lacks the column or has several texts per record.
+      ValueError: as `mask_tokens`; when called, if the batch lacks the column or has several texts per record.
       TypeError: when called with another kind of model.
 
     References:
@@ -227,7 +227,7 @@ def masked_language_modelling(
             raise TypeError(f"masked_language_modelling trains a MaskedLanguageModel; got {type(model).__name__}")
         tokens = text_column(batch, column)
         key_hide, key_dropout = (jax.random.key(0), None) if key is None else jax.random.split(key)
-        seen, hidden = hide_tokens(tokens, key_hide, pieces, mask_id, ratio=ratio, random=random, kept=kept)
+        seen, hidden = mask_tokens(tokens, key_hide, pieces, mask_id, ratio=ratio, random=random, kept=kept)
         states = model.embedder.encoder(seen, key=key_dropout)
         return model.losses(states, tokens, hidden, most=_most(ratio, hidden.size)), {}
 
@@ -249,5 +249,5 @@ def _check(ratio: float, random: float, kept: float, mask_id: int, vocabulary: i
 
 
 def _head_names(embedder: "SentenceEmbedder") -> tuple[str, str, str] | None:
-    aside = embedder.format.encoder.aside
-    return next((n for n in _NAMES if {f"{n[0]}.weight", f"{n[1]}.weight", n[2]} <= aside.keys()), None)
+    unused = embedder.format.encoder.unused
+    return next((n for n in _NAMES if {f"{n[0]}.weight", f"{n[1]}.weight", n[2]} <= unused.keys()), None)

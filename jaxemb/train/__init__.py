@@ -6,7 +6,7 @@ from jaxemb.train.logging import RunLog, read_metrics
 from jaxemb.train.loop import NonFiniteError, Result, fit
 from jaxemb.train.optimizers import adamw, decayed
 from jaxemb.train.run import Run, load_run
-from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
+from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
 from jaxemb.train.step import make_train_step
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "RunLog",
     "TrainState",
     "adamw",
+    "apply_transform",
     "begin_task",
     "decayed",
     "end_task",
-    "express",
     "fit",
     "init_state",
     "load_run",

@@ -24,7 +24,7 @@ from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, wait_for_all
 from jaxemb.train.logging import RunLog
 from jaxemb.train.run import Run, differences
-from jaxemb.train.state import TrainState, begin_task, end_task, express, init_state
+from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
 from jaxemb.train.step import make_train_step
 from jaxemb.transforms import Task
 
@@ -233,7 +233,7 @@ def _place(run: Run, state: TrainState) -> TrainState:
 
 def _evaluated_model(run: Run, state: TrainState) -> Any:
     """The model to evaluate and save; each of several processes gets all of it, in the host's memory."""
-    model = express(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+    model = apply_transform(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
     if run.mesh is None or jax.process_count() == 1:
         return model
     whole = jax.jit(lambda leaf: leaf, out_shardings=parallel.replicated(run.mesh))

@@ -18,8 +18,8 @@ class TrainState:
     Attributes:
       step: number of finished optimiser steps, int32 scalar.
       model: the model as it is stored, before the transform's `model` hook.
-      params: the transform's own trainable parameters.
-      carried: the transform's state.
+      method_params: the transform's own trainable parameters.
+      method_state: the transform's state.
       opt_state: the optimiser's state, of `Trained(model, params)`.
       key: the run's key; the key of a step is `fold_in(key, step)`.
       finite: False once a loss or gradient was not finite. From then on steps change nothing.
@@ -27,8 +27,8 @@ class TrainState:
 
     step: jax.Array
     model: PyTree
-    params: PyTree
-    carried: PyTree
+    method_params: PyTree
+    method_state: PyTree
     opt_state: PyTree
     key: jax.Array
     finite: jax.Array
@@ -36,7 +36,7 @@ class TrainState:
     @property
     def trained(self) -> Trained:
         """What the optimiser trains."""
-        return Trained(self.model, self.params)
+        return Trained(self.model, self.method_params)
 
 
 def init_state(
@@ -47,12 +47,12 @@ def init_state(
     @jax.jit
     def make(key, model):
         key_init, key_run = jax.random.split(key)
-        params, carried = transform.init(key_init, model)
+        params, method_state = transform.init(key_init, model)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             model=model,
-            params=params,
-            carried=carried,
+            method_params=params,
+            method_state=method_state,
             opt_state=optimizer.init(Trained(model, params)),
             key=key_run,
             finite=jnp.ones((), bool),
@@ -62,9 +62,9 @@ def init_state(
     return make(key, model)
 
 
-def express(transform: Transform, state: TrainState) -> PyTree:
+def apply_transform(transform: Transform, state: TrainState) -> PyTree:
     """The model that the forward pass uses: the one to evaluate and to save."""
-    return transform.model(state.model, state.params, state.carried)
+    return transform.model(state.model, state.method_params, state.method_state)
 
 
 def begin_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
@@ -82,11 +82,11 @@ def _task_hook(hook, transform: Transform, objective, state: TrainState, task: T
         step=state.step,
         key=jax.random.fold_in(state.key, state.step),
         objective=objective,
-        express=lambda trained: transform.model(trained.model, trained.params, state.carried),
+        apply=lambda trained: transform.model(trained.model, trained.params, state.method_state),
         trained=state.trained,
     )
-    trained, carried = hook(task, context, state.params, state.carried)
-    state = dataclasses.replace(state, model=trained.model, params=trained.params, carried=carried)
+    trained, method_state = hook(task, context, state.method_params, state.method_state)
+    state = dataclasses.replace(state, model=trained.model, method_params=trained.params, method_state=method_state)
     return _settled(state)
 
 

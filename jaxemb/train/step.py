@@ -52,16 +52,16 @@ def make_train_step(
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        express = lambda trained: transform.model(trained.model, trained.params, state.carried)
+        apply = lambda trained: transform.model(trained.model, trained.params, state.method_state)
         key = jax.random.fold_in(state.key, state.step)
-        context = Context(state.step, key, objective, express, state.trained, batch)
+        context = Context(state.step, key, objective, apply, state.trained, batch)
 
         def total_loss(trained: Trained, batch: PyTree, key: jax.Array):
-            model = express(trained)
+            model = apply(trained)
             losses, outputs = objective(model, batch, key)
             chex.assert_rank(losses, 1)
             seen = context._replace(trained=trained, batch=batch, key=key, model=model, outputs=outputs)
-            return jnp.mean(losses) + transform.loss(seen, trained.params, state.carried), outputs
+            return jnp.mean(losses) + transform.loss(seen, trained.params, state.method_state), outputs
 
         value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
         if accumulate == 1:
@@ -70,26 +70,28 @@ def make_train_step(
             loss, outputs, grads = _accumulated(value_and_grad, state.trained, batch, key, accumulate)
 
         context = context._replace(outputs=outputs)
-        hooked = transform.gradients(grads, context, state.params, state.carried)
+        hooked = transform.gradients(grads, context, state.method_params, state.method_state)
         grad_norm = optax.tree.norm(hooked)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         updates, opt_state = optimizer.update(hooked, state.opt_state, state.trained)
         context = context._replace(gradients=grads)
-        updates = transform.updates(updates, context, state.params, state.carried)
+        updates = transform.updates(updates, context, state.method_params, state.method_state)
         # What a step changes everywhere is selected, array by array. A transform's state may be a large buffer of which
         # a step writes a few rows: a branch writes them in place, while a selection would read and write all of it.
         kept = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         trained = kept(optax.apply_updates(state.trained, updates), state.trained)
         context = context._replace(trained=trained, updates=updates)
-        carried = jax.lax.cond(
-            finite, lambda: transform.after_step(context, trained.params, state.carried), lambda: state.carried
+        method_state = jax.lax.cond(
+            finite,
+            lambda: transform.after_step(context, trained.params, state.method_state),
+            lambda: state.method_state,
         )
         next_state = TrainState(
             step=state.step + finite,
             model=trained.model,
-            params=trained.params,
-            carried=carried,
+            method_params=trained.params,
+            method_state=method_state,
             opt_state=kept(opt_state, state.opt_state),
             key=state.key,
             finite=finite,

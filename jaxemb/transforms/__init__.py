@@ -4,7 +4,7 @@ from jaxemb.transforms.adapters.adapted import Adapted
 from jaxemb.transforms.adapters.lora import Adapter, lora, merge_lora
 from jaxemb.transforms.adapters.prompts import PromptedTransformer, prompts
 from jaxemb.transforms.averaging.ema import EmaState, ema, ema_model
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, chain, find_state, identity
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, chain, find_state, identity
 from jaxemb.transforms.continual.agem import agem
 from jaxemb.transforms.continual.ewc import ewc
 from jaxemb.transforms.continual.gpm import GpmState, gpm
@@ -44,7 +44,6 @@ __all__ = [
     "Adapted",
     "Adapter",
     "Anchored",
-    "Carried",
     "Context",
     "EmaState",
     "EntryState",
@@ -71,6 +70,7 @@ __all__ = [
     "TaskModels",
     "Trained",
     "Transform",
+    "Variables",
     "WithAlpha",
     "WithTemperature",
     "agem",

@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     rest: tuple[PyTree, ...] = ()
 
 
-class Carried(NamedTuple):
+class Variables(NamedTuple):
     """What a transform brings along: its trainable `params` and its `state`."""
 
     params: PyTree = ()
@@ -62,11 +62,11 @@ class Context(NamedTuple):
       key: a key of this step's own, the same for every transform of a chain.
       objective: `(model, batch, key) -> (losses [N], outputs)`, for methods that evaluate it on other data
         (replay, gradient projection, Fisher information).
-      express: `Trained -> model`, all `model` hooks with the current state: what makes the model of a forward pass
+      apply: `Trained -> model`, all `model` hooks with the current state: what makes the model of a forward pass
         from what is trained, differentiably.
       trained: model and params; before the update in `loss`, `gradients` and `updates`, after it in `after_step`.
       batch: the batch of this step (every-step hooks).
-      model: `express(trained)`, the model of this forward pass (only in `loss`).
+      model: `apply(trained)`, the model of this forward pass (only in `loss`).
       outputs: what the objective returned beside its losses, such as embeddings by column (every-step hooks).
       gradients: the gradient of the whole loss, before any `gradients` hook (`updates`, `after_step`).
       updates: what was added to `trained` (only in `after_step`).
@@ -75,7 +75,7 @@ class Context(NamedTuple):
     step: jax.Array
     key: jax.Array
     objective: Callable
-    express: Callable[[Trained], PyTree]
+    apply: Callable[[Trained], PyTree]
     trained: Trained
     batch: PyTree = None
     model: PyTree = None
@@ -109,7 +109,7 @@ class Transform(NamedTuple):
     """A training method. Every hook defaults to doing nothing, so a method defines only what it changes.
 
     Attributes:
-      init: `(key, model) -> Carried`.
+      init: `(key, model) -> Variables`.
       begin_task, end_task: `(task, context, params, state) -> (Trained, state)`, the next `context.trained` and the
         next state.
       model: `(model, params, state) -> model`.
@@ -119,7 +119,7 @@ class Transform(NamedTuple):
       parts: the transforms of a chain; None for a transform that is not a chain.
     """
 
-    init: Callable[[jax.Array, PyTree], Carried] = lambda key, model: Carried()
+    init: Callable[[jax.Array, PyTree], Variables] = lambda key, model: Variables()
     begin_task: Callable[[Task, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
     model: Callable[[PyTree, PyTree, PyTree], PyTree] = lambda model, params, state: model
     loss: Callable[[Context, PyTree, PyTree], jax.Array] = lambda context, params, state: jnp.zeros(())
@@ -140,7 +140,7 @@ def chain(*transforms: Transform) -> Transform:
 
     Every hook runs from left to right, each transform seeing what those before it made:
 
-      init        every model is what the transforms before it express, as in `model`; keys are independent
+      init        every model is what the transforms before it make of it, as in `model`; keys are independent
       model       `t_n.model(... t_1.model(model))`
       loss        the terms are added up
       gradients, updates, begin_task, end_task   each takes the previous one's `Trained`
@@ -158,13 +158,13 @@ def chain(*transforms: Transform) -> Transform:
             return only
 
     def init(key, model):
-        carried = []
+        variables = []
         for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True):
-            carried.append(part.init(part_key, model))
-            model = part.model(model, *carried[-1])
-        return Carried(tuple(c.params for c in carried), tuple(c.state for c in carried))
+            variables.append(part.init(part_key, model))
+            model = part.model(model, *variables[-1])
+        return Variables(tuple(v.params for v in variables), tuple(v.state for v in variables))
 
-    def express(model, params, state):
+    def apply(model, params, state):
         for part, p, s in zip(parts, params, state, strict=True):
             model = part.model(model, p, s)
         return model
@@ -199,7 +199,7 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(
         init=init,
         begin_task=task_hook("begin_task"),
-        model=express,
+        model=apply,
         loss=loss,
         gradients=one_by_one("gradients"),
         updates=one_by_one("updates"),
@@ -238,7 +238,7 @@ def _seen_by(i: int, context: Context) -> Context:
     size = len(context.trained.params)
     focus = lambda trained: None if trained is None else _focus(i, trained)
     return context._replace(
-        express=lambda view: context.express(_unfocus(i, view, size)),
+        apply=lambda view: context.apply(_unfocus(i, view, size)),
         trained=_focus(i, context.trained),
         gradients=focus(context.gradients),
         updates=focus(context.updates),

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Trained, Transform
+from jaxemb.transforms.base import Context, Trained, Transform, Variables
 from jaxemb.trees import PyTree, Where, chosen, replaced
 
 
@@ -26,9 +26,9 @@ def frozen(where: Where) -> Transform:
       ValueError: in `init`, if it chooses no array.
     """
 
-    def init(key, model: PyTree) -> Carried:
+    def init(key, model: PyTree) -> Variables:
         chosen(model, where)
-        return Carried()
+        return Variables()
 
     def still(tree: Trained, context: Context, params: PyTree, state: PyTree) -> Trained:
         return tree._replace(model=replaced(tree.model, where, lambda path, leaf: jnp.zeros_like(leaf)))

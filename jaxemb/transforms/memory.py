@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity
-from jaxemb.transforms.base import Carried, Transform
+from jaxemb.transforms.base import Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -66,9 +66,9 @@ def cross_batch_memory(
     if start < 0:
         raise ValueError(f"start must be >= 0; got {start}")
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         nothing = jnp.zeros((size, dim), jnp.float32), jnp.full(size, -1, jnp.int32)
-        return Carried(state=Memory(*nothing, next=jnp.zeros((), jnp.int32)))
+        return Variables(state=Memory(*nothing, next=jnp.zeros((), jnp.int32)))
 
     def loss(context, params, memory: Memory) -> jax.Array:
         _check(context.outputs, query, document, dim)

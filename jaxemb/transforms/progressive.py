@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.transforms.base import Carried, Context, Transform
+from jaxemb.transforms.base import Context, Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -46,8 +46,8 @@ def progressive_learning(alpha: optax.Schedule) -> Transform:
     if not callable(alpha):
         raise TypeError(f"alpha must be a schedule, a function of the step; got {alpha!r}")
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=jnp.int32(0))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=jnp.int32(0))
 
     def model(model: PyTree, params: PyTree, step: jax.Array) -> WithAlpha:
         return WithAlpha(model, jnp.asarray(alpha(step), jnp.float32))

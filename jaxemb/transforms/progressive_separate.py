@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -55,11 +55,11 @@ def progressive_separate_training(
       Liu 2024, https://arxiv.org/abs/2405.16153 (PST).
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=EntryState(jnp.zeros(shape), model))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=EntryState(jnp.zeros(shape), model))
 
     def begin_task(task: Task, context: Context, params: PyTree, state: EntryState) -> tuple[Trained, EntryState]:
-        entries = np.asarray(make_entries(task.number, context.express(context.trained)), np.float32)
+        entries = np.asarray(make_entries(task.number, context.apply(context.trained)), np.float32)
         if entries.shape != tuple(shape) or not np.isfinite(entries).all():
             raise ValueError(f"make_entries must give finite entries of shape {tuple(shape)}; got {entries.shape}")
         return context.trained._replace(model=state.original), state._replace(entries=jnp.asarray(entries))

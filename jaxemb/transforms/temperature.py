@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Transform
+from jaxemb.transforms.base import Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -46,8 +46,8 @@ def trained_temperature(initial: float = 0.07, *, lowest: float = 0.01) -> Trans
     if not 0 < lowest <= initial:
         raise ValueError(f"lowest must be > 0 and at most initial; got {lowest} and {initial}")
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(params=jnp.float32(-math.log(initial)))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(params=jnp.float32(-math.log(initial)))
 
     def model(model: PyTree, params: jax.Array, state: PyTree) -> WithTemperature:
         return WithTemperature(model, jnp.exp(-params))

@@ -48,18 +48,18 @@ def test_dtypes_may_differ_from_tensor_to_tensor(tensors, config):
 def test_prefix_legacy_names_and_unused_tensors_come_back(tensors, config):
     legacy = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     rename = lambda name: "bert." + next((name.replace(new, old) for new, old in legacy.items() if new in name), name)
-    aside = {
+    unused = {
         "bert.pooler.dense.weight": np.ones((4, 4), np.float32),
         "bert.pooler.dense.bias": np.ones(4, np.float64),
         "bert.embeddings.position_ids": np.arange(9)[None],
         "cls.predictions.transform.LayerNorm.gamma": np.ones(4, np.float16),
         "cls.predictions.bias": np.ones(11, np.float32),
     }
-    original = {rename(name): tensor for name, tensor in tensors.items()} | aside
+    original = {rename(name): tensor for name, tensor in tensors.items()} | unused
     model, format = _load(original, config)
     plain, _ = _load(tensors, config)
     jax.tree.map(np.testing.assert_array_equal, model, plain)
-    assert set(format.aside) == set(aside)
+    assert set(format.unused) == set(unused)
     _assert_same_bytes(save_weights(model, format), original)
 
 

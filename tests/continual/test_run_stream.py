@@ -10,7 +10,7 @@ from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.objectives import classification
 from jaxemb.train import init_state, make_train_step
-from jaxemb.transforms import Carried, Transform, identity
+from jaxemb.transforms import Transform, Variables, identity
 from jaxemb.types import Tokens
 
 D, C = 4, 4
@@ -53,7 +53,7 @@ def spy(log):
         return context.trained, state
 
     return Transform(
-        init=lambda key, model: Carried(state=jnp.zeros((), jnp.int32)),
+        init=lambda key, model: Variables(state=jnp.zeros((), jnp.int32)),
         begin_task=begin,
         end_task=end,
         after_step=lambda context, params, state: state + context.batch["id"].sum(),
@@ -136,7 +136,7 @@ def test_every_record_comes_once_in_an_epoch():
     # 16 and 11 records, all in full batches.
     stream = split_by_class(blobs((7, 9, 6, 6)), blobs(seed=1), 2)
     result = run(stream, transform=spy([]), batch_size=4, epochs=3)
-    assert int(result.state.carried) == 3 * sum(range(28))
+    assert int(result.state.method_state) == 3 * sum(range(28))
 
 
 def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
@@ -176,11 +176,11 @@ def test_the_optimizer_may_start_anew():
 def test_steps_augmentation_and_small_tasks():
     keys = lambda key, batch: {**batch, "input": batch["input"] * 0 + jax.random.uniform(key)}
     seen = Transform(
-        init=lambda key, model: Carried(state=jnp.zeros((9, 12, D))),
+        init=lambda key, model: Variables(state=jnp.zeros((9, 12, D))),
         after_step=lambda context, params, state: state.at[context.step].set(context.batch["input"]),
     )
     result = run(steps=4, epochs=None, batch_size=12, augment=keys, transform=seen)
-    values = np.array(result.state.carried)
+    values = np.array(result.state.method_state)
     assert (values == values[:, :1, :1]).all()
     assert len(np.unique(values[:8])) == 8  # a key of its own for every step; 11 records fill a batch of 12
     assert not values[8].any()

@@ -229,7 +229,7 @@ def test_a_model_with_a_task_head_loads_and_keeps_the_head(family, head, tmp_pat
     whole.save_pretrained(tmp_path)
     model, format = load_encoder(tmp_path)
     original, saved = read_tensors(tmp_path), save_weights(model, format)
-    assert format.aside
+    assert format.unused
     assert {name: tensor.tobytes() for name, tensor in saved.items()} == {n: t.tobytes() for n, t in original.items()}
     whole.base_model.save_pretrained(tmp_path / "body")
     body, _ = load_encoder(tmp_path / "body")

@@ -89,13 +89,13 @@ def test_where_the_projection_comes_from(kept):
     encoder = kept[1].format.encoder
 
     def of(**layers):
-        aside = {name: encoder.aside[source] for name, source in layers.items()}
-        format = dataclasses.replace(kept[1].format, encoder=dataclasses.replace(encoder, aside=aside))
+        unused = {name: encoder.unused[source] for name, source in layers.items()}
+        format = dataclasses.replace(kept[1].format, encoder=dataclasses.replace(encoder, unused=unused))
         return EntryPredictor.of(kept[1].replace(format=format)).pooler
 
     pooler = {f"bert.pooler.dense.{n}": f"bert.pooler.dense.{n}" for n in ("weight", "bias")}
     head = {f"lm_head.dense.{n}": f"cls.predictions.transform.dense.{n}" for n in ("weight", "bias")}
-    transform = np.asarray(encoder.aside["cls.predictions.transform.dense.weight"]).T
+    transform = np.asarray(encoder.unused["cls.predictions.transform.dense.weight"]).T
     assert (of(**pooler).activation, of(**pooler, **head).activation) == ("tanh", "gelu")
     np.testing.assert_array_equal(of(**pooler, **head).linear.kernel, transform)
     assert of().activation == "tanh" and np.array_equal(of().linear.kernel, np.eye(16))

@@ -8,12 +8,12 @@ import pytest
 from tiny_run import pair_batch, tiny_model
 
 from jaxemb.data import pack, pad
-from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel, hide_words, masked_autoencoding
+from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel, mask_words, masked_autoencoding
 from jaxemb.pretraining.denoising import CONTINUATION, SPECIAL, START
 
 CLS, SEP, MASK = 1, 2, 3
 PIECES = np.array([SPECIAL, SPECIAL, SPECIAL, SPECIAL, *[START] * 16, *[CONTINUATION] * 10], np.int8)
-hide = jax.jit(functools.partial(hide_words, pieces=PIECES, ratios=(0.2, 0.4)))
+hide = jax.jit(functools.partial(mask_words, pieces=PIECES, ratios=(0.2, 0.4)))
 
 
 @functools.cache
@@ -91,4 +91,4 @@ def test_names_what_is_wrong(options, message):
     with pytest.raises(TypeError, match="trains a MaskedAutoEncoder"):
         masked_autoencoding("query", PIECES, MASK, ((2, 16),))(model.language_model, pair_batch([0]), None)
     with pytest.raises(ValueError, match="ratios must be"):
-        hide_words(pair_batch([0])["query"], jax.random.key(0), PIECES, (0.4, 0.2))
+        mask_words(pair_batch([0])["query"], jax.random.key(0), PIECES, (0.4, 0.2))

@@ -8,7 +8,7 @@ import optax
 import pytest
 from tiny_run import pair_batch, tiny_model
 
-from jaxemb.pretraining import MaskedLanguageModel, hide_tokens, masked_language_modelling
+from jaxemb.pretraining import MaskedLanguageModel, mask_tokens, masked_language_modelling
 from jaxemb.pretraining.denoising import SPECIAL, START
 from jaxemb.types import Tokens
 
@@ -28,7 +28,7 @@ def test_a_share_is_hidden_and_most_of_it_masked():
     ids[:, 0] = 2
     mask = np.arange(50) < rng.integers(20, 51, 400)[:, None]
     tokens = Tokens.from_mask(ids, mask)
-    seen, hidden = jax.jit(lambda t, k: hide_tokens(t, k, PIECES, MASK))(tokens, jax.random.key(0))
+    seen, hidden = jax.jit(lambda t, k: mask_tokens(t, k, PIECES, MASK))(tokens, jax.random.key(0))
     seen, hidden = np.asarray(seen.ids), np.asarray(hidden)
     can_hide = mask & (ids != 2)
     assert not hidden[~can_hide].any()

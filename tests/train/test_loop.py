@@ -224,7 +224,7 @@ def test_training_is_one_task(tmp_path):
 
     transform = Transform(init=lambda key, model: ((), jnp.zeros(())), begin_task=begin, end_task=end)
     result = fit(toy_run(transform=transform, steps=2), tmp_path, progress=False)
-    assert float(result.state.carried) == 11
+    assert float(result.state.method_state) == 11
     assert np.all(read_model(tmp_path / "model")["['w']"] > 99)
     again = fit(toy_run(transform=transform, steps=2), tmp_path, progress=False)
     assert_bitwise_equal(again.state, result.state)

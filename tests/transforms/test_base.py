@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
-from jaxemb.transforms import Carried, Context, Task, Trained, Transform, chain, identity
+from jaxemb.transforms import Context, Task, Trained, Transform, Variables, chain, identity
 
 MODEL = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.array([0.5, -0.5], np.float32)}
 BATCH = {"x": np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3), "id": np.arange(4)}
@@ -22,10 +22,10 @@ def objective(model, batch, key):
 
 
 def scaled(start: float) -> Transform:
-    """Re-expresses the weights; has a parameter, and freezes half of it in both gradient hooks."""
+    """Changes the weights; has a parameter, and freezes half of it in both gradient hooks."""
     halve = lambda tree, *_: tree._replace(params=tree.params * jnp.array([1.0, 0.0]))
     return Transform(
-        init=lambda key, model: Carried(params=jnp.array([start, 1.0])),
+        init=lambda key, model: Variables(params=jnp.array([start, 1.0])),
         model=lambda model, params, state: model | {"w": jnp.tanh(model["w"] * params[0]) + params[1]},
         gradients=halve,
         updates=halve,
@@ -33,9 +33,9 @@ def scaled(start: float) -> Transform:
 
 
 def shifted(start: float) -> Transform:
-    """Re-expresses the biases with noise from its init key; does not commute with `scaled`'s hooks by accident."""
+    """Changes the biases with noise from its init key; does not commute with `scaled`'s hooks by accident."""
     return Transform(
-        init=lambda key, model: Carried(params=start + jax.random.normal(key, model["b"].shape)),
+        init=lambda key, model: Variables(params=start + jax.random.normal(key, model["b"].shape)),
         model=lambda model, params, state: {"w": model["w"] + jnp.sum(params), "b": model["b"] * 2 + params},
     )
 
@@ -56,7 +56,7 @@ def remembering(decay: float) -> Transform:
         return decay * state + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(seen))
 
     return Transform(
-        init=lambda key, model: Carried(state=jnp.sum(model["w"])),
+        init=lambda key, model: Variables(state=jnp.sum(model["w"])),
         loss=lambda context, params, state: 1e-3 * state * jnp.mean(context.model["w"]),
         after_step=after_step,
     )
@@ -66,7 +66,7 @@ def projecting(strength: float) -> Transform:
     """Evaluates the objective again, as replay does, through the `model` hooks of the whole chain."""
 
     def gradients(grads, context, params, state):
-        replay = jax.grad(lambda t: jnp.mean(objective(context.express(t), context.batch, context.key)[0]))
+        replay = jax.grad(lambda t: jnp.mean(objective(context.apply(t), context.batch, context.key)[0]))
         return jax.tree.map(lambda g, r: g + strength * r, grads, replay(context.trained))
 
     return Transform(gradients=gradients)
@@ -130,9 +130,9 @@ def test_a_chain_of_two_does_what_one_hand_written_transform_does():
     )
     (state, losses), (expected, expected_losses) = trained(chain(a, b)), trained(by_hand)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
-    np.testing.assert_allclose(state.params[0], expected.params, rtol=1e-6)
-    assert state.params[1] == ()
-    assert float(state.params[0][1]) == 1.0, "the frozen half moved"
+    np.testing.assert_allclose(state.method_params[0], expected.method_params, rtol=1e-6)
+    assert state.method_params[1] == ()
+    assert float(state.method_params[0][1]) == 1.0, "the frozen half moved"
 
 
 def test_model_hooks_run_left_to_right():
@@ -144,16 +144,16 @@ def test_model_hooks_run_left_to_right():
     assert chain(double, add).model(3, ((), ()), ((), ())) == 7
 
 
-def test_init_sees_the_model_that_the_transforms_before_express():
+def test_init_sees_what_the_transforms_before_make_of_the_model():
     seen = []
-    spy = Transform(init=lambda key, model: (seen.append(model), Carried())[1])
+    spy = Transform(init=lambda key, model: (seen.append(model), Variables())[1])
     double = Transform(model=lambda model, params, state: model * 2)
     chain(double, spy, double, spy).init(jax.random.key(0), 3)
     assert seen == [6, 12]
 
 
 def test_init_keys_are_independent():
-    draw = Transform(init=lambda key, model: Carried(params=jax.random.normal(key)))
+    draw = Transform(init=lambda key, model: Variables(params=jax.random.normal(key)))
     first, second = chain(draw, draw).init(jax.random.key(0), None).params
     assert first != second
 

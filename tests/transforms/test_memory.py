@@ -47,16 +47,16 @@ def of_six():
 
 def test_it_remembers_the_newest_documents_first_in_first_out():
     state, history = of_six()
-    newest_last = np.roll(np.arange(6), -int(state.carried.next))
-    np.testing.assert_array_equal(state.carried.ids[newest_last], [6, 7, 8, 9, 10, 11])
+    newest_last = np.roll(np.arange(6), -int(state.method_state.next))
+    np.testing.assert_array_equal(state.method_state.ids[newest_last], [6, 7, 8, 9, 10, 11])
     models = [state.model for state, _ in history]
     expected = np.concatenate([batch(1)["document"][2:] @ models[1], batch(2)["document"] @ models[2]])
-    np.testing.assert_allclose(state.carried.embeddings[newest_last], expected, rtol=1e-5)
+    np.testing.assert_allclose(state.method_state.embeddings[newest_last], expected, rtol=1e-5)
 
 
 def test_of_a_batch_that_is_larger_than_the_memory_the_last_ones_stay():
     state, _ = run(cross_batch_memory(3, D), [batch(0), batch(1)])
-    assert sorted(state.carried.ids.tolist()) == [5, 6, 7]
+    assert sorted(state.method_state.ids.tolist()) == [5, 6, 7]
 
 
 def test_a_step_writes_only_the_rows_of_its_batch():
@@ -70,7 +70,7 @@ def test_a_step_writes_only_the_rows_of_its_batch():
 def test_its_term_is_the_loss_against_the_memory():
     for i, (state, loss) in enumerate(of_six()[1]):
         losses, outputs = losses_of(state.model, batch(i))
-        both, memory = (outputs["query"], outputs["document"]), state.carried
+        both, memory = (outputs["query"], outputs["document"]), state.method_state
         term = remember_all(*both, memory.embeddings, batch(i)["id"], memory.ids)
         assert (float(term.sum()) > 0) == (i > 0)
         np.testing.assert_allclose(loss, losses.mean() + 0.5 * term.mean(), rtol=1e-5)
@@ -88,7 +88,7 @@ def test_a_document_of_the_same_record_is_no_negative():
     state, loss = history[1]
     losses, outputs = losses_of(state.model, batch(0))
     unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)
-    cosines = unit(outputs["query"]) @ unit(state.carried.embeddings).T
+    cosines = unit(outputs["query"]) @ unit(state.method_state.embeddings).T
     cosines[np.arange(N), np.arange(N)[::-1]] = -np.inf  # the memory's records in reverse
     positive = (unit(outputs["query"]) * unit(outputs["document"])).sum(axis=1)
     term = np.log1p(np.exp((cosines - positive[:, None]) / 0.05).sum(axis=1))
@@ -98,7 +98,7 @@ def test_a_document_of_the_same_record_is_no_negative():
 def test_accumulated_micro_batches_are_all_remembered_and_it_chains():
     stacked = jax.tree.map(lambda *x: np.stack(x), batch(0), batch(1))
     state, _ = run(chain(ema(), cross_batch_memory(2 * N, D)), [stacked], accumulate=2)
-    np.testing.assert_array_equal(state.carried[1].ids, np.arange(2 * N))
+    np.testing.assert_array_equal(state.method_state[1].ids, np.arange(2 * N))
 
 
 @pytest.mark.parametrize("option", ["size", "dim", "weight", "temperature"])

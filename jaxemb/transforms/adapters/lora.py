@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Transform
+from jaxemb.transforms.base import Transform, Variables
 from jaxemb.transforms.frozen import frozen
 from jaxemb.trees import PyTree, Where, chosen, replaced
 
@@ -43,8 +43,8 @@ def lora(
     for `y = x W'`. A is uniform in `±1 / sqrt(in)` and B is 0, so training starts at the model as it is. Kernels are
     changed once per step and not for every token, so the forward pass is that of the plain model, whatever it is: this
     is why there is no dropout on the adapters' inputs. What the model hook gives is merged already:
-    `jaxemb.train.express(transform, state)` is a plain model to evaluate, save and serve, and the adapters alone are
-    `state.params` (of a chain: the entry of this transform).
+    `train.apply_transform(transform, state)` is a plain model to evaluate, save and serve, and the adapters alone are
+    `state.method_params` (of a chain: the entry of this transform).
 
     Args:
       rank: r >= 1.
@@ -66,12 +66,12 @@ def lora(
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
     base = frozen(lambda path: train is None or re.search(train, path) is None)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         kernels = chosen(model, where)
         if flat := [f"{path} {kernel.shape}" for path, kernel in kernels.items() if kernel.ndim < 2]:
             raise ValueError(f"where must choose kernels [..., in, out]; got {', '.join(flat)}")
         keys = jax.random.split(key, len(kernels))
-        return Carried({path: adapter(k, w) for k, (path, w) in zip(keys, kernels.items(), strict=True)})
+        return Variables({path: adapter(k, w) for k, (path, w) in zip(keys, kernels.items(), strict=True)})
 
     def adapter(key: jax.Array, kernel: jax.Array) -> Adapter:
         *stack, inputs, outputs = kernel.shape

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.nn import Module
-from jaxemb.transforms.base import Carried, Transform
+from jaxemb.transforms.base import Transform, Variables
 from jaxemb.transforms.frozen import frozen
 from jaxemb.trees import PyTree
 from jaxemb.types import Tokens
@@ -110,12 +110,12 @@ def prompts(length: int, *, train: str | None = None) -> Transform:
     base = frozen(lambda path: train is None or re.search(train, path) is None)
     is_transformer = lambda node: isinstance(node, Transformer)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         found = [node for node in jax.tree.leaves(model, is_leaf=is_transformer) if is_transformer(node)]
         if len(found) != 1:
             raise ValueError(f"the model must contain exactly one Transformer; found {len(found)}")
         table = found[0].embeddings.tokens
-        return Carried(params=table[jax.random.choice(key, len(table), (length,))])
+        return Variables(params=table[jax.random.choice(key, len(table), (length,))])
 
     def model(model: PyTree, params: jax.Array, state: PyTree) -> PyTree:
         wrap = lambda node: PromptedTransformer(node, params) if is_transformer(node) else node

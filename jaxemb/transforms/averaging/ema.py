@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Transform, find_state
+from jaxemb.transforms.base import Transform, Variables, find_state
 from jaxemb.trees import PyTree
 
 
@@ -28,7 +28,7 @@ def ema(decay: float = 0.999, *, start: Literal["warmup", "debias", "constant"] 
       constant  `decay`
 
     The model that is averaged is the one that the forward pass uses, so in a chain place `ema` after the
-    transforms that re-express the model. Arrays that are not floating-point are kept as they are now.
+    transforms that change the model. Arrays that are not floating-point are kept as they are now.
 
     Args:
       decay: in [0, 1).
@@ -50,12 +50,12 @@ def ema(decay: float = 0.999, *, start: Literal["warmup", "debias", "constant"] 
         raise ValueError(f"start must be one of {sorted(rates)}; got {start!r}")
 
     def init(key, model):
-        return Carried(state=EmaState(model, jnp.zeros((), jnp.int32)))
+        return Variables(state=EmaState(model, jnp.zeros((), jnp.int32)))
 
     def after_step(context, params, state):
         steps = state.steps + 1
         rate = jnp.asarray(rates[start](steps.astype(jnp.float32)))
-        model = context.express(context.trained)
+        model = context.apply(context.trained)
         return EmaState(jax.tree.map(lambda average, now: _towards(average, now, rate), state.average, model), steps)
 
     return Transform(init=init, after_step=after_step)

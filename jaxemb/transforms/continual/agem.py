@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.transforms.continual.replay import (
     COLUMNS,
     Reservoir,
@@ -44,7 +44,7 @@ def agem(
 
     def gradients(grads: Trained, context: Context, params: PyTree, state: Reservoir) -> Trained:
         def loss(trained: Trained) -> jax.Array:
-            model = context.express(trained)
+            model = context.apply(trained)
             of_memory = lambda context, batch, key: context.objective(model, batch, key)[0]
             return replayed(context, state, minibatch, 0, of_memory)
 
@@ -59,7 +59,9 @@ def agem(
         return context.trained, state
 
     return Transform(
-        init=lambda key, model: Carried(state=reservoir(key, capacity, shapes)), gradients=gradients, end_task=end_task
+        init=lambda key, model: Variables(state=reservoir(key, capacity, shapes)),
+        gradients=gradients,
+        end_task=end_task,
     )
 
 

@@ -42,7 +42,7 @@ def ewc(
 
     Gradient descent with learning rate r diverges unless `r weight F < 2` (twice that without the half).
 
-    Theta is the model that the forward pass uses: in a chain, stand after the transforms that re-express it.
+    Theta is the model that the forward pass uses: in a chain, stand after the transforms that change it.
 
     Args:
       weight: lambda, >= 0.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxemb.nn import Linear
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree, map_with_path
 
 
@@ -54,12 +54,12 @@ def gpm(
     if on not in ("gradients", "updates"):
         raise ValueError(f"on must be 'gradients' or 'updates'; got {on!r}")
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         layers = {path: layer for path, layer in linear_layers(model).items() if where(path)}
         if not layers:
             raise ValueError("gpm projects linear layers; the model has none that `where` selects")
         sizes = {path: layer.kernel.shape[0] + (layer.bias is not None) for path, layer in layers.items()}
-        return Carried(state=GpmState({path: jnp.zeros((size, size)) for path, size in sizes.items()}))
+        return Variables(state=GpmState({path: jnp.zeros((size, size)) for path, size in sizes.items()}))
 
     def project(trained: Trained, context: Context, params: PyTree, state: GpmState) -> Trained:
         away = lambda path, layer: _away(layer, state.bases[path]) if path in state.bases else layer
@@ -76,7 +76,7 @@ def gpm(
             context.objective(map_linear(watch, model), batch, None)
             return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}
 
-        model, parts, left = context.express(context.trained), [], samples
+        model, parts, left = context.apply(context.trained), [], samples
         for batch in task.batches():
             parts.append(jax.tree.map(np.asarray, inputs(model, batch)))
             left -= jax.tree.leaves(batch)[0].shape[0]

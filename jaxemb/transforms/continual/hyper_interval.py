@@ -12,7 +12,7 @@ import optax
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.interval import CentredBox, bound, worst_case_logits
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, find_state
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state
 from jaxemb.transforms.continual import hypernetwork as hyper
 from jaxemb.trees import PyTree
 
@@ -143,7 +143,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
       Krukowski et al. 2024, arXiv 2405.15444, and github.com/gmum/HyperInterval, which the equations follow.
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         logits = jnp.full((config.tasks, config.embed_dim), 1 / config.embed_dim, jnp.float32)
         network, embeddings, chunks = hyper.init_network(config, key, model)
         params = HyperIntervalParams(network, embeddings, chunks, logits)
@@ -158,7 +158,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
             candidate=config.lookahead.init(params) if config.lookahead else (),
             given=(CentredBox(nothing, nothing), jnp.zeros((), bool)),
         )
-        return Carried(params, state)
+        return Variables(params, state)
 
     def old(params: HyperIntervalParams, model: PyTree):
         return params if config.targets == "recompute" else _all_weights(config, params, model)
@@ -351,7 +351,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array | No
 
 
 def _interval_logits(config, model, stored, weights: CentredBox, batch, key, middle) -> tuple[jax.Array, ...]:
-    """Lower, middle and upper logits of the expressed model with weights in the box (relaxed: at its two ends)."""
+    """Lower, middle and upper logits of the applied model with weights in the box (relaxed: at its two ends)."""
     logits = lambda theta: hyper.put(config, model, theta, stored)(batch[config.input], key=key)
     if config.target == "relaxed":
         return order_relaxed(logits(weights.lo), middle, logits(weights.hi), config.ordering)
@@ -428,7 +428,7 @@ def universal_box(
 
 
 def at_box(state: PyTree, box: CentredBox) -> PyTree:
-    """The train state whose expressed model has the middle weights of this box of embeddings, `[d]`."""
+    """The train state whose applied model has the middle weights of this box of embeddings, `[d]`."""
     find_state(state, HyperIntervalState)
     is_state = lambda node: isinstance(node, HyperIntervalState)
     change = lambda node: node._replace(given=(box, jnp.ones((), bool))) if is_state(node) else node
@@ -441,7 +441,7 @@ def at_universal(
     tasks: Sequence[int] | None = None,
     radius: Literal["official", "intersection", "point"] = "official",
 ) -> PyTree:
-    """The train state whose expressed model is the one for all the tasks: `at_box` of their `universal_box`.
+    """The train state whose applied model is the one for all the tasks: `at_box` of their `universal_box`.
 
     If the hypernetwork still maps the boxes of past tasks to the same boxes of weights (`residual` 0), then every
     embedding in the intersection makes weights in all of them, whose loss on task t is at most the worst case of t.
@@ -465,8 +465,8 @@ def make_interval_logits(config: HyperIntervalConfig, transform: Transform) -> C
 
     @jax.jit
     def logits(state, inputs):
-        model = transform.model(state.model, state.params, state.carried)
-        found = find_state(state.carried, HyperIntervalState)
+        model = transform.model(state.model, state.method_params, state.method_state)
+        found = find_state(state.method_state, HyperIntervalState)
         weights = _present_weights(config, _params(state), found, state.model)
         middle = model(inputs)
         return jnp.stack(_interval_logits(config, model, state.model, weights, {config.input: inputs}, None, middle))
@@ -503,4 +503,4 @@ def infer_task_by_entropy(
 
 
 def _params(state: PyTree) -> HyperIntervalParams:
-    return find_state(state.params, HyperIntervalParams)
+    return find_state(state.method_params, HyperIntervalParams)

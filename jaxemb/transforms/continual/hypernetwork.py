@@ -11,7 +11,7 @@ import optax
 
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree, Where, chosen, map_with_path
 
 
@@ -125,11 +125,11 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
       linear layers are, and the embeddings are standard normal.
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         params = HypernetworkParams(*init_network(config, key, model))
         number = jnp.zeros((), jnp.int32)
         candidate = config.lookahead.init(params) if config.lookahead else ()
-        return Carried(params, HypernetworkState(number, number, old(params, model), candidate))
+        return Variables(params, HypernetworkState(number, number, old(params, model), candidate))
 
     def old(params: HypernetworkParams, model: PyTree):
         return params if config.targets == "recompute" else outputs(params, model)
@@ -177,7 +177,7 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
 
 
 def at_task(state: PyTree, number: int) -> PyTree:
-    """The train state whose expressed model has the weights of a task that has begun, as they are when it is trained.
+    """The train state whose applied model has the weights of a task that has begun, as they are when it is trained.
 
     Raises:
       ValueError: if the task has not begun, or the state has no hypernetwork, or several.
@@ -196,7 +196,7 @@ def task_predictor(transform: Transform) -> Callable[[Any, PyTree, jax.Array | i
     def predict(state, inputs, number):
         number = jnp.clip(number, 0, jnp.maximum(_find(state).begun - 1, 0)).astype(jnp.int32)
         state = _for_task(state, number)
-        return transform.model(state.model, state.params, state.carried)(inputs)
+        return transform.model(state.model, state.method_params, state.method_state)(inputs)
 
     return predict
 
@@ -310,7 +310,7 @@ def ahead(config: HypernetworkConfig, context: Context, params, candidate: PyTre
         return params
 
     def task_loss(params):
-        model = context.express(context.trained._replace(params=params))
+        model = context.apply(context.trained._replace(params=params))
         return jnp.mean(context.objective(model, context.batch, context.key)[0])
 
     step, _ = config.lookahead.update(jax.grad(task_loss)(params), candidate, params)

@@ -10,7 +10,7 @@ import optax
 
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
 from jaxemb.similarity import unit_rows
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.transforms.continual.nmc import unit
 from jaxemb.transforms.continual.replay import (
     COLUMNS,
@@ -59,8 +59,9 @@ def icarl(
     task, and whether the record is of it for a new one. At the end of a task with K classes seen so far each class has
     the first M // K of its exemplars, in the order of `herding`.
 
-    Predictions are `nmc_logits(find_state(state, NMCState), express(transform, state).features(inputs), "cosine")`: the
-    nearest mean of exemplars' features in unit length. Between the ends of tasks the means are those of the last end.
+    Predictions are `nmc_logits(find_state(state, NMCState), features, "cosine")` of the features of
+    `apply_transform(transform, state)`: the nearest mean of exemplars' features in unit length. Between the ends of
+    tasks the means are those of the last end.
 
     Args:
       capacity, minibatch, example, columns: as for `experience_replay`; "label" must be among the columns.
@@ -80,11 +81,11 @@ def icarl(
         raise ValueError(f"columns must have 'label'; got {', '.join(columns)}")
     shapes = column_shapes(example, columns)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         empty = lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
         records, nothing = jax.tree.map(empty, shapes), jnp.zeros(classes, bool)
         owner = jnp.full(capacity, -1, jnp.int32)
-        return Carried(state=IcarlState(records, owner, nmc_init(classes, dim), model, nothing, nothing))
+        return Variables(state=IcarlState(records, owner, nmc_init(classes, dim), model, nothing, nothing))
 
     def begin_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
         if task.classes is None:
@@ -114,7 +115,7 @@ def icarl(
     def end_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
         if task.batches is None:
             raise ValueError("icarl chooses exemplars at the end of a task; the loop gives it no data of the task")
-        model = context.express(context.trained)
+        model = context.apply(context.trained)
         features = jax.jit(lambda model, batch: unit(context.objective(model, batch, None)[1]["features"]))
         batches = list(task.batches())
         found = np.concatenate([np.asarray(features(model, batch)) for batch in batches])

@@ -11,7 +11,7 @@ import optax
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.interval import bound, worst_case_logits
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -100,13 +100,13 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
       Wołczyk et al. 2022, ICML; github.com/gmum/InterContiNet. There a phase is of epochs, with SGD for the shifts.
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         if any(isinstance(n, Statistics) for n in jax.tree.leaves(model, is_leaf=lambda n: isinstance(n, Statistics))):
             raise ValueError("intercontinet has no intervals for running statistics, which the model has")
         full = lambda value: jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), model)
         zero, unknown = jnp.zeros((), jnp.int32), jnp.full(config.window, jnp.nan, jnp.float32)
         params = InterContiNetParams(full(0.0), full(config.scale_init))
-        return Carried(params, InterContiNetState(full(config.max_radius), zero, zero, unknown, unknown))
+        return Variables(params, InterContiNetState(full(config.max_radius), zero, zero, unknown, unknown))
 
     def begin_task(task: Task, context: Context, params: InterContiNetParams, state: InterContiNetState):
         if task.steps <= (least := config.contraction_steps):
@@ -151,7 +151,7 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         push = lambda values, new: jnp.concatenate([new[None], values[:-1]])
 
         def measured():
-            worst = right(worst_logits(context, context.express(context.trained), params, state))
+            worst = right(worst_logits(context, context.apply(context.trained), params, state))
             return push(state.plain, right(competing(context.outputs["logits"], classes))), push(state.worst, worst)
 
         plain, worst = jax.lax.cond(contracting(state), measured, lambda: (state.plain, state.worst))

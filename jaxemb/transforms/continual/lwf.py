@@ -10,7 +10,7 @@ import optax
 
 from jaxemb.losses.distillation import embed_distill
 from jaxemb.nn.similarity import cosine
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.trees import PyTree
 
 Target = Literal["logits", "features", "similarities"]
@@ -90,8 +90,8 @@ def lwf(
         one = lambda head: _divergence(jnp.where(head, old, -1e30), jnp.where(head, z, -1e30))
         return jnp.sum(jax.vmap(one)(state.heads), axis=0)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=LwfState(model, jnp.int32(0), jnp.zeros((heads, classes or 1), bool)))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=LwfState(model, jnp.int32(0), jnp.zeros((heads, classes or 1), bool)))
 
     def loss(context: Context, params: PyTree, state: LwfState) -> jax.Array:
         _check(context.outputs, names, classes if target == "logits" else None)
@@ -108,7 +108,7 @@ def lwf(
         if new.shape != state.heads.shape[1:]:
             raise ValueError(f"task.classes must be [{classes}], as the argument classes says; got {new.shape}")
         head = task.number % heads
-        teacher = context.express(context.trained)
+        teacher = context.apply(context.trained)
         return context.trained, LwfState(teacher, state.tasks + 1, state.heads.at[head].set(state.heads[head] | new))
 
     return Transform(init=init, loss=loss, end_task=end_task)

@@ -25,7 +25,7 @@ def mas(
     of single records, without dropout. Labels count for nothing, but of the logits only those of `batch["classes"]`, if
     there is such a column: the others have learned nothing yet.
 
-    Theta is the model that the forward pass uses: in a chain, stand after the transforms that re-express it.
+    Theta is the model that the forward pass uses: in a chain, stand after the transforms that change it.
 
     Args:
       weight: lambda, >= 0.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree
 
 
@@ -53,8 +53,8 @@ def merge_after_task(merge: Callable[[TaskModels], PyTree], *, first: bool = Fal
       ValueError: at the end of a task, if what `merge` gives has another structure, shape or dtype than the model.
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=MergeState(model, model))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=MergeState(model, model))
 
     def begin_task(task: Task, context: Context, params: PyTree, state: MergeState) -> tuple[Trained, MergeState]:
         return context.trained, state._replace(previous=context.trained.model)

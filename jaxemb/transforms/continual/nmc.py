@@ -15,7 +15,7 @@ from jaxemb.classifiers.nearest_mean import (
     nmc_update,
 )
 from jaxemb.nn import unit
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.trees import PyTree
 
 Policy = Literal["stale", "drift"]
@@ -32,7 +32,8 @@ def nmc(
 ) -> Transform:
     """Keeps class means of the objective's features, of every batch that comes by; needs no task boundaries.
 
-    Predictions are `nmc_logits(find_state(state, NMCState), express(transform, state).features(inputs), metric)`.
+    Predictions are `nmc_logits(find_state(state, NMCState), features, metric)`, of the features of
+    `apply_transform(transform, state)`.
 
     Args:
       classes: C, of the whole stream.
@@ -56,7 +57,7 @@ def nmc(
         return nmc_update(state, features.reshape(-1, features.shape[-1]), context.batch[label].reshape(-1))
 
     return Transform(
-        init=lambda key, model: Carried(state=nmc_init(classes, dim)),
+        init=lambda key, model: Variables(state=nmc_init(classes, dim)),
         # Zero gradients spare the backward pass, zero updates the weight decay.
         gradients=lambda grads, context, params, state: still(grads) if frozen else grads,
         updates=lambda updates, context, params, state: still(updates) if frozen else updates,
@@ -109,14 +110,14 @@ def nmc_head(
         raise ValueError(f"sigma must be > 0; got {sigma}")
 
     def begin_task(task: Task, context: Context, params: PyTree, state: NMCHeadState):
-        before = None if policy == "stale" else context.express(context.trained)
+        before = None if policy == "stale" else context.apply(context.trained)
         return context.trained, NMCHeadState(state.means, before)
 
     def end_task(task: Task, context: Context, params: PyTree, state: NMCHeadState):
         if task.batches is None:
             raise ValueError("nmc_head needs the task's data at its end; the loop gives none")
         features = jax.jit(lambda model, batch: _scaled(context.objective(model, batch, None)[1][output], metric))
-        model, new, old, moved = context.express(context.trained), nmc_init(classes, dim), [], []
+        model, new, old, moved = context.apply(context.trained), nmc_init(classes, dim), [], []
         for batch in task.batches():
             now = features(model, batch)
             new = nmc_update(new, now, batch[label])
@@ -129,7 +130,7 @@ def nmc_head(
         return context.trained, NMCHeadState(nmc_merge(means, new), state.before)
 
     return Transform(
-        init=lambda key, model: Carried(
+        init=lambda key, model: Variables(
             state=NMCHeadState(nmc_init(classes, dim), None if policy == "stale" else model)
         ),
         begin_task=begin_task,

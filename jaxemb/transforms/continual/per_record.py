@@ -84,7 +84,7 @@ def importance(
     def mean(task: Task, context: Context) -> Arrays:
         if task.batches is None:
             raise ValueError("task.batches must give the task's data, which the importance of weights is taken from")
-        model = context.express(context.trained)
+        model = context.apply(context.trained)
         sums: Any = None
         records = 0
         for number, batch in enumerate(task.batches()):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
-from jaxemb.transforms.base import Carried, Context, Task, Trained, Transform, find_state
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state
 from jaxemb.trees import PyTree
 
 
@@ -85,11 +85,11 @@ def prd(
     """
     _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         bound = dim**-0.5
         vectors = jax.random.uniform(key, (classes, dim), minval=-bound, maxval=bound)
         unseen = jnp.full(classes, -1, jnp.int32)
-        return Carried(Prototypes(vectors), PrdState(model, vectors, unseen, jnp.zeros((), jnp.int32)))
+        return Variables(Prototypes(vectors), PrdState(model, vectors, unseen, jnp.zeros((), jnp.int32)))
 
     def begin_task(task: Task, context: Context, params: Prototypes, state: PrdState):
         if task.classes is None or np.shape(task.classes) != (classes,):
@@ -126,7 +126,7 @@ def prd(
         return updates._replace(params=jax.tree.map(lambda g: -rate * g, context.gradients.params))
 
     def end_task(task: Task, context: Context, params: Prototypes, state: PrdState):
-        model = context.express(context.trained)
+        model = context.apply(context.trained)
         return context.trained, state._replace(model=model, prototypes=params.vectors)
 
     return Transform(init=init, begin_task=begin_task, loss=loss, updates=updates, end_task=end_task)
@@ -155,8 +155,8 @@ def prototype_prediction(transform: Transform):
     """
 
     def predict(state, inputs, number) -> jax.Array:
-        model = transform.model(state.model, state.params, state.carried)
-        return prototype_logits(model.features(inputs), find_state(state.params, Prototypes).vectors)
+        model = transform.model(state.model, state.method_params, state.method_state)
+        return prototype_logits(model.features(inputs), find_state(state.method_params, Prototypes).vectors)
 
     return predict
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.trees import PyTree, Where, chosen
 
 
@@ -56,7 +56,7 @@ class Anchored(NamedTuple):
 def l2(weight: float, *, where: Where = "") -> Transform:
     """Adds `weight * |theta - theta*|^2`, theta* being the weights at the end of the last task; nothing in the first.
 
-    Theta is the model that the forward pass uses: in a chain, stand after the transforms that re-express it.
+    Theta is the model that the forward pass uses: in a chain, stand after the transforms that change it.
 
     Args:
       weight: >= 0.
@@ -81,14 +81,14 @@ def anchored(
     Theta are the arrays that `where` chooses of the model that the forward pass uses.
     """
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=Anchored.init(chosen(model, where)))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=Anchored.init(chosen(model, where)))
 
     def loss(context: Context, params: PyTree, state: Anchored) -> jax.Array:
         return weight * state.penalty(chosen(context.model, where))
 
     def end_task(task: Task, context: Context, params: PyTree, state: Anchored):
-        theta = chosen(context.express(context.trained), where)
+        theta = chosen(context.apply(context.trained), where)
         return context.trained, move(task, context, state, theta)
 
     return Transform(init=init, loss=loss, end_task=end_task)

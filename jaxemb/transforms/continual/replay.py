@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Carried, Context, Transform
+from jaxemb.transforms.base import Context, Transform, Variables
 from jaxemb.trees import PyTree
 
 COLUMNS = ("input", "label")
@@ -128,7 +128,7 @@ def experience_replay(
         return weight * replayed(context, state, minibatch, 0, plain_loss)
 
     return Transform(
-        init=lambda key, model: Carried(state=reservoir(key, capacity, shapes)),
+        init=lambda key, model: Variables(state=reservoir(key, capacity, shapes)),
         loss=loss,
         after_step=lambda context, params, state: reservoir_insert(state, flat_columns(context.batch, shapes)),
     )
@@ -171,9 +171,9 @@ def der(
     if beta < 0:
         raise ValueError(f"beta must be >= 0; got {beta}")
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         remembered = jax.ShapeDtypeStruct((1, dim), jnp.float32)
-        return Carried(state=reservoir(key, capacity, {**shapes, _OUTPUT: remembered}))
+        return Variables(state=reservoir(key, capacity, {**shapes, _OUTPUT: remembered}))
 
     def distil(context: Context, batch: Mapping[str, PyTree], key: jax.Array) -> jax.Array:
         now = context.objective(context.model, batch, key)[1][output]
@@ -231,8 +231,8 @@ def er_ace(
     shapes = _prepare(capacity, minibatch, example, columns)
     at_least_one(classes=classes)
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
-        return Carried(state=AceState(reservoir(key, capacity, shapes), jnp.zeros(classes, bool)))
+    def init(key: jax.Array, model: PyTree) -> Variables:
+        return Variables(state=AceState(reservoir(key, capacity, shapes), jnp.zeros(classes, bool)))
 
     def present(labels: jax.Array) -> jax.Array:
         return jnp.zeros(classes, bool).at[labels.reshape(-1)].set(True)

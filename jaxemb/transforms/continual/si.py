@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Carried, Context, Task, Transform
+from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.transforms.continual.quadratic import Anchored, check_weight
 from jaxemb.trees import PyTree, Where, chosen
 
@@ -59,9 +59,9 @@ def si(
         raise ValueError(f"limit must be > 0; got {limit}")
     scale = weight / 2 if half else weight
 
-    def init(key: jax.Array, model: PyTree) -> Carried:
+    def init(key: jax.Array, model: PyTree) -> Variables:
         theta = chosen(model, where)
-        return Carried(state=SynapticState(Anchored.init(theta), jax.tree.map(jnp.zeros_like, theta)))
+        return Variables(state=SynapticState(Anchored.init(theta), jax.tree.map(jnp.zeros_like, theta)))
 
     def loss(context: Context, params: PyTree, state: SynapticState) -> jax.Array:
         return scale * state.held.penalty(chosen(context.trained.model, where))

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import PAIRWISE, assert_bitwise_equal, pair_batch, tiny_model
 from tiny_stream import MODEL, learn
 
-from jaxemb.train import express, init_state, make_train_step
+from jaxemb.train import apply_transform, init_state, make_train_step
 from jaxemb.transforms import Adapter, lora, merge_lora
 
 
@@ -36,7 +36,7 @@ def test_the_base_is_frozen_and_what_is_to_train_trains():
     state = learn(lora(2, where="^w$", train="^b$"), tasks=1)[0]
     assert_bitwise_equal(state.model["w"], MODEL["w"])
     assert np.all(state.model["b"] != MODEL["b"])
-    assert np.all(state.params["w"].up != 0)
+    assert np.all(state.method_params["w"].up != 0)
 
 
 @pytest.mark.slow
@@ -45,25 +45,25 @@ def test_training_a_scanned_encoder(options):
     model, optimizer = tiny_model(dropout=0.0), optax.adamw(1e-2, weight_decay=0.1)
     transform = lora(3, alpha=6.0, **options)
     state = init_state(jax.random.key(0), model, optimizer, transform)
-    start = jax.tree.map(jnp.copy, state.params)
+    start = jax.tree.map(jnp.copy, state.method_params)
     batch = pair_batch(range(8))
     losses = jax.jit(lambda model: PAIRWISE(model, batch, None)[0])
     before = losses(model)
-    np.testing.assert_allclose(losses(express(transform, state)), before, atol=1e-5)
+    np.testing.assert_allclose(losses(apply_transform(transform, state)), before, atol=1e-5)
     step = jax.jit(make_train_step(PAIRWISE, optimizer, transform))
     for _ in range(3):
         state, _ = step(state, batch)
 
     paths = {"encoder.layers.attention.query.kernel", "encoder.layers.attention.value.kernel"}
-    assert set(state.params) == paths
-    query = state.params["encoder.layers.attention.query.kernel"]
+    assert set(state.method_params) == paths
+    query = state.method_params["encoder.layers.attention.query.kernel"]
     assert query.down.shape == (2, 16, 3)
     assert query.up.shape == (2, 3, 16)
     assert (query.magnitude is not None) == bool(options)
-    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, start)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.method_params, start)
     assert all(jax.tree.leaves(moved))
 
-    merged = express(transform, state)
+    merged = apply_transform(transform, state)
     assert jax.tree.structure(merged) == jax.tree.structure(model)
     assert losses(merged).mean() < before.mean()
     for (path, now), then in zip(jax.tree_util.tree_leaves_with_path(state.model), jax.tree.leaves(model), strict=True):

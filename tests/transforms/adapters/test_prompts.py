@@ -5,7 +5,7 @@ import optax
 import pytest
 from tiny_run import PAIRWISE, assert_bitwise_equal, pair_batch, text_batch, tiny_model
 
-from jaxemb.train import express, init_state, make_train_step
+from jaxemb.train import apply_transform, init_state, make_train_step
 from jaxemb.transforms import PromptedTransformer, prompts
 from jaxemb.transforms.adapters.prompts import PromptedTable, with_prompts
 from jaxemb.types import Tokens
@@ -86,16 +86,16 @@ def test_training_moves_the_prompt_alone():
     model, optimizer, transform = tiny_model(**LONG), optax.adamw(1e-2, weight_decay=0.1), prompts(4)
     state = init_state(jax.random.key(0), model, optimizer, transform)
     vocabulary = np.asarray(model.encoder.embeddings.tokens)
-    assert all(any((row == word).all() for word in vocabulary) for row in np.asarray(state.params))
-    start, step = state.params, jax.jit(make_train_step(PAIRWISE, optimizer, transform))
+    assert all(any((row == word).all() for word in vocabulary) for row in np.asarray(state.method_params))
+    start, step = state.method_params, jax.jit(make_train_step(PAIRWISE, optimizer, transform))
     losses = []
     for _ in range(4):
         state, metrics = step(state, pair_batch(range(8)))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert_bitwise_equal(state.model, model)
-    assert np.all(np.any(np.asarray(state.params != start), axis=1))
-    prompted = express(transform, state)
+    assert np.all(np.any(np.asarray(state.method_params != start), axis=1))
+    prompted = apply_transform(transform, state)
     assert isinstance(prompted.encoder, PromptedTransformer)
     assert prompted.dim == 16
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_run import assert_bitwise_equal
 
 from jaxemb.train import init_state, make_train_step
-from jaxemb.transforms import Carried, Context, Trained, Transform, chain, ema, ema_model
+from jaxemb.transforms import Context, Trained, Transform, Variables, chain, ema, ema_model
 
 SEQUENCE = [3.0, -1.0, 4.0, 1.0, -5.0]
 
@@ -67,14 +67,14 @@ def test_leaves_the_training_as_it_is():
 
 def test_in_a_chain_averages_the_model_that_the_forward_pass_uses():
     double = Transform(
-        init=lambda key, model: Carried(params=jnp.asarray(2.0)), model=lambda model, params, state: model * params
+        init=lambda key, model: Variables(params=jnp.asarray(2.0)), model=lambda model, params, state: model * params
     )
     transform = chain(double, ema(0.0))
     objective = lambda model, batch, key: (jnp.full(2, jnp.square(model)), {})
     state = init_state(jax.random.key(0), jnp.asarray(3.0), optax.sgd(0.01), transform)
     assert float(ema_model(state)) == 6.0
     state, _ = jax.jit(make_train_step(objective, optax.sgd(0.01), transform))(state, {})
-    assert float(ema_model(state)) == pytest.approx(float(state.model * state.params[0]), rel=1e-6)
+    assert float(ema_model(state)) == pytest.approx(float(state.model * state.method_params[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2])

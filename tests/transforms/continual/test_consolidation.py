@@ -44,7 +44,7 @@ def after_task(transform, model=MODEL, *, x=X[0], y=Y[0], size=4, objective=line
     """The state of the transform after a task of no step."""
     state = init_state(jax.random.key(0), model, optax.sgd(0.1), transform)
     data = [batch | batch_columns for batch in batches(x, y, size)]
-    return end_task(transform, objective, state, Task(0, lambda: iter(data))).carried
+    return end_task(transform, objective, state, Task(0, lambda: iter(data))).method_state
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_path_integral_on_a_quadratic_is_the_fall_of_the_loss():
     states = learn(
         si(1.0, xi=0.1), model=model, objective=quadratic, optimizer=optax.sgd(0.1), size=8, epochs=1, tasks=1
     )
-    np.testing.assert_allclose(states[0].carried.held.importance["w"], 3.6 / (0.6**2 + 0.1), rtol=1e-5)
+    np.testing.assert_allclose(states[0].method_state.held.importance["w"], 3.6 / (0.6**2 + 0.1), rtol=1e-5)
 
 
 def test_si_takes_the_gradient_of_the_loss_without_its_penalty():

@@ -64,7 +64,7 @@ def test_later_tasks_leave_the_outputs_of_earlier_ones_alone(on):
     same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7)  # Adam is compiled in another way
     jax.tree.map(same, state.model, expected.model)  # the first task is plain training
     state = end_task(transform, OBJECTIVE, state, Task(0, lambda: [old]))
-    assert np.linalg.matrix_rank(state.carried.bases["encoder.layers.0"]) == 3  # the two directions and the bias
+    assert np.linalg.matrix_rank(state.method_state.bases["encoder.layers.0"]) == 3  # the two directions and the bias
 
     outputs, others = (call(state.model, one["input"]) for one in (old, new))
     for _ in range(5):

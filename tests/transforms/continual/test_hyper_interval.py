@@ -16,7 +16,7 @@ from jaxemb.encoders import Mlp
 from jaxemb.interval import CentredBox, worst_case_logits
 from jaxemb.nn import Linear
 from jaxemb.objectives import classification
-from jaxemb.train import begin_task, end_task, express, init_state, make_train_step
+from jaxemb.train import apply_transform, begin_task, end_task, init_state, make_train_step
 from jaxemb.transforms import Task, chain, ema
 from jaxemb.transforms.continual.hyper_interval import (
     HyperIntervalConfig,
@@ -78,8 +78,8 @@ def train(transform, tasks=2, steps=8, rate=0.01):
     return states, before, metrics
 
 
-expressed = jax.jit(express, static_argnums=0)
-outputs = jax.jit(lambda transform, state, inputs: express(transform, state)(inputs), static_argnums=0)
+applied = jax.jit(apply_transform, static_argnums=0)
+outputs = jax.jit(lambda transform, state, inputs: apply_transform(transform, state)(inputs), static_argnums=0)
 
 
 # The worked numbers.
@@ -202,7 +202,7 @@ def test_what_a_box_of_embeddings_makes_is_in_the_box_of_weights(trained):
     for number in range(2):
         centre, radius = (np.asarray(x[number]) for x in embeddings)
         points = corners_and_points(rng, centre - radius, centre + radius, 1000)
-        made = weight_boxes(config, state.params, CentredBox(points, np.zeros_like(points)), state.model)
+        made = weight_boxes(config, state.method_params, CentredBox(points, np.zeros_like(points)), state.model)
         np.testing.assert_array_equal(made.radius, 0)
         lower, upper = (weights.centre[number] + sign * weights.radius[number] for sign in (-1, 1))
         assert inside(made.centre, lower, upper)
@@ -233,7 +233,7 @@ def test_an_embedding_of_the_intersection_makes_weights_of_every_tasks_box(train
     weights = weights_of(config, state)
     for radius in ("point", "intersection"):
         flat = np.concatenate(
-            [np.ravel(x) for x in jax.tree.leaves(expressed(transform, at_universal(config, state, radius=radius)))]
+            [np.ravel(x) for x in jax.tree.leaves(applied(transform, at_universal(config, state, radius=radius)))]
         )
         for number in range(2):
             assert inside(
@@ -242,8 +242,8 @@ def test_an_embedding_of_the_intersection_makes_weights_of_every_tasks_box(train
     np.testing.assert_allclose(universal_box(config, state).radius, 2)
     narrow, wide = (universal_box(config, state, radius=name).radius for name in ("intersection", "official"))
     assert (narrow <= wide).all()
-    only = expressed(transform, at_box(state, CentredBox(*(np.asarray(x)[0] for x in boxes_of(config, state)))))
-    chex.assert_trees_all_close(only, expressed(transform, at_task(state, 0)), rtol=1e-5)
+    only = applied(transform, at_box(state, CentredBox(*(np.asarray(x)[0] for x in boxes_of(config, state)))))
+    chex.assert_trees_all_close(only, applied(transform, at_task(state, 0)), rtol=1e-5)
 
 
 # The method.
@@ -272,14 +272,14 @@ def test_with_gamma_0_it_is_the_hypernetwork():
     ours, _, metrics = train(hyper_interval(dataclasses.replace(CONFIG, gamma=0.0)))
     plain, _, same = train(hypernetwork(HypernetworkConfig(tasks=3, embed_dim=4, hidden=(5,), beta=0.3)))
     np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
-    chex.assert_trees_all_close(ours[-1].params[:3], tuple(plain[-1].params), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(ours[-1].method_params[:3], tuple(plain[-1].method_params), rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_tasks_box_moves_and_nothing_of_the_model(trained):
     config, _, states, *_ = trained
     for name in ("embeddings", "radius_logits"):
         for number in range(2):
-            before, after = (np.asarray(getattr(s.params, name)) for s in states[number : number + 2])
+            before, after = (np.asarray(getattr(s.method_params, name)) for s in states[number : number + 2])
             moved = (np.abs(after - before).max(axis=1) > 0).tolist()
             learns = config.nesting == "none" or name == "embeddings"
             assert moved == [learns and row == number for row in range(3)]
@@ -290,7 +290,7 @@ def test_the_residual_is_how_far_old_weights_moved(trained):
     config, _, (_, first, second), *_ = trained
     old, now = (weights_of(config, state, [0]) for state in (first, second))
     moves = [np.abs(now.centre + s * now.radius - old.centre - s * old.radius).max() for s in (-1, 0, 1)]
-    residual = second.carried.residual
+    residual = second.method_state.residual
     np.testing.assert_allclose(residual, [max(moves), 0, 0], rtol=1e-3)
     assert residual[0] > 1e-4
 
@@ -299,8 +299,8 @@ def test_the_residual_is_how_far_old_weights_moved(trained):
 def test_recomputed_targets_are_the_stored_ones(trained):
     config, _, states, *_ = trained
     recomputed = train(hyper_interval(dataclasses.replace(config, targets="recompute")))[0][-1]
-    chex.assert_trees_all_close(recomputed.params, states[-1].params, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(recomputed.carried.residual, states[-1].carried.residual, rtol=1e-3)
+    chex.assert_trees_all_close(recomputed.method_params, states[-1].method_params, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(recomputed.method_state.residual, states[-1].method_state.residual, rtol=1e-3)
 
 
 def test_warm_start():
@@ -308,9 +308,9 @@ def test_warm_start():
     state = train(transform, tasks=1, steps=0)[0][-1]
     begun = begin_task(transform, classification(), state, Task(1, steps=2))
     for name in ("embeddings", "radius_logits"):
-        rows = getattr(begun.params, name)
+        rows = getattr(begun.method_params, name)
         np.testing.assert_array_equal(rows[1], rows[0])
-        np.testing.assert_array_equal(rows[2], getattr(state.params, name)[2])
+        np.testing.assert_array_equal(rows[2], getattr(state.method_params, name)[2])
 
 
 def test_relaxed_logits_are_those_of_the_corners():
@@ -364,7 +364,7 @@ def test_bad_configurations(change, message):
 def test_bad_calls():
     transform = hyper_interval(CONFIG)
     state = init_state(jax.random.key(0), classifier(), optax.sgd(0.1), transform)
-    assert isinstance(state.carried, HyperIntervalState)
+    assert isinstance(state.method_state, HyperIntervalState)
     with pytest.raises(ValueError, match=r"number must be in \[0, 3\).*got 3"):
         begin_task(transform, classification(), state, Task(3))
     with pytest.raises(ValueError, match="no task has begun"):

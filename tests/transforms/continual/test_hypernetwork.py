@@ -15,7 +15,7 @@ from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
 from jaxemb.nn import Linear
 from jaxemb.objectives import classification
-from jaxemb.train import begin_task, express, init_state, make_train_step
+from jaxemb.train import apply_transform, begin_task, init_state, make_train_step
 from jaxemb.transforms import Task, chain, ema
 from jaxemb.transforms.continual.hypernetwork import (
     HypernetworkConfig,
@@ -69,7 +69,7 @@ def train(config, tasks=2, steps=2, optimizer=None, wrap=lambda method: method):
     return transform, history
 
 
-expressed = jax.jit(express, static_argnums=0)
+applied = jax.jit(apply_transform, static_argnums=0)
 call = jax.jit(lambda model, inputs: model(inputs))
 
 
@@ -105,18 +105,18 @@ def test_regulariser_by_hand():
         np.testing.assert_allclose(output_regulariser(config, now, before, jnp.asarray(task)), expected, rtol=1e-6)
 
 
-def test_it_expresses_the_weights_of_the_task():
+def test_the_model_has_the_weights_of_the_task():
     transform, history = train(CONFIG)
     state = history[-1][0]
     for number in range(2):
-        model = expressed(transform, at_task(state, number))
+        model = applied(transform, at_task(state, number))
         chex.assert_trees_all_equal_shapes_and_dtypes(model, state.model)
-        weights = call(state.params.network, np.asarray(state.params.embeddings)[[number]])[0]
+        weights = call(state.method_params.network, np.asarray(state.method_params.embeddings)[[number]])[0]
         flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model)])
         np.testing.assert_allclose(flat, weights, rtol=1e-6)
-    chex.assert_trees_all_equal(expressed(transform, state), expressed(transform, at_task(state, 1)))
+    chex.assert_trees_all_equal(applied(transform, state), applied(transform, at_task(state, 1)))
     predict, inputs = jax.jit(task_predictor(transform)), batch()["input"]
-    np.testing.assert_allclose(predict(state, inputs, 1), call(expressed(transform, state), inputs), rtol=1e-5)
+    np.testing.assert_allclose(predict(state, inputs, 1), call(applied(transform, state), inputs), rtol=1e-5)
     np.testing.assert_array_equal(predict(state, inputs, 2), predict(state, inputs, 1))  # not begun: the newest
     assert np.abs(np.subtract(predict(state, inputs, 0), predict(state, inputs, 1))).max() > 1e-3
 
@@ -125,7 +125,7 @@ def test_only_the_tasks_embedding_moves_and_nothing_of_the_model():
     _, history = train(CONFIG)
     states = [history[0], history[2][0], history[4][0]]  # at the beginning, after either task
     for number, (before, after) in enumerate(itertools.pairwise(states)):
-        moved = np.abs(np.subtract(after.params.embeddings, before.params.embeddings)).max(axis=1) > 0
+        moved = np.abs(np.subtract(after.method_params.embeddings, before.method_params.embeddings)).max(axis=1) > 0
         assert moved.tolist() == [row == number for row in range(3)]
         chex.assert_trees_all_equal(after.model, before.model)
 
@@ -133,8 +133,10 @@ def test_only_the_tasks_embedding_moves_and_nothing_of_the_model():
 def test_the_loss_of_the_second_task_has_the_regulariser():
     transform, history = train(CONFIG)
     (first, _), (second, _), (_, metrics) = history[2:5]
-    losses, _ = jax.jit(lambda state: classification()(express(transform, state), batch(11), None))(second)
-    difference = np.subtract(*(call(state.params.network, first.params.embeddings) for state in (second, first)))
+    losses, _ = jax.jit(lambda state: classification()(apply_transform(transform, state), batch(11), None))(second)
+    difference = np.subtract(
+        *(call(state.method_params.network, first.method_params.embeddings) for state in (second, first))
+    )
     assert np.square(difference[0]).sum() > 1e-4
     np.testing.assert_allclose(metrics["loss"], losses.mean() + 0.3 * np.square(difference[0]).sum(), rtol=1e-4)
 
@@ -145,7 +147,7 @@ def test_the_loss_of_the_second_task_has_the_regulariser():
 def test_recomputed_targets_are_the_stored_ones(change):
     _, recomputed = train(dataclasses.replace(CONFIG, **change))
     _, stored = train(dataclasses.replace(CONFIG, **change | {"targets": "store"}))
-    chex.assert_trees_all_close(recomputed[-1][0].params, stored[-1][0].params, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(recomputed[-1][0].method_params, stored[-1][0].method_params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -155,12 +157,14 @@ def test_look_ahead_evaluates_the_regulariser_after_the_tasks_step():
 
     def task_loss(params):
         state = dataclasses.replace(second, params=params)
-        return classification()(express(transform, state), batch(11), None)[0].mean()
+        return classification()(apply_transform(transform, state), batch(11), None)[0].mean()
 
-    step = jax.grad(task_loss)(second.params)
-    moved = jax.tree.map(lambda p, g: p - 0.5 * g, second.params.network, step.network)
-    difference = moved(first.params.embeddings[:1]) - first.params.network(first.params.embeddings[:1])
-    expected = task_loss(second.params) + 0.3 * np.square(difference).sum()
+    step = jax.grad(task_loss)(second.method_params)
+    moved = jax.tree.map(lambda p, g: p - 0.5 * g, second.method_params.network, step.network)
+    difference = moved(first.method_params.embeddings[:1]) - first.method_params.network(
+        first.method_params.embeddings[:1]
+    )
+    expected = task_loss(second.method_params) + 0.3 * np.square(difference).sum()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
@@ -168,12 +172,12 @@ def test_a_subset_of_the_weights_may_be_added_to_the_stored_ones():
     config = dataclasses.replace(CONFIG, where=r"head\.kernel", residual=True, scale=0.1)
     transform, history = train(config, wrap=lambda method: chain(ema(), method))
     state, start = history[-1][0], classifier()
-    model = expressed(transform, state)
+    model = applied(transform, state)
     chex.assert_trees_all_equal(model.encoder, start.encoder)
-    params = state.params[1]
+    params = state.method_params[1]
     weights = 0.1 * np.asarray(call(params.network, np.asarray(params.embeddings)[1:2]))
     np.testing.assert_allclose(model.head.kernel, start.head.kernel + weights.reshape(6, 4), rtol=1e-5)
-    assert np.abs(np.subtract(model.head.kernel, expressed(transform, at_task(state, 0)).head.kernel)).max() > 1e-4
+    assert np.abs(np.subtract(model.head.kernel, applied(transform, at_task(state, 0)).head.kernel)).max() > 1e-4
 
 
 def test_put_is_one_to_one():
@@ -207,5 +211,5 @@ def test_bad_calls():
         at_task(state, 0)
     with pytest.raises(ValueError, match="'tail' chooses none of"):
         hypernetwork(dataclasses.replace(CONFIG, where="tail")).init(jax.random.key(0), classifier())
-    assert isinstance(state.params, HypernetworkParams)
-    assert isinstance(state.carried, HypernetworkState)
+    assert isinstance(state.method_params, HypernetworkParams)
+    assert isinstance(state.method_state, HypernetworkState)

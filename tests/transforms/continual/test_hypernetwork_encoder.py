@@ -11,7 +11,7 @@ import jaxemb
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.data.packing import pad
 from jaxemb.objectives import classification
-from jaxemb.train import begin_task, express, init_state, make_train_step
+from jaxemb.train import apply_transform, begin_task, init_state, make_train_step
 from jaxemb.transforms import HyperIntervalConfig, HypernetworkConfig, Task, hyper_interval, hypernetwork
 from jaxemb.transforms.adapters.adapted import Adapted
 from jaxemb.transforms.continual.hyper_interval import make_interval_logits
@@ -61,7 +61,7 @@ def test_it_makes_the_adapters_and_the_head_of_minilm(minilm_classifier, kind):
     assert bool(state.finite)
     if kind != "interval":  # whose bound grows with gamma in these steps
         assert losses[2] < losses[0]
-    first, second = (express(transform, at_task(state, number)) for number in (0, 1))
+    first, second = (apply_transform(transform, at_task(state, number)) for number in (0, 1))
     chex.assert_trees_all_equal(first.model.encoder, model.model.encoder)
     for one, other in ((first, second), (first, model)):
         changed = jax.tree.map(

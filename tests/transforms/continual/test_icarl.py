@@ -74,9 +74,9 @@ def test_two_tasks():
     for c in (0, 1):
         own = np.flatnonzero(first["label"] == c)
         chosen[c] = first["input"][own[herding(state.model.features(first["input"][own]), 5)]]
-    np.testing.assert_array_equal(state.carried.records["input"], np.concatenate([chosen[0], chosen[1]]))
-    assert state.carried.owner.tolist() == [0] * 5 + [1] * 5
-    teacher, records = state.model, state.carried.records
+    np.testing.assert_array_equal(state.method_state.records["input"], np.concatenate([chosen[0], chosen[1]]))
+    assert state.method_state.owner.tolist() == [0] * 5 + [1] * 5
+    teacher, records = state.model, state.method_state.records
 
     state = begin_task(transform, OBJECTIVE, state, task_1)
     batch = task_1.batches()[0]
@@ -88,9 +88,11 @@ def test_two_tasks():
     state, _ = step(state, batch)
 
     state = end_task(transform, OBJECTIVE, state, task_1)
-    assert state.carried.owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, -1, -1]
-    np.testing.assert_array_equal(state.carried.records["input"][:4], np.concatenate([chosen[0][:2], chosen[1][:2]]))
-    assert set(map(bytes, np.array(state.carried.records["input"][4:8]))) <= set(map(bytes, second["input"]))
+    assert state.method_state.owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, -1, -1]
+    np.testing.assert_array_equal(
+        state.method_state.records["input"][:4], np.concatenate([chosen[0][:2], chosen[1][:2]])
+    )
+    assert set(map(bytes, np.array(state.method_state.records["input"][4:8]))) <= set(map(bytes, second["input"]))
     means, features = find_state(state, NMCState), np.array(state.model.features(chosen[1][:2]))
     expected = (features / np.linalg.norm(features, axis=1, keepdims=True)).sum(axis=0)
     np.testing.assert_allclose(means.sums[1], expected, rtol=1e-5)

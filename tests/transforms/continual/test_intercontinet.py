@@ -13,7 +13,7 @@ from jaxemb.classifiers.linear import Classifier
 from jaxemb.encoders import Mlp
 from jaxemb.interval import bound
 from jaxemb.objectives import classification
-from jaxemb.train import begin_task, end_task, express, init_state, make_train_step
+from jaxemb.train import apply_transform, begin_task, end_task, init_state, make_train_step
 from jaxemb.transforms import Task
 from jaxemb.transforms.continual.intercontinet import InterContiNetConfig, InterContiNetParams, intercontinet
 
@@ -52,19 +52,19 @@ def runs():
     return transform, tasks
 
 
-expressed = jax.jit(express, static_argnums=0)
+applied = jax.jit(apply_transform, static_argnums=0)
 call = jax.jit(lambda model, inputs: model(inputs))
 
 
 def ends(state):
     """The intervals that a task leaves."""
-    radius = state.carried.radius
+    radius = state.method_state.radius
     return jax.tree.map(np.subtract, state.model, radius), jax.tree.map(np.add, state.model, radius)
 
 
 def test_its_first_model_is_the_given_one(runs):
     transform, tasks = runs
-    chex.assert_trees_all_close(expressed(transform, tasks[0][0][0]), classifier())
+    chex.assert_trees_all_close(applied(transform, tasks[0][0][0]), classifier())
 
 
 def test_shifts_are_trained_and_then_scales(runs):
@@ -72,7 +72,7 @@ def test_shifts_are_trained_and_then_scales(runs):
         for i in range(STEPS):
             moved = [
                 max(np.abs(np.subtract(a, b)).max() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
-                for pair in zip(states[i].params, states[i + 1].params, strict=True)
+                for pair in zip(states[i].method_params, states[i + 1].method_params, strict=True)
             ]
             assert [m > 0 for m in moved] == ([True, False] if i < STEPS - CONFIG.contraction_steps else [False, True])
             chex.assert_trees_all_equal(states[i].model, states[i + 1].model)
@@ -84,10 +84,12 @@ def test_losses_are_of_the_middle_and_then_of_the_worst_case(runs):
     sigmoid = lambda c: 1 / (1 + np.exp(-c))
     for i in (1, 6):
         state, sent = states[i], batch(10 + i)
-        middle = expressed(transform, state)
-        held = jax.device_get(state.carried.radius)
-        share = jax.tree.map(lambda s, r: np.tanh(s / np.maximum(r, 1e-8)), jax.device_get(state.params.shift), held)
-        scale = jax.device_get(state.params.scale)
+        middle = applied(transform, state)
+        held = jax.device_get(state.method_state.radius)
+        share = jax.tree.map(
+            lambda s, r: np.tanh(s / np.maximum(r, 1e-8)), jax.device_get(state.method_params.shift), held
+        )
+        scale = jax.device_get(state.method_params.scale)
         radius = jax.tree.map(lambda a, c, r: sigmoid(c) * (1 - np.abs(a)) * r, share, scale, held)
         logits = np.asarray(call(middle, sent["input"]))
         if i == 6:
@@ -107,8 +109,8 @@ def test_every_interval_lies_in_the_one_before(runs):
             assert (wide_low <= low + 1e-6).all()
             assert (high <= wide_high + 1e-6).all()
             assert (low <= high).all()
-        chex.assert_trees_all_close(expressed(transform, states[-1]), expressed(transform, states[-2]), rtol=1e-5)
-        assert not np.any(states[-1].params.shift.head.kernel)
+        chex.assert_trees_all_close(applied(transform, states[-1]), applied(transform, states[-2]), rtol=1e-5)
+        assert not np.any(states[-1].method_params.shift.head.kernel)
         outer = inner
 
 
@@ -117,13 +119,13 @@ def test_it_stops_shrinking_once_the_worst_case_is_good_enough():
     state = init_state(jax.random.key(1), classifier(), optimizer, transform)
     step = jit_once(make_train_step(classification(), optimizer, transform))
     state = begin_task(transform, classification(), state, Task(0, steps=5))
-    scales = [state.params.scale.head.kernel]
+    scales = [state.method_params.scale.head.kernel]
     for i in range(5):
         state, _ = step(state, batch(i))
-        scales.append(state.params.scale.head.kernel)
+        scales.append(state.method_params.scale.head.kernel)
     moved = [bool(np.any(np.not_equal(a, b))) for a, b in zip(scales[1:], scales[:-1], strict=True)]
     assert moved == [False, True, False, False, False]  # the first step of the second phase knows no accuracy yet
-    assert np.isfinite(state.carried.plain).all()
+    assert np.isfinite(state.method_state.plain).all()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,6 @@ def test_bad_configurations(change, message):
 def test_a_task_must_be_longer_than_its_second_phase():
     transform = intercontinet(CONFIG)
     state = init_state(jax.random.key(0), classifier(), optax.sgd(0.1), transform)
-    assert isinstance(state.params, InterContiNetParams)
+    assert isinstance(state.method_params, InterContiNetParams)
     with pytest.raises(ValueError, match="more than contraction_steps = 4 steps; got 4"):
         begin_task(transform, classification(), state, Task(0, steps=4))

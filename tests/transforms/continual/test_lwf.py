@@ -65,10 +65,10 @@ def test_only_old_classes_count_together_or_head_by_head():
 
 def test_the_heads_are_those_of_the_tasks():
     states = learn(lwf(classes=C))
-    np.testing.assert_array_equal([s.carried.heads[0] for s in states], [[True, True, False, False], [True] * 4])
+    np.testing.assert_array_equal([s.method_state.heads[0] for s in states], [[True, True, False, False], [True] * 4])
     apart = learn(lwf(classes=C, heads=2))
-    np.testing.assert_array_equal(apart[1].carried.heads, [[True, True, False, False], [False, False, True, True]])
-    assert_bitwise_equal(states[1].carried.teacher, states[1].model)
+    np.testing.assert_array_equal(apart[1].method_state.heads, [[True, True, False, False], [False, False, True, True]])
+    assert_bitwise_equal(states[1].method_state.teacher, states[1].model)
 
 
 def test_features():

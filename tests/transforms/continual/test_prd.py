@@ -42,8 +42,10 @@ def in_second_task(transform, objective):
     optimizer = optax.sgd(0.1, momentum=0.9)
     state = init_state(jax.random.key(0), MODEL, optimizer, transform)
     groups = jnp.array([0, 0, 1, 1, -1, -1], jnp.int32)
-    carried = PrdState(TEACHER, state.params.vectors + OTHER, groups, jnp.ones((), jnp.int32))
-    return dataclasses.replace(state, carried=carried), jit_once(make_train_step(objective, optimizer, transform))
+    method_state = PrdState(TEACHER, state.method_params.vectors + OTHER, groups, jnp.ones((), jnp.int32))
+    return dataclasses.replace(state, method_state=method_state), jit_once(
+        make_train_step(objective, optimizer, transform)
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_which_term_trains_what(objective, pull, distill, expected):
     state, step = in_second_task(prd(C, D, pull=pull, distill=distill, learning_rate=1.0), objective)
     after, _ = step(state, batch(7, 1))
     moved = lambda new, old: any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(np.not_equal(a, b))), new, old)))
-    vectors = np.any(np.not_equal(after.params.vectors, state.params.vectors), axis=1)
+    vectors = np.any(np.not_equal(after.method_params.vectors, state.method_params.vectors), axis=1)
     changed = {
         "encoder": moved(after.model.encoder, state.model.encoder),
         "head": moved(after.model.head, state.model.head),
@@ -81,7 +83,7 @@ def test_the_loss_is_the_sum_of_its_parts(options):
         kept = relation_distillation(new, vectors, old, old_vectors, np.array([0, 0, -1, -1, -1, -1]), **options)
         return losses, prototype_pull(new, vectors, outputs["label"]), kept
 
-    losses, pulled, kept = parts(state.params.vectors, state.carried.prototypes)
+    losses, pulled, kept = parts(state.method_params.vectors, state.method_state.prototypes)
     assert kept.mean() > 1e-3
     expected = losses.mean() + 3 * pulled.mean() + 5 * kept.mean()
     np.testing.assert_allclose(step(state, one)[1]["loss"], expected, rtol=1e-5)
@@ -105,13 +107,15 @@ def run(transform, objective, tasks):
 def test_over_tasks_teacher_and_prototypes_are_those_of_the_end_of_the_task_before():
     transform = chain(ema(), prd(C, D, learning_rate=lambda step: 0.1 / (1 + step)))
     ended, state = run(transform, SUPCON, 3)
-    carried, prototypes = find_state(state.carried, PrdState), find_state(state.params, Prototypes)
-    np.testing.assert_array_equal(carried.groups, [0, 0, 1, 1, 2, 2])
+    held, prototypes = find_state(state.method_state, PrdState), find_state(state.method_params, Prototypes)
+    np.testing.assert_array_equal(held.groups, [0, 0, 1, 1, 2, 2])
     jax.tree.map(
-        np.testing.assert_array_equal, (carried.model, carried.prototypes), (ended.model, ended.params[1].vectors)
+        np.testing.assert_array_equal,
+        (held.model, held.prototypes),
+        (ended.model, ended.method_params[1].vectors),
     )
     assert np.all(
-        np.any(np.not_equal(prototypes.vectors, carried.prototypes), axis=1)
+        np.any(np.not_equal(prototypes.vectors, held.prototypes), axis=1)
     )  # those of earlier tasks evolve too
     inputs = batch(0, 0)["input"]
     logits = jax.jit(prototype_prediction(transform))(state, inputs, 0)

@@ -121,7 +121,7 @@ def test_er_adds_the_loss_of_what_it_keeps_once_there_is_something():
     states, losses = run(experience_replay(B, B, data[0], weight=0.5, columns=columns), data)
     assert losses[0] == pytest.approx(float(ask(MODEL, data[0])[0].mean()), rel=1e-6)
     # The reservoir holds the first batch, and the whole of it is replayed.
-    assert states[1].carried.records["classes"].tolist() == [[True, True, False]] * B
+    assert states[1].method_state.records["classes"].tolist() == [[True, True, False]] * B
     now, old = (ask(states[1].model, one)[0].mean() for one in (data[1], data[0]))
     assert losses[1] == pytest.approx(float(now + 0.5 * old), rel=1e-5)
 
@@ -130,7 +130,7 @@ def test_der_holds_outputs_to_those_of_insertion():
     data = [batch(0), batch(1)]
     states, losses = run(der_plus_plus(B, B, data[0], C, alpha=0.3, beta=0.7), data)
     said = ask(states[0].model, data[0])[1]["logits"]
-    np.testing.assert_allclose(states[1].carried.records["remembered output"], said, rtol=1e-6)
+    np.testing.assert_allclose(states[1].method_state.records["remembered output"], said, rtol=1e-6)
     (now, _), (old, outputs) = (ask(states[1].model, one) for one in (data[1], data[0]))
     expected = now.mean() + 0.3 * np.square(np.array(outputs["logits"] - said)).mean() + 0.7 * old.mean()
     assert losses[1] == pytest.approx(float(expected), rel=1e-5)
@@ -139,7 +139,7 @@ def test_der_holds_outputs_to_those_of_insertion():
 def test_what_der_remembers_is_never_refreshed():
     data = [batch(0), batch(1), batch(2)]
     states, _ = run(der(B, 2, data[0], 4, output="features"), data)
-    memory = states[-1].carried
+    memory = states[-1].method_state
     for row, said in zip(memory.records["input"], memory.records["remembered output"], strict=True):
         step = next(i for i, one in enumerate(data) if (one["input"] == np.array(row)).all(axis=1).any())
         np.testing.assert_allclose(said, states[step].model.features(row[None])[0], rtol=1e-5, atol=1e-6)
@@ -149,8 +149,8 @@ def test_er_ace_lets_old_classes_alone():
     data = [batch(0, (0, 0, 1, 1)), batch(1, (2, 2, 2, 1)), batch(2, (2, 2, 2, 2))]
     every = [one | {"classes": np.ones(C, bool)} for one in data]
     states, losses = run(er_ace(3 * B, 8, every[0], C), every)
-    assert isinstance(states[1].carried, AceState)
-    assert states[1].carried.seen.tolist() == [True, True, False]
+    assert isinstance(states[1].method_state, AceState)
+    assert states[1].method_state.seen.tolist() == [True, True, False]
     x = np.array(ask(states[2].model, every[2])[1]["logits"])
     assert x.shape == (B, C)
     current = 0.0  # class 2 alone competes in the last batch: the others were seen before and are not in it
@@ -191,7 +191,7 @@ def test_a_gem_in_training():
     expected = jax.tree.map(np.subtract, MODEL, slope(MODEL, old))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), first.model, expected)
     state = end_task(transform, OBJECTIVE, begin_task(transform, OBJECTIVE, first, Task(0)), Task(0, lambda: [old]))
-    np.testing.assert_array_equal(state.carried.records["input"], old["input"])
+    np.testing.assert_array_equal(state.method_state.records["input"], old["input"])
 
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     g, r = (flat(slope(state.model, one)) for one in (new, old))
