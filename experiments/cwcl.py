@@ -27,7 +27,7 @@ from jaxemb.losses import cwcl, soft_targets, symmetric_info_nce
 from jaxemb.objectives import Objective, in_chunks
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.train import Run, adamw
-from jaxemb.transforms import WithTemperature, trained_temperature
+from jaxemb.transforms import trained_temperature
 
 Loss = Callable[..., jax.Array]  # (locked [N, D], learned [N, D], temperature=...) -> [N]
 
@@ -67,11 +67,11 @@ PRESETS = {
 def objective(loss: Loss, *, chunk: int | None = None) -> Objective:
     """`loss` of the frozen vectors "english" and what the learned tower makes of "german", some rows at a time."""
 
-    def losses(model: WithTemperature, batch: dict[str, Any], key: jax.Array | None):
+    def losses(model: Any, batch: dict[str, Any], key: jax.Array | None):
         encode = lambda model, texts, key: model(texts, key=key)
         encode = encode if chunk is None else in_chunks(encode, chunk)
-        learned = encode(model.model, batch["german"], key)
-        return loss(batch["english"], learned, temperature=model.temperature), {}
+        learned = encode(model, batch["german"], key)
+        return loss(batch["english"], learned, temperature=batch["temperature"]), {}
 
     return losses
 
@@ -121,7 +121,6 @@ def run(
         objective=objective(cwcl, chunk=chunk),
         optimizer=adamw(learning_rate, steps),
         transform=trained_temperature(),
-        evaluated_model=lambda state: state.model,
         steps=steps,
         seed=seed,
         options={"model": model, "batch_size": batch_size, "learning_rate": learning_rate, "limit": limit},

@@ -56,7 +56,7 @@ from jaxemb.pretraining import (
 )
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.sentence_embedder import SentenceEmbedder
-from jaxemb.train import adamw, begin_task, init_state, make_train_step
+from jaxemb.train import adamw, begin_task, init_state, make_train_step, trainable
 from jaxemb.transforms import Task, Transform, frozen, progressive_separate_training
 
 _WORDS = 45  # of a piece of a book, in pre-training
@@ -289,7 +289,7 @@ def defsent_plus(
     source, columns = definitions.source(), ("definition", "entry")
     for stage in range(stages):
         state = begin_task(transform, objective, state, Task(stage, steps=steps))
-        state = dataclasses.replace(state, opt_state=optimizer.init(state.trained))
+        state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
         first = None
         for batch in drawn(source, start.embedder.tokenizer, columns, preset, steps, stages * seed + stage):
             state, metrics = step(state, batch)

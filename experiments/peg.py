@@ -28,7 +28,7 @@ from jaxemb.objectives import on_columns
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import hard_negatives
 from jaxemb.train import Run, adamw
-from jaxemb.transforms import WithAlpha, progressive_learning
+from jaxemb.transforms import progressive_learning
 
 _TEMPERATURE = 0.05  # of the experiment
 _SAME = 0.9  # documents of a larger cosine are no negatives of each other
@@ -158,16 +158,16 @@ def run(
     """
     german, english = (common.multi30k(language, limit) for language in ("de", "en"))
 
-    def objective(model: WithAlpha, batch: dict[str, Any], key: jax.Array | None):
+    def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
         mask = masks.duplicates(batch["query_number"], batch["document_number"], batch["negative_number"])
 
         def loss(queries: jax.Array, documents: jax.Array, negatives: jax.Array) -> jax.Array:
             return progressive_info_nce(
-                queries, documents, negatives, alpha=model.alpha, temperature=temperature, mask=mask
+                queries, documents, negatives, alpha=batch["alpha"], temperature=temperature, mask=mask
             ).losses
 
         on_texts = on_columns(loss, "query", "document", negatives="negative", chunk=chunk)
-        return on_texts(model.model, batch, key)
+        return on_texts(model, batch, key)
 
     def data(embedder):
         found = mined(common.vectors(english), hard, seed)
@@ -199,7 +199,6 @@ def run(
         objective=objective,
         optimizer=adamw(learning_rate, steps),
         transform=progressive_learning(optax.linear_schedule(*alpha, steps)),
-        evaluated_model=lambda state: state.model,
         steps=steps,
         seed=seed,
         options={"model": model, "batch_size": batch_size, "hard": hard, "alpha": list(alpha), "limit": limit},
@@ -233,13 +232,13 @@ def train(sentences: translations.Sentences, hard: np.ndarray, arm: Arm, preset:
     if arm.noisy:
         sentences = mismatched(sentences, preset.noise, rng)
 
-    def objective(model: WithAlpha, batch: dict[str, Any], key: jax.Array | None):
+    def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
         documents, negatives = batch["english"], batch["negatives"]
         weighted = progressive_info_nce(
             model(batch["german"]),
             documents,
             negatives,
-            alpha=model.alpha,
+            alpha=batch["alpha"],
             temperature=_TEMPERATURE,
             # What a guide finds closer than 1 - margin, when its queries are the documents themselves.
             mask=masks.guided(documents, documents, negatives, margin=1 - _SAME),

@@ -32,6 +32,7 @@ from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import apply_transform
 from jaxemb.transforms import (
     Transform,
+    augmentation,
     chain,
     ewc,
     experience_replay,
@@ -199,7 +200,7 @@ def run(name: str, stream: Stream, recipe: Recipe, seed: int) -> dict[str, Any]:
     steps = max(1, len(tasks[0].train["label"]) // recipe.batch_size)
     rate = recipe.learning_rate
     schedule = _schedule(rate, recipe, steps)
-    compete, columns, augmented_outside = "task", {"input": "input"}, True
+    compete, columns = "task", {"input": "input"}
     objective: Objective
     if name in _RELATIONS:
         head = Mlp.init(key_head, stream.head, final_activation=False)
@@ -219,9 +220,9 @@ def run(name: str, stream: Stream, recipe: Recipe, seed: int) -> dict[str, Any]:
         elif name == ER:
             example = {k: tasks[0].train[k][: recipe.batch_size] for k in ("input", "label")}
             method = experience_replay(recipe.replay * classes, recipe.batch_size, example)
-            # Its memory keeps images as they come, so they are changed when they are used.
-            objective, compete, augmented_outside = _augmented(objective, stream), "seen", False
-    transform: Transform = chain(method, *([running_statistics()] if stream.statistics else []))
+            compete = "seen"
+    augmented = augmentation(images.augmented(*stream.augmentations, columns=columns))
+    transform: Transform = chain(augmented, method, *([running_statistics()] if stream.statistics else []))
 
     predict = prototype_prediction(transform) if name in _RELATIONS else None
     evaluate = {s: accuracy(predict, scenario, transform=transform) for s, scenario in _SCENARIOS.items()}
@@ -236,7 +237,6 @@ def run(name: str, stream: Stream, recipe: Recipe, seed: int) -> dict[str, Any]:
         epochs=[recipe.epochs + recipe.extra * (i == 0) for i in range(len(tasks))],
         batch_size=recipe.batch_size,
         evaluate=evaluate,
-        augment=images.augmented(*stream.augmentations, columns=columns) if augmented_outside else None,
         compete=compete,
         seed=seed,
         future=False,
@@ -270,15 +270,6 @@ def _schedule(rate: float, recipe: Recipe, steps: int) -> optax.Schedule:
     drops = {steps * epoch: 0.1 for epoch in recipe.drops}
     back = {steps * (recipe.epochs + recipe.extra): 10.0 ** len(drops)} if drops else {}
     return optax.piecewise_constant_schedule(rate, drops | back)
-
-
-def _augmented(objective: Objective, stream: Stream) -> Objective:
-    augment = images.augmented(*stream.augmentations)
-
-    def changed(model, batch, key):
-        return objective(model, batch if key is None else augment(jax.random.fold_in(key, 1), batch), key)
-
-    return changed
 
 
 def _nearest(transform: Transform):

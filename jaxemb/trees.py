@@ -52,3 +52,22 @@ def replaced(tree: PyTree, where: Where, replace: Callable[[str, jax.Array], jax
     """`tree` with `replace(path, leaf)` for the leaves that `where` chooses."""
     picks = selects(where)
     return map_with_path(lambda name, leaf: replace(name, leaf) if picks(name) else leaf, tree)
+
+
+def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """The tree in two: with None in place of the leaves for which `mask` is False, and of those for which it is True.
+
+    A None is no leaf: `jax.tree.map`, gradients and optimisers pass over it. `combine` is the inverse.
+
+    Args:
+      tree: any.
+      mask: bools, a tree of the same structure.
+    """
+    kept = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask)
+    return kept, jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, mask)
+
+
+def combine(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree`, where it has None the leaf of `other`, which has None or the leaf there too."""
+    is_none = lambda node: node is None
+    return jax.tree.map(lambda leaf, rest: rest if leaf is None else leaf, tree, other, is_leaf=is_none)

@@ -14,7 +14,7 @@ import optax
 
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.objectives import Objective
-from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step
+from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step, trainable
 from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
 from jaxemb.trees import PyTree
@@ -22,8 +22,6 @@ from jaxemb.trees import PyTree
 Compete = Literal["task", "seen", "all"]
 Evaluate = Callable[[TrainState, Experience, int, np.ndarray | None], float]
 """A score of a train state on the test data of an experience; see `run_stream`."""
-
-_AUGMENT = 0xA06  # keeps the key of augmentation apart from that of the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,6 @@ def run_stream(
     steps: int | None = None,
     batch_size: int,
     evaluate: Mapping[str, Evaluate],
-    augment: Callable[[jax.Array, PyTree], PyTree] | None = None,
     compete: Compete = "seen",
     seed: int = 0,
     reset_optimizer: bool = False,
@@ -92,7 +89,6 @@ def run_stream(
         experience to score; `seen` are the classes so far, bool `[C]` (all of them at initialisation; None where tasks
         have no classes). One that has a method `remember(state, experiences, number)` is told the state before the
         first task (number -1) and straight after each task (its number), before it scores.
-      augment: `(key, batch) -> batch`, traced; is not applied in `Task.batches`.
       compete: which classes a batch's "classes" are: the task's, all seen so far with the task's, or all.
       seed: of the transform, of the order of records, and of the keys of the steps; the model comes initialised.
       reset_optimizer: begin every task with a new optimiser state.
@@ -115,9 +111,9 @@ def run_stream(
     passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
     totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
     chunk = min(chunk, max(totals))
-    advance = _Advance(make_train_step(objective, optimizer, transform), augment, chunk)
+    advance = _Advance(make_train_step(objective, optimizer, transform), chunk)
     # Its own function, so that a new optimiser state does not share its buffers with the trained one.
-    fresh = jax.jit(lambda trained: jax.tree.map(jnp.copy, optimizer.init(trained)))
+    fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
 
     done = _Progress.new(len(experiences), evaluate)
@@ -155,7 +151,7 @@ def run_stream(
         if boundaries:
             state = begin_task(transform, objective, state, task)
         if reset_optimizer and number > 0:
-            state = dataclasses.replace(state, opt_state=fresh(state.trained))
+            state = dataclasses.replace(state, opt_state=fresh(state))
 
         batches, losses, before = _forever(order), [], int(state.step)
         for start in range(0, totals[number], chunk):
@@ -191,7 +187,7 @@ def run_stream(
         state=state,
         losses=tuple(np.array(values, np.float32) for values in done.losses),
         seconds=np.array(done.seconds),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.trained)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, state))),
         state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.method_state)),
     )
 
@@ -221,13 +217,9 @@ class _Advance:
     On the device in a loop, but for convolutions on a CPU, which XLA makes tens of times slower inside of one.
     """
 
-    def __init__(self, train_step: TrainStep, augment, chunk: int):
+    def __init__(self, train_step: TrainStep, chunk: int):
         def step(state: TrainState, data: Columns, rows: jax.Array, classes: jax.Array | None):
-            batch = _batch(data, rows, classes)
-            if augment is not None:
-                key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
-                batch = augment(key, batch)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, _batch(data, rows, classes))
             return state, metrics["loss"]
 
         def steps(state: TrainState, data: Columns, rows: jax.Array, n: int, classes: jax.Array | None):

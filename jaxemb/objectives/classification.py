@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.columns import Objective
 
 
-def classification(input: str = "input", label: str = "label", classes: str = "classes") -> Objective:
+def classification(
+    input: str = "input", label: str = "label", classes: str = "classes", *, chunk: int | None = None
+) -> Objective:
     """`-log softmax(logits)[label]` of a model with `features(inputs, key=key)` and a `head`, such as `Classifier`.
 
     Args:
@@ -18,19 +21,24 @@ def classification(input: str = "input", label: str = "label", classes: str = "c
       label: its column of labels, int `[N]`.
       classes: its column, if it has one, of the classes that compete, bool `[C]` or `[N, C]`: the softmax is over them
         alone, as when the task is known (its classes) or when classes arrive over time (those seen so far).
+      chunk: inputs that go through the model at a time, so that memory does not grow with the batch (see `in_chunks`);
+        None for all of them at once.
 
     Returns:
       An `Objective`. Its outputs are the encoder's "features" `[N, D]` and the "logits" `[N, C]` of all classes, and
       with batch norm in training the batch's "statistics" (see `transforms.running_statistics`).
 
     Raises:
-      ValueError: when called, if the batch lacks inputs or labels, or the shapes do not fit.
+      ValueError: for a chunk below 1; when called, if the batch lacks inputs or labels, the shapes do not fit, or there
+        are chunks and batch norm.
     """
+
+    encode = forward if chunk is None else _in_chunks(chunk)
 
     def objective(model: Any, batch: dict[str, Any], key: jax.Array | None):
         if missing := [name for name in (input, label) if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
-        features, statistics = forward(model, batch[input], key)
+        features, statistics = encode(model, batch[input], key)
         logits = model.head(features)
         labels, compete = batch[label], batch.get(classes)
         if labels.shape != logits.shape[:1]:
@@ -49,6 +57,19 @@ def forward(model: Any, inputs: Any, key: jax.Array | None) -> tuple[jax.Array, 
     if hasattr(model, "forward"):
         return model.forward(inputs, key=key)
     return model.features(inputs, key=key), ()
+
+
+def _in_chunks(chunk: int):
+    def features_of(model: Any, inputs: Any, key: jax.Array | None) -> jax.Array:
+        features, statistics = forward(model, inputs, key)
+        if statistics:
+            raise ValueError(
+                f"chunk must be None with batch norm, whose statistics are of the whole batch; got {chunk}"
+            )
+        return features
+
+    encode = in_chunks(features_of, chunk)
+    return lambda model, inputs, key: (encode(model, inputs, key), ())
 
 
 def competing(logits: jax.Array, classes: jax.Array | np.ndarray | None) -> jax.Array:

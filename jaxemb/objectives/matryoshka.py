@@ -85,6 +85,7 @@ def matryoshka(
     References:
       Kusupati et al. 2022, https://arxiv.org/abs/2205.13147, eq. 1.
     """
+    _check_objective(objective, "matryoshka")
     dims = tuple(dims)
     weights = (1.0,) * len(dims) if weights is None else tuple(weights)
     if not dims or min(dims) < 1:
@@ -162,6 +163,7 @@ def adaptive_layers(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776.
     """
+    _check_objective(objective, "adaptive_layers")
     prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if min(last_weight, prior_weight, kl_weight) < 0 or not kl_temperature > 0:
         raise ValueError(
@@ -266,6 +268,7 @@ def espresso(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776, its second version.
     """
+    _check_objective(objective, "espresso")
     prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if dim < 1 or not kl_temperature > 0:
         raise ValueError(f"dim must be >= 1 and kl_temperature > 0; got {dim=}, {kl_temperature=}")
@@ -359,6 +362,7 @@ def starbucks(
     References:
       Zhuang et al. 2024, https://arxiv.org/abs/2410.13230.
     """
+    _check_objective(objective, "starbucks")
     sizes = tuple((n, d) for n, d in sizes)
     ordered = all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(sizes))
     if not sizes or min(sizes[0]) < 1 or not ordered:
@@ -432,6 +436,14 @@ def _sample(key: jax.Array | None, name: int, count: int, per_step: int | None) 
     if key is None or per_step is None or per_step >= count:
         return None
     return jax.random.choice(jax.random.fold_in(key, name), count, (per_step,), replace=False)
+
+
+def _check_objective(objective: ColumnsObjective, name: str) -> None:
+    if not isinstance(objective, ColumnsObjective):
+        raise ValueError(
+            f"{name} changes the embeddings that a loss sees, and so takes an objective of on_columns, where they "
+            f"stand apart; got {getattr(objective, '__name__', type(objective).__name__)}"
+        )
 
 
 def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -85,13 +85,10 @@ def definition_to_word(column: str = "definition", word: str = "word") -> Object
 class EntryPredictor(Module):
     """An embedder u with the projection `v = act(u W + b)` that is compared with the embeddings of a dictionary's
     entries; called, it is the embedder, as the projection serves training only.
-
-    `entries` E, f32 `[V, D]`, is not trained. `progressive_separate_training` provides it.
     """
 
     embedder: Embedder = nnx.data()
     pooler: Dense = nnx.data()
-    entries: jax.Array | None = nnx.data(default=None)
 
     @classmethod
     def of(cls, embedder: "SentenceEmbedder") -> "EntryPredictor":
@@ -116,7 +113,9 @@ class EntryPredictor(Module):
         return self.embedder(tokens, key=key)
 
 
-def definition_to_entry(column: str = "definition", entry: str = "entry", *, chunk: int | None = None) -> Objective:
+def definition_to_entry(
+    column: str = "definition", entry: str = "entry", entries: str = "entries", *, chunk: int | None = None
+) -> Objective:
     """DefSent+: the projection v of a definition's embedding must find its entry e among the embeddings of all.
 
         loss = -log softmax(E v)_e
@@ -126,6 +125,7 @@ def definition_to_entry(column: str = "definition", entry: str = "entry", *, chu
     Args:
       column: of definitions, one per record.
       entry: of the number of the entry, int `[N]`, in 0..V-1.
+      entries: of E, f32 `[V, D]`, which `progressive_separate_training` provides.
       chunk: see `entry_cross_entropy`.
 
     Returns:
@@ -133,7 +133,7 @@ def definition_to_entry(column: str = "definition", entry: str = "entry", *, chu
 
     Raises:
       TypeError: when called with another kind of model.
-      ValueError: when called, if the batch lacks a column, or the model has no entries or they do not fit.
+      ValueError: when called, if the batch lacks a column, or the entries do not fit.
 
     References:
       Liu 2024, https://arxiv.org/abs/2405.16153.
@@ -142,11 +142,9 @@ def definition_to_entry(column: str = "definition", entry: str = "entry", *, chu
     def objective(model: EntryPredictor, batch: Batch, key: jax.Array | None):
         if not isinstance(model, EntryPredictor):
             raise TypeError(f"definition_to_entry trains an EntryPredictor; got {type(model).__name__}")
-        if model.entries is None:
-            raise ValueError("the EntryPredictor has no entries; train with progressive_separate_training")
-        _require(batch, column, entry)
+        _require(batch, column, entry, entries)
         u = model.embedder(batch[column], key=key)
-        losses = entry_cross_entropy(model.pooler(u), batch[entry], jax.lax.stop_gradient(model.entries), chunk=chunk)
+        losses = entry_cross_entropy(model.pooler(u), batch[entry], jax.lax.stop_gradient(batch[entries]), chunk=chunk)
         return losses, {column: u}
 
     return objective
@@ -260,8 +258,8 @@ def mask_pooling(mask_id: int) -> Pooling:
     return pool
 
 
-def _require(batch: dict[str, Any], column: str, target: str) -> None:
-    if missing := [name for name in (column, target) if name not in batch]:
+def _require(batch: dict[str, Any], column: str, target: str, *others: str) -> None:
+    if missing := [name for name in (column, target, *others) if name not in batch]:
         raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
     if batch[column].count != len(batch[target]):
         raise ValueError(f"column {column!r} must have one text per record; got {batch[column].count} texts")

@@ -6,7 +6,7 @@ from jaxemb.train.logging import RunLog, read_metrics
 from jaxemb.train.loop import NonFiniteError, Result, fit
 from jaxemb.train.optimizers import adamw, decayed
 from jaxemb.train.run import Run, load_run
-from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
+from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state, trainable
 from jaxemb.train.step import make_train_step
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "make_train_step",
     "read_metrics",
     "stack_batches",
+    "trainable",
 ]

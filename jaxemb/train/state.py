@@ -1,13 +1,16 @@
 """What training carries from step to step."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.transforms import Context, Task, Trained, Transform
-from jaxemb.trees import PyTree
+from jaxemb.transforms import Context, Task, Trained, Transform, trained_arrays
+from jaxemb.trees import PyTree, combine, partition
+
+_METHOD = 0x6D657468  # keeps the keys of methods apart from those that the objective makes of the same key
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +23,7 @@ class TrainState:
       model: the model as it is stored, before the transform's `model` hook.
       method_params: the transform's own trainable parameters.
       method_state: the transform's state.
-      opt_state: the optimiser's state, of `Trained(model, params)`.
+      opt_state: the optimiser's state, of `trainable(transform, state)`.
       key: the run's key; the key of a step is `fold_in(key, step)`.
       finite: False once a loss or gradient was not finite. From then on steps change nothing.
     """
@@ -33,16 +36,14 @@ class TrainState:
     key: jax.Array
     finite: jax.Array
 
-    @property
-    def trained(self) -> Trained:
-        """What the optimiser trains."""
-        return Trained(self.model, self.method_params)
-
 
 def init_state(
     key: jax.Array, model: PyTree, optimizer: optax.GradientTransformation, transform: Transform
 ) -> TrainState:
-    """The state before the first step. Its arrays are copies, so that a step may be given them to overwrite."""
+    """The state before the first step. Its arrays are copies, so that a step may be given them to overwrite.
+
+    The optimiser's state is of what the transform trains alone: frozen weights have no moments.
+    """
 
     @jax.jit
     def make(key, model):
@@ -53,17 +54,24 @@ def init_state(
             model=model,
             method_params=params,
             method_state=method_state,
-            opt_state=optimizer.init(Trained(model, params)),
+            opt_state=(),
             key=key_run,
             finite=jnp.ones((), bool),
         )
+        state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
         return _settled(state)
 
     return make(key, model)
 
 
+def trainable(transform: Transform, state: TrainState) -> Trained:
+    """What the optimiser trains: the parameters of the method, and the model with None in place of frozen arrays."""
+    model, _ = partition(state.model, trained_arrays(transform, state.model))
+    return Trained(model, state.method_params)
+
+
 def apply_transform(transform: Transform, state: TrainState) -> PyTree:
-    """The model that the forward pass uses: the one to evaluate and to save."""
+    """The model that the forward pass uses, with all that the method makes of it: the one to evaluate and to save."""
     return transform.model(state.model, state.method_params, state.method_state)
 
 
@@ -77,14 +85,34 @@ def end_task(transform: Transform, objective, state: TrainState, task: Task) -> 
     return _task_hook(transform.end_task, transform, objective, state, task)
 
 
+def contexts(transform: Transform, objective, state: TrainState, frozen: PyTree) -> Callable[..., Context]:
+    """`(trained, key, **others) -> Context` of this state, for hooks.
+
+    Args:
+      transform, objective, state: see `make_train_step`.
+      frozen: the arrays of the model that `trained.model` has None for.
+    """
+    stored = lambda trained: combine(trained.model, frozen)
+
+    def apply(trained: Trained) -> PyTree:
+        return transform.model(stored(trained), trained.params, state.method_state)
+
+    def prepare(batch: PyTree, trained: Trained, key: jax.Array | None) -> PyTree:
+        return transform.batch(batch, context(trained, key), trained.params, state.method_state)
+
+    def context(trained: Trained, key: jax.Array | None, **others) -> Context:
+        own = None if key is None else jax.random.fold_in(key, _METHOD)
+        same = {"prepare": prepare, "objective_key": key, "stored": stored(trained)}
+        return Context(state.step, own, objective, apply, trained, **same, **others)
+
+    return context
+
+
 def _task_hook(hook, transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
-    context = Context(
-        step=state.step,
-        key=jax.random.fold_in(state.key, state.step),
-        objective=objective,
-        apply=lambda trained: transform.model(trained.model, trained.params, state.method_state),
-        trained=state.trained,
-    )
+    whole = Trained(state.model, state.method_params)
+    context = contexts(transform, objective, state, state.model)(whole, jax.random.fold_in(state.key, state.step))
+    if (batches := task.batches) is not None:
+        task = task._replace(batches=lambda: (context.prepare(batch, whole, None) for batch in batches()))
     trained, method_state = hook(task, context, state.method_params, state.method_state)
     state = dataclasses.replace(state, model=trained.model, method_params=trained.params, method_state=method_state)
     return _settled(state)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxemb.objectives import Objective
-from jaxemb.train.state import TrainState
-from jaxemb.transforms import Context, Trained, Transform, identity
-from jaxemb.trees import PyTree
+from jaxemb.train.state import TrainState, contexts
+from jaxemb.transforms import Trained, Transform, identity, trained_arrays
+from jaxemb.trees import PyTree, partition
 
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -24,7 +24,8 @@ def make_train_step(
 ) -> TrainStep:
     """The pure train step; compile it with `jax.jit(step, donate_argnums=0)`.
 
-    It minimises `mean_n objective(transform.model(model), batch, key)_n + transform.loss(...)`.
+    It minimises `mean(loss(objective(model, batch, key))) + auxiliary_loss`, all but the objective being hooks of the
+    transform, with respect to what that trains; of all else no gradient is computed.
 
     With `accumulate` = A > 1 every array of the batch has a leading axis A of micro-batches, which are run one after
     another: the gradient is the mean of theirs, so a loss that treats records one by one trains as on the batch of
@@ -35,7 +36,7 @@ def make_train_step(
 
     Args:
       objective: `(model, batch, key) -> (losses [N], outputs)`.
-      optimizer: of `Trained(model, params)`; clipping and schedules are part of it.
+      optimizer: of `trainable(transform, state)`; clipping and schedules are part of it.
       transform: the training method; None is `identity()`.
       accumulate: number of micro-batches per step.
 
@@ -52,44 +53,47 @@ def make_train_step(
         raise ValueError(f"accumulate must be at least 1; got {accumulate}")
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        apply = lambda trained: transform.model(trained.model, trained.params, state.method_state)
+        mask = trained_arrays(transform, state.model)
+        model, frozen = partition(state.model, mask)
+        now, old = Trained(model, state.method_params), state.method_state
+        context_of = contexts(transform, objective, state, frozen)
         key = jax.random.fold_in(state.key, state.step)
-        context = Context(state.step, key, objective, apply, state.trained, batch)
 
-        def total_loss(trained: Trained, batch: PyTree, key: jax.Array):
-            model = apply(trained)
-            losses, outputs = objective(model, batch, key)
+        def total_loss(trained: Trained, raw_batch: PyTree, key: jax.Array):
+            context = context_of(trained, key, raw_batch=raw_batch)
+            batch = context.prepare(raw_batch, trained, key)
+            context = context._replace(batch=batch, model=context.apply(trained))
+            losses, outputs = objective(context.model, batch, key)
             chex.assert_rank(losses, 1)
-            seen = context._replace(trained=trained, batch=batch, key=key, model=model, outputs=outputs)
-            return jnp.mean(losses) + transform.loss(seen, trained.params, state.method_state), outputs
+            context = context._replace(outputs=outputs)
+            losses = transform.loss(losses, context, trained.params, old)
+            chex.assert_rank(losses, 1)
+            return jnp.mean(losses) + transform.auxiliary_loss(context, trained.params, old), (outputs, batch)
 
         value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
         if accumulate == 1:
-            (loss, outputs), grads = value_and_grad(state.trained, batch, key)
+            (loss, (outputs, prepared)), grads = value_and_grad(now, batch, key)
         else:
-            loss, outputs, grads = _accumulated(value_and_grad, state.trained, batch, key, accumulate)
+            loss, (outputs, prepared), grads = _accumulated(value_and_grad, now, batch, key, accumulate)
 
-        context = context._replace(outputs=outputs)
-        hooked = transform.gradients(grads, context, state.method_params, state.method_state)
+        context = context_of(now, key, raw_batch=batch, batch=prepared, outputs=outputs, stacked=accumulate > 1)
+        hooked = transform.gradients(grads, context, now.params, old)
         grad_norm = optax.tree.norm(hooked)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optimizer.update(hooked, state.opt_state, state.trained)
+        updates, opt_state = optimizer.update(hooked, state.opt_state, now)
         context = context._replace(gradients=grads)
-        updates = transform.updates(updates, context, state.method_params, state.method_state)
+        updates = transform.updates(updates, context, now.params, old)
         # What a step changes everywhere is selected, array by array. A transform's state may be a large buffer of which
         # a step writes a few rows: a branch writes them in place, while a selection would read and write all of it.
-        kept = lambda new, old: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-        trained = kept(optax.apply_updates(state.trained, updates), state.trained)
-        context = context._replace(trained=trained, updates=updates)
-        method_state = jax.lax.cond(
-            finite,
-            lambda: transform.after_step(context, trained.params, state.method_state),
-            lambda: state.method_state,
-        )
+        kept = lambda new, before: jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, before)
+        whole = _moved(Trained(context.stored, now.params), updates, finite)
+        trained = whole._replace(model=partition(whole.model, mask)[0])
+        context = context._replace(trained=trained, stored=whole.model, updates=updates)
+        method_state = jax.lax.cond(finite, lambda: transform.after_step(context, trained.params, old), lambda: old)
         next_state = TrainState(
             step=state.step + finite,
-            model=trained.model,
+            model=whole.model,
             method_params=trained.params,
             method_state=method_state,
             opt_state=kept(opt_state, state.opt_state),
@@ -102,6 +106,12 @@ def make_train_step(
         return next_state, metrics
 
     return step
+
+
+def _moved(trained: Trained, updates: Trained, finite: jax.Array) -> Trained:
+    """The sum, if it is finite; an array without an update stays as it is."""
+    move = lambda x, u: x if u is None else jnp.where(finite, (x + u).astype(x.dtype), x)
+    return jax.tree.map(move, trained, updates, is_leaf=lambda x: x is None)
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array | None:

@@ -3,8 +3,19 @@
 from jaxemb.transforms.adapters.adapted import Adapted
 from jaxemb.transforms.adapters.lora import Adapter, lora, merge_lora
 from jaxemb.transforms.adapters.prompts import PromptedTransformer, prompts
+from jaxemb.transforms.augmentation import augmentation
 from jaxemb.transforms.averaging.ema import EmaState, ema, ema_model
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, chain, find_state, identity
+from jaxemb.transforms.base import (
+    Context,
+    Task,
+    Trained,
+    Transform,
+    Variables,
+    chain,
+    find_state,
+    identity,
+    trained_arrays,
+)
 from jaxemb.transforms.continual.agem import agem
 from jaxemb.transforms.continual.ewc import ewc
 from jaxemb.transforms.continual.gpm import GpmState, gpm
@@ -34,10 +45,10 @@ from jaxemb.transforms.continual.replay import AceState, Reservoir, der, der_plu
 from jaxemb.transforms.continual.si import SynapticState, si
 from jaxemb.transforms.frozen import frozen
 from jaxemb.transforms.memory import Memory, cross_batch_memory
-from jaxemb.transforms.progressive import WithAlpha, progressive_learning
+from jaxemb.transforms.progressive import progressive_learning
 from jaxemb.transforms.progressive_separate import EntryState, progressive_separate_training
 from jaxemb.transforms.running_statistics import running_statistics
-from jaxemb.transforms.temperature import WithTemperature, trained_temperature
+from jaxemb.transforms.temperature import trained_temperature
 
 __all__ = [
     "AceState",
@@ -71,10 +82,9 @@ __all__ = [
     "Trained",
     "Transform",
     "Variables",
-    "WithAlpha",
-    "WithTemperature",
     "agem",
     "at_task",
+    "augmentation",
     "chain",
     "cross_batch_memory",
     "der",
@@ -109,5 +119,6 @@ __all__ = [
     "running_statistics",
     "si",
     "task_predictor",
+    "trained_arrays",
     "trained_temperature",
 ]

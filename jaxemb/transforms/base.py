@@ -5,19 +5,23 @@ What optax is to optimisers, this is to training methods. A method has *params*,
 fixed order and knows no method by name:
 
     init(key, model)                            once, before training
+    trains(model)                               which arrays of the model are trained; static
     begin_task(task, context, params, state)    at the start of every task (ordinary training is one task)
       model(model, params, state)               every step: the model that the forward pass uses
-      loss(context, params, state)              every step: a term added to the objective
+      batch(batch, context, ...)                every step: the batch that the objective sees
+      loss(losses, context, ...)                every step: the objective's losses, replaced or weighted
+      auxiliary_loss(context, params, state)    every step: a term added to their mean
       gradients(grads, context, ...)            every step: before the optimiser
       updates(updates, context, ...)            every step: after the optimiser
-      after_step(context, ...)                  every step: the next carried state
+      after_step(context, ...)                  every step: the next state
     end_task(task, context, params, state)      at the end of every task
 
-`begin_task` and `end_task` run on the host; the other hooks are traced into the one compiled train step.
+`trains`, `begin_task` and `end_task` run on the host; the other hooks are traced into the one compiled train step,
+which minimises `mean(loss(objective(model, batch))) + auxiliary_loss`.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, Optional, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +36,9 @@ class Trained(NamedTuple):
     """What the optimiser trains. Gradients and updates have this structure too.
 
     Attributes:
-      model: the model as it is stored, before any `model` hook.
+      model: the model as it is stored, before any `model` hook, with None in place of the arrays that are not trained
+        (see `Transform.trains`). A None is no leaf, so that `jax.tree.map` passes over it. Only between steps, in
+        `begin_task` and `end_task`, is it the whole model, any array of which they may replace.
       params: the parameters of the transform whose hook is called.
       rest: the parameters of the other transforms of the chain. A method that acts on all that is trained
         (gradient projection, weight penalties) maps over the whole `Trained`; one that acts on the model or on
@@ -54,22 +60,29 @@ class Variables(NamedTuple):
 class Context(NamedTuple):
     """What a hook may look at.
 
-    With gradient accumulation over A micro-batches, `loss` sees one of them at a time; the hooks after it see all
-    of them: `batch` and `outputs` then have a leading axis A.
+    With gradient accumulation over A micro-batches, `batch`, `loss` and `auxiliary_loss` see one of them at a time;
+    the hooks after them see all of them: `raw_batch`, `batch` and `outputs` then have a leading axis A.
 
     Attributes:
       step: number of optimiser steps finished before this one, int32 scalar.
-      key: a key of this step's own, the same for every transform of a chain.
+      key: a key of this step's (in `batch` and the losses: of the micro-batch's) and this transform's own. In `batch`
+        it may be None: then nothing is to be random.
       objective: `(model, batch, key) -> (losses [N], outputs)`, for methods that evaluate it on other data
         (replay, gradient projection, Fisher information).
       apply: `Trained -> model`, all `model` hooks with the current state: what makes the model of a forward pass
         from what is trained, differentiably.
-      trained: model and params; before the update in `loss`, `gradients` and `updates`, after it in `after_step`.
-      batch: the batch of this step (every-step hooks).
-      model: `apply(trained)`, the model of this forward pass (only in `loss`).
-      outputs: what the objective returned beside its losses, such as embeddings by column (every-step hooks).
+      trained: model and params; before the update up to `updates`, after it in `after_step`.
+      stored: the model as it is stored, whole: `trained.model` and what is not trained.
+      prepare: `(raw batch, Trained, key or None) -> batch`, all `batch` hooks: what the objective is to see of other
+        data. (The batches of a `Task` are prepared already, without a key.)
+      objective_key: the key that the objective has in this step, for methods that want the same dropout.
+      raw_batch: the batch of this step before any `batch` hook (every-step hooks).
+      batch: what the objective has seen of it (every-step hooks after `batch`).
+      model: `apply(trained)`, the model of this forward pass (only in `loss` and `auxiliary_loss`).
+      outputs: what the objective returned beside its losses, such as embeddings by column (from `loss` on).
       gradients: the gradient of the whole loss, before any `gradients` hook (`updates`, `after_step`).
       updates: what was added to `trained` (only in `after_step`).
+      stacked: whether batches and outputs have the axis of micro-batches.
     """
 
     step: jax.Array
@@ -77,11 +90,16 @@ class Context(NamedTuple):
     objective: Callable
     apply: Callable[[Trained], PyTree]
     trained: Trained
+    stored: PyTree = None
+    prepare: Callable[[PyTree, Trained, jax.Array | None], PyTree] = lambda batch, trained, key: batch
+    objective_key: jax.Array | None = None
+    raw_batch: PyTree = None
     batch: PyTree = None
     model: PyTree = None
     outputs: PyTree = None
     gradients: Trained | None = None
     updates: Trained | None = None
+    stacked: bool = False
 
 
 class Task(NamedTuple):
@@ -101,6 +119,16 @@ class Task(NamedTuple):
     classes: np.ndarray | None = None
 
 
+def everything(model: PyTree) -> PyTree:
+    """The mask of `Transform.trains` that is True for all arrays."""
+    return jax.tree.map(lambda _: True, model)
+
+
+def nothing(model: PyTree) -> PyTree:
+    """The mask of `Transform.trains` that is False for all arrays: the stored model stays as it is."""
+    return jax.tree.map(lambda _: False, model)
+
+
 def _nothing_changes(task: Task, context: Context, params: PyTree, state: PyTree) -> tuple[Trained, PyTree]:
     return context.trained, state
 
@@ -110,19 +138,30 @@ class Transform(NamedTuple):
 
     Attributes:
       init: `(key, model) -> Variables`.
+      trains: `model -> mask`, a tree of bools like the stored model: False for arrays that are not trained. They have
+        no gradient and no moments in the optimiser, and may be of any type. It depends on paths, shapes and types
+        alone. Arrays that are not floating-point are never trained.
       begin_task, end_task: `(task, context, params, state) -> (Trained, state)`, the next `context.trained` and the
         next state.
       model: `(model, params, state) -> model`.
-      loss: `(context, params, state) -> scalar`.
-      gradients, updates: `(Trained, context, params, state) -> Trained`.
+      batch: `(batch, context, params, state) -> batch`: changed inputs (augmentation), more columns (a temperature that
+        is trained). Columns that it does not know it leaves alone.
+      loss: `(losses, context, params, state) -> losses`, the objective's `[N]` to those that count, `[M]`; their mean
+        is minimised.
+      auxiliary_loss: `(context, params, state) -> scalar`, which is added to that mean, whatever `loss` hooks do.
+      gradients, updates: `(Trained, context, params, state) -> Trained`. An update in place of a None moves an array
+        that the optimiser does not train, such as running statistics.
       after_step: `(context, params, state) -> state`; `params` are those after the update.
       parts: the transforms of a chain; None for a transform that is not a chain.
     """
 
     init: Callable[[jax.Array, PyTree], Variables] = lambda key, model: Variables()
+    trains: Callable[[PyTree], PyTree] = everything
     begin_task: Callable[[Task, Context, PyTree, PyTree], tuple[Trained, PyTree]] = _nothing_changes
     model: Callable[[PyTree, PyTree, PyTree], PyTree] = lambda model, params, state: model
-    loss: Callable[[Context, PyTree, PyTree], jax.Array] = lambda context, params, state: jnp.zeros(())
+    batch: Callable[[PyTree, Context, PyTree, PyTree], PyTree] = lambda batch, context, params, state: batch
+    loss: Callable[[jax.Array, Context, PyTree, PyTree], jax.Array] = lambda losses, context, params, state: losses
+    auxiliary_loss: Callable[[Context, PyTree, PyTree], jax.Array] = lambda context, params, state: jnp.zeros(())
     gradients: Callable[[Trained, Context, PyTree, PyTree], Trained] = lambda grads, context, params, state: grads
     updates: Callable[[Trained, Context, PyTree, PyTree], Trained] = lambda updates, context, params, state: updates
     after_step: Callable[[Context, PyTree, PyTree], PyTree] = lambda context, params, state: state
@@ -140,15 +179,16 @@ def chain(*transforms: Transform) -> Transform:
 
     Every hook runs from left to right, each transform seeing what those before it made:
 
-      init        every model is what the transforms before it make of it, as in `model`; keys are independent
+      init        every model is what the transforms before it make of it, as in `model`
+      trains      what all of them train of the stored model
       model       `t_n.model(... t_1.model(model))`
-      loss        the terms are added up
-      gradients, updates, begin_task, end_task   each takes the previous one's `Trained`
+      batch, loss, gradients, updates, begin_task, end_task   each takes what the previous one gave
+      auxiliary_loss   the terms are added up
       after_step  each computes its own next state from the same context
 
-    Chains are flattened and identities vanish, so `chain(a, chain(b, c))` and `chain(chain(a, b), c)` *are*
-    `chain(a, b, c)`, with the same parameter and state trees, and `chain(a, identity())` *is* `a`. The params
-    and the state of a chain are tuples with one entry per transform.
+    Keys are independent: each transform has its own. Chains are flattened and identities vanish, so
+    `chain(a, chain(b, c))` and `chain(chain(a, b), c)` *are* `chain(a, b, c)`, with the same parameter and state trees,
+    and `chain(a, identity())` *is* `a`. The params and the state of a chain are tuples with one entry per transform.
     """
     parts = tuple(part for t in transforms for part in (t.parts if t.parts is not None else (t,)))
     match parts:
@@ -164,13 +204,24 @@ def chain(*transforms: Transform) -> Transform:
             model = part.model(model, *variables[-1])
         return Variables(tuple(v.params for v in variables), tuple(v.state for v in variables))
 
+    def trains(model):
+        return jax.tree.map(lambda *flags: all(flags), *(part.trains(model) for part in parts))
+
     def apply(model, params, state):
         for part, p, s in zip(parts, params, state, strict=True):
             model = part.model(model, p, s)
         return model
 
-    def loss(context, params, state):
-        return sum(part.loss(_seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+    def passed_on(hook):
+        def run(value, context, params, state):
+            for i, part in enumerate(parts):
+                value = getattr(part, hook)(value, _seen_by(i, context), params[i], state[i])
+            return value
+
+        return run
+
+    def auxiliary_loss(context, params, state):
+        return sum(part.auxiliary_loss(_seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
 
     def one_by_one(hook):
         def run(trained, context, params, state):
@@ -187,7 +238,7 @@ def chain(*transforms: Transform) -> Transform:
             for i, part in enumerate(parts):
                 seen = _seen_by(i, context)
                 view, s = getattr(part, hook)(task, seen, seen.trained.params, state[i])
-                context = context._replace(trained=_unfocus(i, view, len(parts)))
+                context = context._replace(trained=_unfocus(i, view, len(parts)), stored=view.model)
                 next_state.append(s)
             return context.trained, tuple(next_state)
 
@@ -198,15 +249,28 @@ def chain(*transforms: Transform) -> Transform:
 
     return Transform(
         init=init,
+        trains=trains,
         begin_task=task_hook("begin_task"),
         model=apply,
-        loss=loss,
+        batch=passed_on("batch"),
+        loss=passed_on("loss"),
+        auxiliary_loss=auxiliary_loss,
         gradients=one_by_one("gradients"),
         updates=one_by_one("updates"),
         after_step=after_step,
         end_task=task_hook("end_task"),
         parts=parts,
     )
+
+
+def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
+    """The mask of the arrays that the transform trains of the model as it is stored; a tree of bools like it.
+
+    Raises:
+      ValueError: if `Transform.trains` gives a tree of another structure.
+    """
+    is_float = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return jax.tree.map(lambda leaf, flag: bool(flag) and is_float(leaf), model, transform.trains(model))
 
 
 def find_state(tree: PyTree, kind: type[State]) -> State:
@@ -220,6 +284,32 @@ def find_state(tree: PyTree, kind: type[State]) -> State:
     if len(found) != 1:
         raise ValueError(f"the state must contain exactly one {kind.__name__}; found {len(found)}")
     return found[0]
+
+
+def output_of(context: Context, name: str, method: str, dim: int | None = None) -> jax.Array:
+    """The objective's output of this name, `[N, D]` (or of any shape, where no D is asked for).
+
+    Raises:
+      ValueError: if the objective returns none, or of another shape; names the `method`.
+    """
+    outputs = context.outputs
+    if not isinstance(outputs, dict) or name not in outputs:
+        has = ", ".join(sorted(outputs)) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(f"{method} needs the objective's output {name!r}; it returns {has or 'none'}")
+    if dim is not None and (outputs[name].ndim != 2 + context.stacked or outputs[name].shape[-1] != dim):
+        raise ValueError(f"{method}: output {name!r} must be [N, {dim}]; got {outputs[name].shape}")
+    return outputs[name]
+
+
+def with_column(batch: dict[str, Any], name: str, value: jax.Array, method: str) -> dict[str, Any]:
+    """The batch with one column more.
+
+    Raises:
+      ValueError: if it has a column of that name already; names the `method`.
+    """
+    if name in batch:
+        raise ValueError(f"{method} adds the column {name!r}, which the batch has already; give it another name")
+    return {**batch, name: value}
 
 
 def _focus(i: int, trained: Trained) -> Trained:
@@ -238,7 +328,9 @@ def _seen_by(i: int, context: Context) -> Context:
     size = len(context.trained.params)
     focus = lambda trained: None if trained is None else _focus(i, trained)
     return context._replace(
+        key=None if context.key is None else jax.random.fold_in(context.key, i),
         apply=lambda view: context.apply(_unfocus(i, view, size)),
+        prepare=lambda batch, view, key: context.prepare(batch, _unfocus(i, view, size), key),
         trained=_focus(i, context.trained),
         gradients=focus(context.gradients),
         updates=focus(context.updates),

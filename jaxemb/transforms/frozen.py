@@ -1,36 +1,48 @@
 """Weights that do not move."""
 
-import jax.numpy as jnp
+import re
 
-from jaxemb.transforms.base import Context, Trained, Transform, Variables
-from jaxemb.trees import PyTree, Where, chosen, replaced
+from jaxemb.transforms.base import Transform, nothing
+from jaxemb.trees import PyTree, Where, chosen, map_with_path, selects
 
 
 def frozen(where: Where) -> Transform:
-    """Keeps the model's arrays that `where` chooses as they are, to the bit.
+    """Keeps the stored model's arrays that `where` chooses as they are, to the bit.
 
-    Their gradients become 0, so that they count neither for clipping nor in the optimiser's moments, and so do their
-    updates, which weight decay or momentum would still give them. In a chain, stand after the transforms that change
-    gradients or updates. Parameters of other transforms are not touched.
+    They have no gradient, so that they count neither for clipping nor in the optimiser's moments, and neither weight
+    decay nor other transforms move them, wherever in a chain this stands. They may be bfloat16, or integers. Parameters
+    of other transforms are not touched.
 
         frozen(r"^encoder")                                     # trains the head alone
         frozen(lambda path: not path.endswith("bias"))          # BitFit
-
-    The optimiser keeps moments for frozen arrays too; where that memory counts, give it `optax.masked`.
 
     Args:
       where: a regular expression that is searched for in an array's path within the model, such as
         "encoder.layers.attention.query.kernel", or a function of that path.
 
     Raises:
-      ValueError: in `init`, if it chooses no array.
+      ValueError: when training starts, if it chooses no array.
     """
 
-    def init(key, model: PyTree) -> Variables:
+    def trains(model: PyTree) -> PyTree:
+        picks = selects(where)
         chosen(model, where)
-        return Variables()
+        return map_with_path(lambda path, _: not picks(path), model)
 
-    def still(tree: Trained, context: Context, params: PyTree, state: PyTree) -> Trained:
-        return tree._replace(model=replaced(tree.model, where, lambda path, leaf: jnp.zeros_like(leaf)))
+    return Transform(trains=trains)
 
-    return Transform(init=init, gradients=still, updates=still)
+
+def trains_only(pattern: str | None):
+    """`Transform.trains` of a method that freezes the model, but for the arrays whose paths the pattern is found in.
+
+    Raises:
+      ValueError: when called, if it is found in none; None is for no arrays.
+    """
+
+    def trains(model: PyTree) -> PyTree:
+        if pattern is None:
+            return nothing(model)
+        chosen(model, pattern)
+        return map_with_path(lambda path, _: re.search(pattern, path) is not None, model)
+
+    return trains

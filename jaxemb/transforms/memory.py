@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity
-from jaxemb.transforms.base import Transform, Variables
+from jaxemb.transforms.base import Transform, Variables, output_of
 from jaxemb.trees import PyTree
 
 
@@ -70,11 +70,11 @@ def cross_batch_memory(
         nothing = jnp.zeros((size, dim), jnp.float32), jnp.full(size, -1, jnp.int32)
         return Variables(state=Memory(*nothing, next=jnp.zeros((), jnp.int32)))
 
-    def loss(context, params, memory: Memory) -> jax.Array:
-        _check(context.outputs, query, document, dim)
+    def auxiliary_loss(context, params, memory: Memory) -> jax.Array:
+        queries, documents = (output_of(context, name, "cross_batch_memory", dim) for name in (query, document))
         losses = memory_info_nce(
-            context.outputs[query],
-            context.outputs[document],
+            queries,
+            documents,
             memory.embeddings,
             context.batch["id"],
             jnp.where(context.step >= start, memory.ids, -1),
@@ -95,13 +95,4 @@ def cross_batch_memory(
             (memory.next + len(embeddings)) % size,
         )
 
-    return Transform(init=init, loss=loss, after_step=after_step)
-
-
-def _check(outputs, query: str, document: str, dim: int) -> None:
-    for name in (query, document):
-        if not isinstance(outputs, dict) or name not in outputs:
-            has = ", ".join(sorted(outputs)) if isinstance(outputs, dict) else type(outputs).__name__
-            raise ValueError(f"cross_batch_memory needs the objective's output {name!r}; it returns {has}")
-        if outputs[name].ndim != 2 or outputs[name].shape[1] != dim:
-            raise ValueError(f"cross_batch_memory: output {name!r} must be [N, {dim}]; got {outputs[name].shape}")
+    return Transform(init=init, auxiliary_loss=auxiliary_loss, after_step=after_step)

@@ -3,11 +3,10 @@
 transform = progressive_separate_training(make, (V, D))
 for stage in range(3):
     state = begin_task(transform, objective, state, Task(stage))
-    state = dataclasses.replace(state, opt_state=optimizer.init(state.trained))
+    state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
     ...  # steps
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, with_column
 from jaxemb.trees import PyTree
 
 
@@ -32,18 +31,20 @@ class EntryState(NamedTuple):
 
 
 def progressive_separate_training(
-    make_entries: Callable[[int, PyTree], np.ndarray | jax.Array], shape: tuple[int, int]
+    make_entries: Callable[[int, PyTree], np.ndarray | jax.Array], shape: tuple[int, int], *, column: str = "entries"
 ) -> Transform:
-    """Trains an `EntryPredictor` in stages, which are tasks.
+    """Trains a model in stages, which are tasks, towards what it makes of targets itself; see `definition_to_entry`.
 
     A stage starts with the embeddings of entries that the model of the stage before gives, the first one with those of
-    the original model. Then the model becomes the original one again: only the targets progress. The optimiser's state
-    is the loop's to reset. Stands first in a chain; parameters of other transforms are not reset.
+    the original model; the objective finds them as a column of the batch. Then the model becomes the original one
+    again: only the targets progress. The optimiser's state is the loop's to reset. Stands first in a chain; parameters
+    of other transforms are not reset.
 
     Args:
       make_entries: `(stage, model) -> [V, D]`, stages counted from 0: `pretraining.entry_embeddings`, and what makes
         them isotropic in the stages where that is wanted.
       shape: (V, D).
+      column: name of the entries in the batch, f32 `[V, D]`.
 
     Returns:
       The transform; its state is an `EntryState`.
@@ -64,7 +65,7 @@ def progressive_separate_training(
             raise ValueError(f"make_entries must give finite entries of shape {tuple(shape)}; got {entries.shape}")
         return context.trained._replace(model=state.original), state._replace(entries=jnp.asarray(entries))
 
-    def model(model: PyTree, params: PyTree, state: EntryState) -> PyTree:
-        return dataclasses.replace(model, entries=state.entries)
+    def batch(batch: PyTree, context: Context, params: PyTree, state: EntryState) -> PyTree:
+        return with_column(batch, column, state.entries, "progressive_separate_training")
 
-    return Transform(init=init, begin_task=begin_task, model=model)
+    return Transform(init=init, begin_task=begin_task, batch=batch)

@@ -4,16 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.encoders.convolutional import Statistics
-from jaxemb.transforms.base import Context, Trained, Transform
+from jaxemb.transforms.base import Context, Trained, Transform, output_of
 from jaxemb.trees import PyTree
 
 
 def running_statistics(momentum: float = 0.1) -> Transform:
     """Moves the running statistics of the model's batch norms: `running <- running + momentum (batch - running)`.
 
-    They are arrays of the model without a gradient, and what the batch gave comes from the objective, in its output
-    "statistics", as `objectives.classification` returns it. Whatever the optimiser would do to them, such as weight
-    decay, is replaced, so in a chain place this transform last.
+    They are arrays of the model that the optimiser does not train; what the batch gave comes from the objective, in its
+    output "statistics", as `objectives.classification` returns it. They move whatever other transforms freeze.
 
     Args:
       momentum: in (0, 1], of the batch, as in PyTorch.
@@ -28,24 +27,25 @@ def running_statistics(momentum: float = 0.1) -> Transform:
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum must be in (0, 1]; got {momentum}")
 
+    def trains(model: PyTree) -> PyTree:
+        return jax.tree.map(lambda node: Statistics(False, False) if _is_one(node) else True, model, is_leaf=_is_one)
+
     def updates(updates: Trained, context: Context, params: PyTree, state: PyTree) -> Trained:
-        if not isinstance(context.outputs, dict) or "statistics" not in context.outputs:
-            raise ValueError("running_statistics needs the objective's output 'statistics'; it returns none")
-        new = jax.tree.leaves(context.outputs["statistics"], is_leaf=_is_statistics)
-        old = [n for n in jax.tree.leaves(context.trained.model, is_leaf=_is_statistics) if _is_statistics(n)]
+        new, old = _all(output_of(context, "statistics", "running_statistics")), _all(context.stored)
         if len(new) != len(old):
             raise ValueError(f"the model has {len(old)} batch norms; the objective's output has {len(new)} statistics")
         # Micro-batches of accumulated steps come stacked.
-        moves = [
-            jax.tree.map(lambda n, o: momentum * (jnp.reshape(n, (-1, *o.shape)).mean(0) - o), *pair)
-            for pair in zip(new, old, strict=True)
-        ]
-        rest = iter(moves)
-        replace = lambda node: next(rest) if _is_statistics(node) else node
-        return updates._replace(model=jax.tree.map(replace, updates.model, is_leaf=_is_statistics))
+        move = lambda n, o: momentum * (jnp.reshape(n, (-1, *o.shape)).mean(0) - o)
+        moves = iter([jax.tree.map(move, *pair) for pair in zip(new, old, strict=True)])
+        replace = lambda node: next(moves) if _is_one(node) else node
+        return updates._replace(model=jax.tree.map(replace, updates.model, is_leaf=_is_one))
 
-    return Transform(updates=updates)
+    return Transform(trains=trains, updates=updates)
 
 
-def _is_statistics(node: PyTree) -> bool:
+def _is_one(node: PyTree) -> bool:
     return isinstance(node, Statistics)
+
+
+def _all(tree: PyTree) -> list[Statistics]:
+    return [node for node in jax.tree.leaves(tree, is_leaf=_is_one) if _is_one(node)]

@@ -1,44 +1,28 @@
 """A temperature that is trained with the model, as CLIP's is."""
 
-import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxemb.transforms.base import Transform, Variables
+from jaxemb.transforms.base import Context, Trained, Transform, Variables, with_column
 from jaxemb.trees import PyTree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class WithTemperature:
-    """A model, and beside it the temperature that objectives may hand to their loss.
+def trained_temperature(initial: float = 0.07, *, lowest: float = 0.01, column: str = "temperature") -> Transform:
+    """Trains `t`, and gives the objective the temperature `exp(-t)`, f32 scalar, as a column of the batch.
 
-    Attributes:
-      model: what is called when this is.
-      temperature: f32 scalar > 0.
-    """
-
-    model: Any
-    temperature: jax.Array
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.model(*args, **options)
-
-
-def trained_temperature(initial: float = 0.07, *, lowest: float = 0.01) -> Transform:
-    """Trains `t`, and gives the objective the model as `WithTemperature(model, temperature = exp(-t))`.
+        on_columns(info_nce, "query", "document", others=["temperature"])
 
     After each update t is cut to `log(1 / lowest)`, so that the temperature never falls below `lowest`.
 
     Args:
       initial: temperature at the start; 0.07 is CLIP's.
       lowest: > 0; CLIP's logits are scaled by at most 100.
+      column: its name in the batch.
 
     Raises:
-      ValueError: unless 0 < lowest <= initial.
+      ValueError: unless 0 < lowest <= initial; in the first step, if the batch has that column already.
 
     References:
       Radford et al. 2021, arXiv 2103.00020, section 2.5.
@@ -49,11 +33,11 @@ def trained_temperature(initial: float = 0.07, *, lowest: float = 0.01) -> Trans
     def init(key: jax.Array, model: PyTree) -> Variables:
         return Variables(params=jnp.float32(-math.log(initial)))
 
-    def model(model: PyTree, params: jax.Array, state: PyTree) -> WithTemperature:
-        return WithTemperature(model, jnp.exp(-params))
+    def batch(batch: PyTree, context: Context, params: jax.Array, state: PyTree) -> PyTree:
+        return with_column(batch, column, jnp.exp(-params), "trained_temperature")
 
-    def updates(trained, context, params, state):
+    def updates(updates: Trained, context: Context, params: jax.Array, state: PyTree) -> Trained:
         highest = jnp.float32(-math.log(lowest))
-        return trained._replace(params=jnp.minimum(params + trained.params, highest) - params)
+        return updates._replace(params=jnp.minimum(params + updates.params, highest) - params)
 
-    return Transform(init=init, model=model, updates=updates)
+    return Transform(init=init, batch=batch, updates=updates)

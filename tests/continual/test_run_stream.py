@@ -10,7 +10,7 @@ from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.objectives import classification
 from jaxemb.train import init_state, make_train_step
-from jaxemb.transforms import Transform, Variables, identity
+from jaxemb.transforms import Transform, Variables, augmentation, chain, identity
 from jaxemb.types import Tokens
 
 D, C = 4, 4
@@ -179,8 +179,8 @@ def test_steps_augmentation_and_small_tasks():
         init=lambda key, model: Variables(state=jnp.zeros((9, 12, D))),
         after_step=lambda context, params, state: state.at[context.step].set(context.batch["input"]),
     )
-    result = run(steps=4, epochs=None, batch_size=12, augment=keys, transform=seen)
-    values = np.array(result.state.method_state)
+    result = run(steps=4, epochs=None, batch_size=12, transform=chain(seen, augmentation(keys)))
+    values = np.array(result.state.method_state[0])
     assert (values == values[:, :1, :1]).all()
     assert len(np.unique(values[:8])) == 8  # a key of its own for every step; 11 records fill a batch of 12
     assert not values[8].any()

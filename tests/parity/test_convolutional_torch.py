@@ -141,7 +141,7 @@ def test_statistics_that_do_not_come_are_named():
     without = lambda model, batch, key: classification()(model, batch, None)
     fewer = lambda model, batch, key: (jnp.zeros(2), {"statistics": encoder.forward(batch["input"], key=key)[1][:2]})
     for objective, message in (
-        (without, "output 'statistics'; it returns none"),
+        (without, "output 'statistics'; it returns features, logits"),
         (fewer, "has 7 batch norms; .* has 2"),
     ):
         state = init_state(jax.random.key(0), model, optax.sgd(0.1), running_statistics())

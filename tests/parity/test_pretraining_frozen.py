@@ -49,7 +49,7 @@ def test_defsent(kept):
 def test_defsent_plus(kept):
     arrays, embedder = kept
     embedder = embedder.replace(model=dataclasses.replace(embedder.model, pooling=("cls",)))
-    model, batch = dataclasses.replace(EntryPredictor.of(embedder), entries=arrays["entries"]), batch_of(arrays)
+    model, batch = EntryPredictor.of(embedder), batch_of(arrays) | {"entries": arrays["entries"]}
     objective = definition_to_entry(chunk=5)
     value, gradient = value_and_gradient(lambda model: objective(model, batch, None)[0].mean(), model)
     linear = gradient.pooler.linear

@@ -26,16 +26,20 @@ from jaxemb.types import Tokens
 
 ENTRIES = np.array([[1.0, 0], [0, 2], [-1, 0]], np.float32)
 RNG = np.random.default_rng(0)
-BATCH = {"definition": text_batch(range(6)), "entry": np.arange(6) % 5, "word": np.arange(6), "id": np.arange(6)}
+ROWS = RNG.normal(size=(5, 16)).astype(np.float32)
+BATCH = {
+    "definition": text_batch(range(6)),
+    "entry": np.arange(6) % 5,
+    "word": np.arange(6),
+    "id": np.arange(6),
+    "entries": ROWS,
+}
 
 
-def predictor(entries=None) -> EntryPredictor:
+def predictor() -> EntryPredictor:
     model, dim = tiny_model(), 16
     pooler = Dense(linear=Linear(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32)), activation="tanh")
-    return EntryPredictor(model, pooler, np.asarray(entries if entries is not None else ROWS, np.float32))
-
-
-ROWS = RNG.normal(size=(5, 16)).astype(np.float32)
+    return EntryPredictor(model, pooler)
 
 
 def test_worked_numbers():
@@ -60,9 +64,11 @@ def test_chunks_change_nothing(chunk):
 
 def test_entries_get_no_gradient_and_a_shift_of_all_changes_nothing():
     objective = definition_to_entry()
-    run = jax.jit(jax.value_and_grad(lambda model: objective(model, BATCH, None)[0].mean()))
-    (loss, gradient), (moved_loss, moved) = run(predictor()), run(predictor(ROWS + RNG.normal(size=16)))
-    assert not np.any(gradient.entries) and np.any(gradient.pooler.linear.kernel)
+    loss_of = lambda model, entries: objective(model, BATCH | {"entries": entries}, None)[0].mean()
+    run = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
+    loss, (gradient, of_entries) = run(predictor(), ROWS)
+    moved_loss, (moved, _) = run(predictor(), ROWS + RNG.normal(size=16).astype(np.float32))
+    assert not np.any(of_entries) and np.any(gradient.pooler.linear.kernel)
     assert np.any(gradient.embedder.encoder.embeddings.tokens)
     np.testing.assert_allclose(moved_loss, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, gradient)
@@ -139,9 +145,9 @@ def traced(objective, model, batch=BATCH):
         ),
         (lambda: traced(definition_to_entry("text"), predictor()), ValueError, "the batch has no text"),
         (
-            lambda: traced(definition_to_entry(), dataclasses.replace(predictor(), entries=None)),
+            lambda: traced(definition_to_entry(entries="others"), predictor()),
             ValueError,
-            "has no entries",
+            "the batch has no others",
         ),
         (
             lambda: traced(definition_to_entry(), predictor(), BATCH | {"entry": np.arange(3)}),

@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_exact_state(tmp_path, checkpoint
     assert message.startswith("step 5: loss nan") and "32, 33, 34, 35, 36, 37, 38, 39" in message
     assert f"Last good checkpoint: {last or 'none yet'}" in message
     good = fit(toy_run(data=spoiled, steps=4, evaluators={}), tmp_path / "good", progress=False)
-    assert_bitwise_equal(error.state.trained, good.state.trained)
+    assert_bitwise_equal(error.state.model, good.state.model)
     assert [line["step"] for line in read_metrics(tmp_path / "bad")] == [1, 2, 3, 4]
 
 

@@ -46,7 +46,7 @@ def test_the_norm_is_that_before_clipping():
 
 
 def test_terms_of_transforms_are_part_of_the_loss():
-    penalty = Transform(loss=lambda context, params, state: 3 * jnp.sum(context.model["w"]))
+    penalty = Transform(auxiliary_loss=lambda context, params, state: 3 * jnp.sum(context.model["w"]))
     optimizer = optax.sgd(0.1)
     state, metrics = step_once(quadratic, optimizer, batch_of(0), penalty)
     assert float(metrics["loss"]) == 9
@@ -71,19 +71,19 @@ def test_accumulating_is_the_big_batch_for_losses_of_single_records():
 def test_hooks_after_the_loss_see_all_micro_batches():
     shapes = {}
 
-    def loss(context, params, state):
-        shapes["loss"] = context.batch["x"].shape
+    def auxiliary_loss(context, params, state):
+        shapes["auxiliary_loss"] = context.batch["x"].shape
         return jnp.zeros(())
 
     def after_step(context, params, state):
         shapes["after_step"] = context.batch["x"].shape, context.outputs["double"].shape
         return state
 
-    transform, optimizer = Transform(loss=loss, after_step=after_step), optax.sgd(0.1)
+    transform, optimizer = Transform(auxiliary_loss=auxiliary_loss, after_step=after_step), optax.sgd(0.1)
     objective = lambda model, batch, key: (quadratic(model, batch, key)[0], {"double": 2 * batch["x"]})
     batch = {"x": np.ones((3, 5), np.float32)}
     jax.eval_shape(lambda: step_once(objective, optimizer, batch, transform, accumulate=3))
-    assert shapes == {"loss": (5,), "after_step": ((3, 5), (3, 5))}
+    assert shapes == {"auxiliary_loss": (5,), "after_step": ((3, 5), (3, 5))}
 
 
 def test_refuses_a_batch_without_the_axis_of_micro_batches():

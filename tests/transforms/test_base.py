@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxemb.train import begin_task, end_task, init_state, make_train_step
-from jaxemb.transforms import Context, Task, Trained, Transform, Variables, chain, identity
+from jaxemb.transforms import Context, Task, Trained, Transform, Variables, chain, identity, trained_arrays
 
 MODEL = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "b": np.array([0.5, -0.5], np.float32)}
 BATCH = {"x": np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3), "id": np.arange(4)}
@@ -43,7 +43,7 @@ def shifted(start: float) -> Transform:
 def penalised(weight: float) -> Transform:
     """Acts on everything that is trained: the model and every transform's parameters."""
     return Transform(
-        loss=lambda context, params, state: weight * optax.tree.norm(context.trained, squared=True),
+        auxiliary_loss=lambda context, params, state: weight * optax.tree.norm(context.trained, squared=True),
         updates=lambda updates, context, params, state: jax.tree.map(lambda u: 0.9 * u, updates),
     )
 
@@ -57,7 +57,7 @@ def remembering(decay: float) -> Transform:
 
     return Transform(
         init=lambda key, model: Variables(state=jnp.sum(model["w"])),
-        loss=lambda context, params, state: 1e-3 * state * jnp.mean(context.model["w"]),
+        auxiliary_loss=lambda context, params, state: 1e-3 * state * jnp.mean(context.model["w"]),
         after_step=after_step,
     )
 
@@ -66,7 +66,7 @@ def projecting(strength: float) -> Transform:
     """Evaluates the objective again, as replay does, through the `model` hooks of the whole chain."""
 
     def gradients(grads, context, params, state):
-        replay = jax.grad(lambda t: jnp.mean(objective(context.apply(t), context.batch, context.key)[0]))
+        replay = jax.grad(lambda t: jnp.mean(objective(context.apply(t), context.batch, context.objective_key)[0]))
         return jax.tree.map(lambda g, r: g + strength * r, grads, replay(context.trained))
 
     return Transform(gradients=gradients)
@@ -125,7 +125,7 @@ def test_a_chain_of_two_does_what_one_hand_written_transform_does():
         return 0.1 * optax.tree.norm(context.trained, squared=True)
 
     by_hand = a._replace(
-        loss=both_loss,
+        auxiliary_loss=both_loss,
         updates=lambda updates, *rest: jax.tree.map(lambda u: 0.9 * u, a.updates(updates, *rest)),
     )
     (state, losses), (expected, expected_losses) = trained(chain(a, b)), trained(by_hand)
@@ -199,3 +199,64 @@ def test_compiles_once():
     for _ in range(3):
         state, _ = step(state, BATCH)
     assert len(traces) == 1
+
+
+def replacing(value: float) -> Transform:
+    """Puts other losses, of another number, in the place of those it is given."""
+    return Transform(loss=lambda losses, context, params, state: value * context.outputs["y"][:2, 0] + losses[:2])
+
+
+def test_losses_are_mapped_and_terms_added_whatever_the_order():
+    weighted = Transform(loss=lambda losses, context, params, state: losses * jnp.arange(4.0))
+    penalty = Transform(auxiliary_loss=lambda context, params, state: 100 * jnp.sum(jnp.square(context.model["b"])) / 2)
+    for parts in ((weighted, replacing(0.5), penalty), (penalty, weighted, replacing(0.5))):
+        transform = chain(*parts)
+        state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
+        losses, outputs = objective(MODEL, BATCH, jax.random.fold_in(state.key, 0))
+        mapped = 0.5 * outputs["y"][:2, 0] + (losses * np.arange(4))[:2]
+        _, metrics = jax.jit(make_train_step(objective, OPTIMIZER, transform))(state, BATCH)
+        np.testing.assert_allclose(metrics["loss"], mapped.mean() + 100 * 0.25, rtol=1e-5)
+
+
+def test_the_batch_passes_all_hooks_and_stays_as_it_was_for_who_keeps_it():
+    def scale(by):
+        def after_step(context, params, state):
+            again = context.prepare({"x": jnp.ones(())}, context.trained, None)
+            return {"raw": context.raw_batch["x"], "batch": context.batch["x"], "again": again["x"]}
+
+        batch = lambda batch, context, params, state: {**batch, "x": batch["x"] * by + (context.key is None)}
+        nothing = {name: jnp.zeros((4, 3)) for name in ("raw", "batch")} | {"again": jnp.zeros(())}
+        return Transform(init=lambda key, model: Variables(state=nothing), batch=batch, after_step=after_step)
+
+    transform = chain(scale(2.0), scale(3.0))
+    state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
+    state, _ = jax.jit(make_train_step(objective, OPTIMIZER, transform))(state, BATCH)
+    for kept in state.method_state:
+        np.testing.assert_array_equal(kept["raw"], BATCH["x"])
+        np.testing.assert_array_equal(kept["batch"], 6 * BATCH["x"])
+        assert float(kept["again"]) == 3 * (2 * 1 + 1) + 1
+
+
+def test_every_part_has_a_key_of_its_own_and_so_has_the_objective():
+    bits = lambda context: jnp.stack([jax.random.key_data(k) for k in (context.key, context.objective_key)])
+    spy = Transform(
+        init=lambda key, model: Variables(state=jnp.zeros((2, 2), jnp.uint32)),
+        after_step=lambda context, params, state: bits(context),
+    )
+    transform = chain(spy, spy, spy)
+    state = init_state(jax.random.key(0), MODEL, OPTIMIZER, transform)
+    step = jax.jit(make_train_step(objective, OPTIMIZER, transform))
+    first, _ = step(state, BATCH)
+    second, _ = step(first, BATCH)
+    keys = np.array([first.method_state, second.method_state])  # of two steps and three parts: own, objective's
+    assert len(np.unique(keys[:, :, 0].reshape(6, 2), axis=0)) == 6
+    assert len(np.unique(keys.reshape(12, 2), axis=0)) == 8
+
+
+def test_a_chain_trains_what_all_its_parts_train():
+    only = lambda name: Transform(trains=lambda model: {key: key == name for key in model})
+    assert trained_arrays(chain(only("w"), identity()), MODEL) == {"w": True, "b": False}
+    assert trained_arrays(chain(only("w"), only("b")), MODEL) == {"w": False, "b": False}
+    assert trained_arrays(identity(), {**MODEL, "codes": np.arange(3)}) == {"w": True, "b": True, "codes": False}
+    with pytest.raises(ValueError, match="structure error"):
+        trained_arrays(Transform(trains=lambda model: {"w": True}), MODEL)

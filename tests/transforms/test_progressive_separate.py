@@ -14,7 +14,7 @@ from tiny_stream import jit_once
 from jaxemb.embedder import Dense
 from jaxemb.nn import Linear, Module
 from jaxemb.pretraining import entry_cross_entropy
-from jaxemb.train import begin_task, init_state, make_train_step
+from jaxemb.train import begin_task, init_state, make_train_step, trainable
 from jaxemb.transforms import EntryState, Task, find_state, progressive_separate_training
 
 INPUTS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -23,7 +23,6 @@ INPUTS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 @nnx.dataclass
 class Predictor(Module):
     pooler: Dense = nnx.data()
-    entries: jax.Array | None = nnx.data(default=None)
 
 
 MODEL = Predictor(Dense(linear=Linear(jnp.eye(4), jnp.zeros(4)), activation="tanh"))
@@ -31,7 +30,7 @@ OPTIMIZER = optax.adam(0.1)
 
 
 def objective(model, batch, key):
-    return entry_cross_entropy(model.pooler(batch["x"]), batch["entry"], model.entries), {}
+    return entry_cross_entropy(model.pooler(batch["x"]), batch["entry"], batch["entries"]), {}
 
 
 def entries_of(stage, model):
@@ -46,7 +45,7 @@ def test_stages():
     expected, ends = entries_of(0, MODEL), []
     for stage in range(3):
         state = begin_task(transform, objective, state, Task(stage))
-        state = dataclasses.replace(state, opt_state=OPTIMIZER.init(state.trained))
+        state = dataclasses.replace(state, opt_state=OPTIMIZER.init(trainable(transform, state)))
         assert_bitwise_equal(state.model, MODEL)
         np.testing.assert_array_equal(find_state(state, EntryState).entries, expected)
         losses = []

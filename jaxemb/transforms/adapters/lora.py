@@ -1,14 +1,13 @@
 """Low-rank adaptation: LoRA and DoRA."""
 
 import math
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxemb.transforms.base import Transform, Variables
-from jaxemb.transforms.frozen import frozen
+from jaxemb.transforms.frozen import trains_only
 from jaxemb.trees import PyTree, Where, chosen, replaced
 
 
@@ -64,7 +63,6 @@ def lora(
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank}")
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
-    base = frozen(lambda path: train is None or re.search(train, path) is None)
 
     def init(key: jax.Array, model: PyTree) -> Variables:
         kernels = chosen(model, where)
@@ -76,13 +74,15 @@ def lora(
     def adapter(key: jax.Array, kernel: jax.Array) -> Adapter:
         *stack, inputs, outputs = kernel.shape
         bound = 1 / math.sqrt(inputs)
-        down = jax.random.uniform(key, (*stack, inputs, rank), kernel.dtype, -bound, bound)
-        return Adapter(down, jnp.zeros((*stack, rank, outputs), kernel.dtype), _lengths(kernel) if magnitudes else None)
+        dtype = jnp.promote_types(kernel.dtype, jnp.float32)  # what is frozen may be bfloat16, what is trained is not
+        down = jax.random.uniform(key, (*stack, inputs, rank), dtype, -bound, bound)
+        magnitude = _lengths(kernel.astype(dtype)) if magnitudes else None
+        return Adapter(down, jnp.zeros((*stack, rank, outputs), dtype), magnitude)
 
     def model(model: PyTree, params: dict[str, Adapter], state: PyTree) -> PyTree:
         return merge_lora(model, params, scale)
 
-    return Transform(init=init, model=model, gradients=base.gradients, updates=base.updates)
+    return Transform(init=init, trains=trains_only(train), model=model)
 
 
 def merge_lora(model: PyTree, adapters: dict[str, Adapter], scale: float = 1.0) -> PyTree:

@@ -1,7 +1,7 @@
 """Soft prompts: trained vectors in front of every text."""
 
 import dataclasses
-import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.nn import Module
 from jaxemb.transforms.base import Transform, Variables
-from jaxemb.transforms.frozen import frozen
+from jaxemb.transforms.frozen import trains_only
 from jaxemb.trees import PyTree
 from jaxemb.types import Tokens
 
@@ -42,13 +42,30 @@ class PromptedTransformer(Module):
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, **options: Any) -> jax.Array:
         """As `Transformer`: the states of the texts' own tokens, `[B, T, D]`, so that pooling sees no prompt."""
-        embeddings = self.transformer.embeddings
-        table: Any = PromptedTable(embeddings.tokens, self.prompt)
-        inner = dataclasses.replace(self.transformer, embeddings=dataclasses.replace(embeddings, tokens=table))
-        longer, places = with_prompts(tokens, len(self.prompt), len(embeddings.tokens))
+        inner, longer, places = self._prompted(tokens)
         states = inner(longer, key=key, **options)
         places = places[..., None] if states.ndim == 3 else places[None, ..., None]
         return jnp.take_along_axis(states, places, axis=-2)
+
+    def at_layers(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        read: Callable[[jax.Array], jax.Array],
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """As `Transformer.at_layers`; `read` gets the states of the texts' own tokens, `[B, T, D]`."""
+        inner, longer, places = self._prompted(tokens)
+        own = lambda states: jnp.take_along_axis(states, places[..., None], axis=-2)
+        return inner.at_layers(longer, layers, lambda states: read(own(states)), key=key)
+
+    def _prompted(self, tokens: Tokens) -> tuple[Transformer, Tokens, jax.Array]:
+        """The transformer that knows the prompt, what it reads, and where the texts' own tokens are in it."""
+        embeddings = self.transformer.embeddings
+        table: Any = PromptedTable(embeddings.tokens, self.prompt)
+        inner = dataclasses.replace(self.transformer, embeddings=dataclasses.replace(embeddings, tokens=table))
+        return inner, *with_prompts(tokens, len(self.prompt), len(embeddings.tokens))
 
 
 def with_prompts(tokens: Tokens, length: int, first_id: int) -> tuple[Tokens, jax.Array]:
@@ -107,7 +124,6 @@ def prompts(length: int, *, train: str | None = None) -> Transform:
     """
     if length < 1:
         raise ValueError(f"length must be at least 1; got {length}")
-    base = frozen(lambda path: train is None or re.search(train, path) is None)
     is_transformer = lambda node: isinstance(node, Transformer)
 
     def init(key: jax.Array, model: PyTree) -> Variables:
@@ -121,4 +137,4 @@ def prompts(length: int, *, train: str | None = None) -> Transform:
         wrap = lambda node: PromptedTransformer(node, params) if is_transformer(node) else node
         return jax.tree.map(wrap, model, is_leaf=is_transformer)
 
-    return Transform(init=init, model=model, gradients=base.gradients, updates=base.updates)
+    return Transform(init=init, trains=trains_only(train), model=model)

@@ -46,7 +46,7 @@ def agem(
         def loss(trained: Trained) -> jax.Array:
             model = context.apply(trained)
             of_memory = lambda context, batch, key: context.objective(model, batch, key)[0]
-            return replayed(context, state, minibatch, 0, of_memory)
+            return replayed(context._replace(trained=trained), state, minibatch, 0, of_memory)
 
         return without_conflict(grads, jax.grad(loss)(context.trained))
 

@@ -1,7 +1,7 @@
 """Gradient projection memory: later tasks change a linear layer only for inputs that earlier tasks do not have."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ def gpm(
 
     Raises:
       ValueError: for a threshold outside (0, 1], fewer than one sample, another `on`; at the beginning if the model has
-        no such layer; at the end of a task if the loop has no data to give.
+        no such layer; in the first step if of a layer only the kernel or the bias is trained; at the end of a task if
+        the loop has no data to give.
 
     Source: Saha et al. 2021, arXiv 2103.09762, section 4.
     """
@@ -62,7 +63,7 @@ def gpm(
         return Variables(state=GpmState({path: jnp.zeros((size, size)) for path, size in sizes.items()}))
 
     def project(trained: Trained, context: Context, params: PyTree, state: GpmState) -> Trained:
-        away = lambda path, layer: _away(layer, state.bases[path]) if path in state.bases else layer
+        away = lambda path, layer: _away(path, layer, state.bases[path]) if path in state.bases else layer
         return trained._replace(model=map_linear(away, trained.model))
 
     def end_task(task: Task, context: Context, params: PyTree, state: GpmState) -> tuple[Trained, GpmState]:
@@ -70,16 +71,17 @@ def gpm(
             raise ValueError("gpm looks at inputs at the end of a task; the loop gives it no data of the task")
 
         @jax.jit
-        def inputs(model: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+        def inputs(model: PyTree, batch: PyTree) -> tuple[dict[str, jax.Array], int]:
             found: dict[str, list[jax.Array]] = {path: [] for path in state.bases}
             watch = lambda path, layer: _Watched(layer, found[path]) if path in found else layer
-            context.objective(map_linear(watch, model), batch, None)
-            return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}
+            losses, _ = context.objective(map_linear(watch, model), batch, None)
+            return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}, len(losses)
 
         model, parts, left = context.apply(context.trained), [], samples
         for batch in task.batches():
-            parts.append(jax.tree.map(np.asarray, inputs(model, batch)))
-            left -= jax.tree.leaves(batch)[0].shape[0]
+            rows, records = jax.device_get(inputs(model, batch))
+            parts.append(rows)
+            left -= int(records)
             if left <= 0:
                 break
         bases = {}
@@ -133,7 +135,10 @@ def map_linear(function: Callable[[str, Linear], object], model: PyTree) -> PyTr
     """The model with every linear layer, but stacked ones, replaced by `function(path, layer)`."""
     is_layer = lambda node: isinstance(node, Linear)
 
-    is_one = lambda node: is_layer(node) and node.kernel.ndim == 2
+    def is_one(node: Any) -> bool:
+        weights = jax.tree.leaves(node) if is_layer(node) else []
+        return bool(weights) and (node.kernel is None or node.kernel.ndim == 2)
+
     return map_with_path(lambda path, node: function(path, node) if is_one(node) else node, model, is_leaf=is_layer)
 
 
@@ -159,8 +164,12 @@ class _Watched:
         return self.layer(x)
 
 
-def _away(gradient: Linear, basis: jax.Array) -> Linear:
+def _away(path: str, gradient: Linear, basis: jax.Array) -> Linear:
     bias = gradient.bias
+    if gradient.kernel is None or len(basis) != len(gradient.kernel) + (bias is not None):
+        raise ValueError(
+            f"gpm projects kernel and bias together, and of {path!r} one is frozen; freeze both or neither"
+        )
     g = gradient.kernel if bias is None else jnp.concatenate([gradient.kernel, bias[None]])
     g = g - jnp.matmul(basis, jnp.matmul(basis.T, g, precision="highest"), precision="highest")
     return Linear(g, None) if bias is None else Linear(g[:-1], g[-1])

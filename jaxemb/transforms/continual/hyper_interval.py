@@ -12,7 +12,7 @@ import optax
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.interval import CentredBox, bound, worst_case_logits
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state, nothing, output_of
 from jaxemb.transforms.continual import hypernetwork as hyper
 from jaxemb.trees import PyTree
 
@@ -125,7 +125,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
         kappa CE(z) + (1 - kappa) CE(ẑ) + beta R,  R = 1/t^2 sum_{j<t} |theta_j - theta*_j|^2  (`output_regulariser`),
 
-    where the objective has contributed CE(z) already: it is `objectives.classification` of the same columns. Kappa
+    in place of the losses of the objective, `objectives.classification` of the same columns, which gives z. Kappa
     falls from 1, and gamma grows from 0, in the first half of every task (`schedules`). The old weights `theta*` are
     with the full gamma. The model needs `model(inputs, key=key) -> logits [N, C]`; its bound is `interval.bound`, for
     inputs of any sign.
@@ -173,7 +173,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
             begun=jnp.maximum(state.begun, task.number + 1),
             step=jnp.zeros((), jnp.int32),
             steps=jnp.asarray(task.steps, jnp.int32),
-            old=jax.jit(old)(params, context.trained.model),
+            old=jax.jit(old)(params, context.stored),
             candidate=config.lookahead.init(params) if config.lookahead else (),
             given=(state.given[0], jnp.zeros((), bool)),
         )
@@ -181,6 +181,9 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
     def model(model: PyTree, params: HyperIntervalParams, state: HyperIntervalState) -> PyTree:
         return hyper.put(config, model, _present_weights(config, params, state, model).centre)
+
+    def auxiliary_loss(context: Context, params: HyperIntervalParams, state: HyperIntervalState) -> jax.Array:
+        return config.beta * _regulariser(config, context, params, state)
 
     def updates(updates: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
         updates = hyper.only_task(updates, state.task, ("embeddings", "radius_logits"))
@@ -194,15 +197,17 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         return state._replace(step=state.step + 1, candidate=candidate)
 
     def end_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
-        moved = _moved(config, params, state.old, context.trained.model)
+        moved = _moved(config, params, state.old, context.stored)
         residual = state.residual + jnp.where(jnp.arange(config.tasks) < task.number, moved, 0)
         return context.trained, state._replace(residual=residual.at[task.number].set(0))
 
     return Transform(
         init=init,
+        trains=nothing,
         begin_task=begin_task,
         model=model,
         loss=functools.partial(_loss, config),
+        auxiliary_loss=auxiliary_loss,
         gradients=lambda grads, context, params, state: hyper.computed_once(grads, state.task),
         updates=updates,
         after_step=after_step,
@@ -211,19 +216,22 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
 
 def _loss(
-    config: HyperIntervalConfig, context: Context, params: HyperIntervalParams, state: HyperIntervalState
+    config: HyperIntervalConfig,
+    losses: jax.Array,
+    context: Context,
+    params: HyperIntervalParams,
+    state: HyperIntervalState,
 ) -> jax.Array:
-    """What is added to the objective's loss, which the middle's cross-entropy is."""
-    batch, stored = context.batch, context.trained.model
+    """The losses that take the place of the objective's, which are those of the middle."""
+    batch, stored = context.batch, context.stored
     if config.label not in batch:
         raise ValueError(f"the batch has no {config.label}; it has {', '.join(sorted(batch))}")
     kappa, _ = schedules(config, state.step, state.steps)
-    labels, classes, middle = batch[config.label], batch.get(config.classes), context.outputs["logits"]
+    labels, classes = batch[config.label], batch.get(config.classes)
+    middle = output_of(context, "logits", "hyper_interval")
     weights = _present_weights(config, params, state, stored)
-    lower, mid, upper = _interval_logits(config, context.model, stored, weights, batch, context.key, middle)
-    both, _ = interval_cross_entropy(lower, mid, upper, labels, kappa, classes)
-    counted = jnp.mean(_cross_entropy(middle, labels, classes))
-    return both - counted + config.beta * _regulariser(config, context, params, state)
+    lower, mid, upper = _interval_logits(config, context.model, stored, weights, batch, context.objective_key, middle)
+    return interval_cross_entropy(lower, mid, upper, labels, kappa, classes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -284,7 +292,7 @@ def _regulariser(
     """R, between the weights of the old tasks now and before this task."""
     params = hyper.frozen_embeddings(hyper.ahead(config, context, params, state.candidate))
     params = params._replace(radius_logits=jax.lax.stop_gradient(params.radius_logits))
-    stored = context.trained.model
+    stored = context.stored
 
     def held(params: HyperIntervalParams) -> jax.Array:
         if config.regularises_all:
@@ -332,18 +340,10 @@ def interval_cross_entropy(
     labels: jax.Array,
     kappa: jax.Array | float,
     classes: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`kappa CE(middle) + (1 - kappa) CE(worst case)`, means over the records of logits `[N, C]`.
-
-    Returns:
-      The loss, and the metrics "worst_case_loss" and "worst_case_error": how often the worst case is not the label.
-    """
-    worst = worst_case_logits(lower, upper, labels)
-    middle_loss = jnp.mean(_cross_entropy(middle, labels, classes))
-    worst_loss = jnp.mean(_cross_entropy(worst, labels, classes))
-    error = jnp.mean(jnp.argmax(competing(worst, classes), axis=-1) != labels)
-    metrics = {"worst_case_loss": worst_loss, "worst_case_error": error}
-    return kappa * middle_loss + (1 - kappa) * worst_loss, metrics
+) -> jax.Array:
+    """`kappa CE(middle) + (1 - kappa) CE(worst case)` of logits `[N, C]`, f32 `[N]`."""
+    worst = _cross_entropy(worst_case_logits(lower, upper, labels), labels, classes)
+    return kappa * _cross_entropy(middle, labels, classes) + (1 - kappa) * worst
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array | None) -> jax.Array:

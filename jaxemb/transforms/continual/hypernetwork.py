@@ -11,7 +11,7 @@ import optax
 
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, nothing
 from jaxemb.trees import PyTree, Where, chosen, map_with_path
 
 
@@ -142,7 +142,7 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
         state = HypernetworkState(
             task=jnp.asarray(task.number, jnp.int32),
             begun=jnp.maximum(state.begun, task.number + 1),
-            old=jax.jit(old)(params, context.trained.model),
+            old=jax.jit(old)(params, context.stored),
             candidate=config.lookahead.init(params) if config.lookahead else (),
         )
         return context.trained, state
@@ -150,10 +150,10 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
     def model(model: PyTree, params: HypernetworkParams, state: HypernetworkState) -> PyTree:
         return put(config, model, outputs(params._replace(embeddings=params.embeddings[state.task]), model))
 
-    def loss(context: Context, params: HypernetworkParams, state: HypernetworkState) -> jax.Array:
+    def auxiliary_loss(context: Context, params: HypernetworkParams, state: HypernetworkState) -> jax.Array:
         params = ahead(config, context, params, state.candidate)
-        now = outputs(frozen_embeddings(params), context.trained.model)
-        before = outputs(state.old, context.trained.model) if config.targets == "recompute" else state.old
+        now = outputs(frozen_embeddings(params), context.stored)
+        before = outputs(state.old, context.stored) if config.targets == "recompute" else state.old
         return config.beta * output_regulariser(config, now, jax.lax.stop_gradient(before), state.task)
 
     def gradients(grads: Trained, context: Context, params, state: HypernetworkState) -> Trained:
@@ -167,9 +167,10 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
 
     return Transform(
         init=init,
+        trains=nothing,
         begin_task=begin_task,
         model=model,
-        loss=loss,
+        auxiliary_loss=auxiliary_loss,
         gradients=gradients,
         updates=updates,
         after_step=after_step,
@@ -311,7 +312,7 @@ def ahead(config: HypernetworkConfig, context: Context, params, candidate: PyTre
 
     def task_loss(params):
         model = context.apply(context.trained._replace(params=params))
-        return jnp.mean(context.objective(model, context.batch, context.key)[0])
+        return jnp.mean(context.objective(model, context.batch, context.objective_key)[0])
 
     step, _ = config.lookahead.update(jax.grad(task_loss)(params), candidate, params)
     return jax.tree.map(lambda p, u: p + jax.lax.stop_gradient(u), params, step)
@@ -325,10 +326,10 @@ def next_candidate(config: HypernetworkConfig, context: Context, candidate: PyTr
 
 
 def only_task(updates: Trained, task: jax.Array, fields: tuple[str, ...]) -> Trained:
-    """The updates, in whose params only this task's row of the fields moves, and nothing of the model."""
+    """The updates, in whose params only this task's row of the fields moves."""
     only = lambda rows: jnp.where((jnp.arange(len(rows)) == task)[:, None], rows, 0)
     params = updates.params._replace(**{name: only(getattr(updates.params, name)) for name in fields})
-    return updates._replace(model=jax.tree.map(jnp.zeros_like, updates.model), params=params)
+    return updates._replace(params=params)
 
 
 def computed_once(grads: Trained, task: jax.Array) -> Trained:

@@ -10,7 +10,7 @@ import optax
 
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
 from jaxemb.similarity import unit_rows
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, output_of
 from jaxemb.transforms.continual.nmc import unit
 from jaxemb.transforms.continual.replay import (
     COLUMNS,
@@ -18,7 +18,6 @@ from jaxemb.transforms.continual.replay import (
     column_shapes,
     draw_records,
     flat_columns,
-    instead_of_cross_entropy,
     replay_keys,
 )
 from jaxemb.trees import PyTree
@@ -92,25 +91,24 @@ def icarl(
             raise ValueError("icarl needs the classes of a task; the loop gives none")
         return context.trained, state._replace(current=jnp.asarray(task.classes) & ~state.old)
 
-    def loss(context: Context, params: PyTree, state: IcarlState) -> jax.Array:
+    def loss(losses: jax.Array, context: Context, params: PyTree, state: IcarlState) -> jax.Array:
         filled = state.owner >= 0
         key_rows, key_model = replay_keys(context.key)
         rows, weights = draw_records(key_rows, state.records, filled, minibatch)
 
-        def summed(model: PyTree, batch: PyTree, logits: jax.Array, weights: jax.Array) -> jax.Array:
+        def of(batch: PyTree, logits: jax.Array) -> jax.Array:
             taught = context.objective(state.teacher, batch, None)[1]["logits"]
-            return jnp.sum(weights * icarl_loss(logits, taught, batch["label"], state.old, state.current))
+            return icarl_loss(logits, taught, batch["label"], state.old, state.current)
 
         def of_exemplars() -> jax.Array:
-            batch = {**context.batch, **rows}
-            logits = context.objective(context.model, batch, key_model)[1]["logits"]
-            return summed(context.model, batch, logits, weights)
+            batch = context.prepare({**context.raw_batch, **rows}, context.trained, key_model)
+            return weights * of(batch, context.objective(context.model, batch, key_model)[1]["logits"])
 
-        logits = context.outputs["logits"]
-        total = summed(context.model, context.batch, logits, jnp.ones(logits.shape[0]))
-        total = total + jax.lax.cond(filled.any(), of_exemplars, lambda: jnp.zeros(()))
-        number = logits.shape[0] + jnp.where(filled.any(), jnp.sum(weights), 0.0)
-        return instead_of_cross_entropy(context, total / number)
+        new = of(context.batch, output_of(context, "logits", "icarl", classes))
+        old = jax.lax.cond(filled.any(), of_exemplars, lambda: jnp.zeros_like(weights))
+        together = jnp.concatenate([new, old])
+        counted = len(new) + jnp.where(filled.any(), jnp.sum(weights), 0.0)
+        return together * (len(together) / counted)
 
     def end_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
         if task.batches is None:

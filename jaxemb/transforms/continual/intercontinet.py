@@ -11,7 +11,7 @@ import optax
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.interval import bound, worst_case_logits
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, nothing, output_of
 from jaxemb.trees import PyTree
 
 
@@ -123,19 +123,19 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
     def contracting(state: InterContiNetState) -> jax.Array:
         return state.step >= state.steps - config.contraction_steps
 
-    def worst_logits(context: Context, model: PyTree, params: InterContiNetParams, state: InterContiNetState):
+    def worst_logits(batch: PyTree, key: jax.Array, model: PyTree, params: InterContiNetParams, state):
         radius = jax.tree.map(kept, params.shift, params.scale, state.radius)
         lower, upper = jax.tree.map(jnp.subtract, model, radius), jax.tree.map(jnp.add, model, radius)
-        logits = lambda model: model(context.batch[config.input], key=context.key)
-        labels, classes = context.batch[config.label], context.batch.get(config.classes)
+        logits = lambda model: model(batch[config.input], key=key)
+        labels, classes = batch[config.label], batch.get(config.classes)
         return competing(worst_case_logits(*bound(logits)((lower,), (upper,)), labels), classes)
 
-    def loss(context: Context, params: InterContiNetParams, state: InterContiNetState) -> jax.Array:
-        labels, classes = context.batch[config.label], context.batch.get(config.classes)
-        entropy = lambda z: jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(z, labels))
-        counted = entropy(competing(context.outputs["logits"], classes))
-        bounded = lambda: entropy(worst_logits(context, context.model, params, state)) - counted
-        return jax.lax.cond(contracting(state), bounded, lambda: jnp.zeros_like(counted))
+    def loss(losses: jax.Array, context: Context, params: InterContiNetParams, state: InterContiNetState) -> jax.Array:
+        output_of(context, "logits", "intercontinet")
+        batch, key = context.batch, context.objective_key
+        entropies = lambda z: optax.losses.softmax_cross_entropy_with_integer_labels(z, batch[config.label])
+        worst = lambda: entropies(worst_logits(batch, key, context.model, params, state))
+        return jax.lax.cond(contracting(state), worst, lambda: losses)
 
     def updates(updates: Trained, context: Context, params, state: InterContiNetState) -> Trained:
         second = contracting(state)
@@ -143,28 +143,32 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         enough = jnp.nanmean(state.worst) >= config.threshold * jnp.nanmean(state.plain)
         only = lambda flag, tree: jax.tree.map(lambda u: jnp.where(flag, u, 0), tree)
         new = InterContiNetParams(only(~second, updates.params.shift), only(second & ~enough, updates.params.scale))
-        return updates._replace(model=jax.tree.map(jnp.zeros_like, updates.model), params=new)
+        return updates._replace(params=new)
 
     def after_step(context: Context, params: InterContiNetParams, state: InterContiNetState) -> InterContiNetState:
-        labels, classes = context.batch[config.label], context.batch.get(config.classes)
-        right = lambda z: jnp.mean((jnp.argmax(z, axis=-1) == labels).astype(jnp.float32))
-        push = lambda values, new: jnp.concatenate([new[None], values[:-1]])
+        def accuracies(batch: PyTree, logits: jax.Array, model: PyTree) -> tuple[jax.Array, jax.Array]:
+            right = lambda z: jnp.mean((jnp.argmax(z, axis=-1) == batch[config.label]).astype(jnp.float32))
+            worst = right(worst_logits(batch, context.objective_key, model, params, state))
+            return right(competing(logits, batch.get(config.classes))), worst
 
         def measured():
-            worst = right(worst_logits(context, context.apply(context.trained), params, state))
-            return push(state.plain, right(competing(context.outputs["logits"], classes))), push(state.worst, worst)
+            of_batch = functools.partial(accuracies, model=context.apply(context.trained))
+            found = (jax.vmap(of_batch) if context.stacked else of_batch)(context.batch, context.outputs["logits"])
+            push = lambda values, new: jnp.concatenate([jnp.mean(new)[None], values[:-1]])
+            return push(state.plain, found[0]), push(state.worst, found[1])
 
         plain, worst = jax.lax.cond(contracting(state), measured, lambda: (state.plain, state.worst))
         return state._replace(step=state.step + 1, plain=plain, worst=worst)
 
     def end_task(task: Task, context: Context, params: InterContiNetParams, state: InterContiNetState):
-        stored = jax.tree.map(shifted, context.trained.model, params.shift, state.radius)
+        stored = jax.tree.map(shifted, context.stored, params.shift, state.radius)
         radius = jax.tree.map(kept, params.shift, params.scale, state.radius)
         fresh = init(context.key, stored).params
         return context.trained._replace(model=stored, params=fresh), state._replace(radius=radius)
 
     return Transform(
         init=init,
+        trains=nothing,
         begin_task=begin_task,
         model=model,
         loss=loss,

@@ -1,7 +1,7 @@
 """Learning without forgetting: distillation from the model of the last task, on the data of this one."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 
 from jaxemb.losses.distillation import embed_distill
 from jaxemb.nn.similarity import cosine
-from jaxemb.transforms.base import Context, Task, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Transform, Variables, output_of
 from jaxemb.trees import PyTree
 
 Target = Literal["logits", "features", "similarities"]
@@ -93,9 +93,10 @@ def lwf(
     def init(key: jax.Array, model: PyTree) -> Variables:
         return Variables(state=LwfState(model, jnp.int32(0), jnp.zeros((heads, classes or 1), bool)))
 
-    def loss(context: Context, params: PyTree, state: LwfState) -> jax.Array:
-        _check(context.outputs, names, classes if target == "logits" else None)
-        student = {name: context.outputs[name] for name in names}
+    def auxiliary_loss(context: Context, params: PyTree, state: LwfState) -> jax.Array:
+        student = {name: output_of(context, name, "lwf") for name in names}
+        if target == "logits" and (found := student[names[0]].shape[-1]) != classes:
+            raise ValueError(f"classes must be that of output {names[0]!r}, {found}; got {classes}")
 
         def term(student: dict[str, jax.Array]) -> jax.Array:
             teacher = jax.lax.stop_gradient(context.objective(state.teacher, context.batch, None)[1])
@@ -111,7 +112,7 @@ def lwf(
         teacher = context.apply(context.trained)
         return context.trained, LwfState(teacher, state.tasks + 1, state.heads.at[head].set(state.heads[head] | new))
 
-    return Transform(init=init, loss=loss, end_task=end_task)
+    return Transform(init=init, auxiliary_loss=auxiliary_loss, end_task=end_task)
 
 
 def _divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
@@ -119,12 +120,3 @@ def _divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return optax.losses.kl_divergence_with_log_targets(
         jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
     )
-
-
-def _check(outputs: Any, names: Sequence[str], classes: int | None) -> None:
-    for name in names:
-        if not isinstance(outputs, dict) or name not in outputs:
-            has = ", ".join(sorted(outputs)) if isinstance(outputs, dict) else type(outputs).__name__
-            raise ValueError(f"lwf needs the objective's output {name!r}; it returns {has}")
-        if classes is not None and outputs[name].shape[-1] != classes:
-            raise ValueError(f"classes must be that of output {name!r}, {outputs[name].shape[-1]}; got {classes}")

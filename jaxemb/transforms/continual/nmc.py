@@ -15,7 +15,7 @@ from jaxemb.classifiers.nearest_mean import (
     nmc_update,
 )
 from jaxemb.nn import unit
-from jaxemb.transforms.base import Context, Task, Transform, Variables
+from jaxemb.transforms.base import Context, Task, Transform, Variables, everything, nothing, output_of
 from jaxemb.trees import PyTree
 
 Policy = Literal["stale", "drift"]
@@ -50,17 +50,14 @@ def nmc(
     Source: Janson et al. 2022, arXiv 2210.04428.
     """
     check_metric(metric)
-    still = lambda trained: trained._replace(model=jax.tree.map(jnp.zeros_like, trained.model))
 
     def after_step(context: Context, params: PyTree, state: NMCState) -> NMCState:
-        features = _scaled(context.outputs[output], metric)
+        features = _scaled(output_of(context, output, "nmc"), metric)
         return nmc_update(state, features.reshape(-1, features.shape[-1]), context.batch[label].reshape(-1))
 
     return Transform(
         init=lambda key, model: Variables(state=nmc_init(classes, dim)),
-        # Zero gradients spare the backward pass, zero updates the weight decay.
-        gradients=lambda grads, context, params, state: still(grads) if frozen else grads,
-        updates=lambda updates, context, params, state: still(updates) if frozen else updates,
+        trains=nothing if frozen else everything,
         after_step=after_step,
     )
 

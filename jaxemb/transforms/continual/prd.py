@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
-from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state
+from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state, output_of
 from jaxemb.trees import PyTree
 
 
@@ -98,7 +98,7 @@ def prd(
         groups = jnp.where(jnp.asarray(task.classes), task.number, state.groups)
         return context.trained, state._replace(groups=groups, number=jnp.asarray(task.number, jnp.int32))
 
-    def loss(context: Context, params: Prototypes, state: PrdState) -> jax.Array:
+    def auxiliary_loss(context: Context, params: Prototypes, state: PrdState) -> jax.Array:
         new, labels = _outputs(context, features, label, dim)
         pulled = jnp.mean(prototype_pull(new, params.vectors, labels))
         if distill == 0:
@@ -129,7 +129,9 @@ def prd(
         model = context.apply(context.trained)
         return context.trained, state._replace(model=model, prototypes=params.vectors)
 
-    return Transform(init=init, begin_task=begin_task, loss=loss, updates=updates, end_task=end_task)
+    return Transform(
+        init=init, begin_task=begin_task, auxiliary_loss=auxiliary_loss, updates=updates, end_task=end_task
+    )
 
 
 def _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm) -> None:
@@ -163,12 +165,8 @@ def prototype_prediction(transform: Transform):
 
 def _outputs(context: Context, features: str, label: str, dim: int) -> tuple[jax.Array, jax.Array]:
     """The features `[N, D]` and labels `[N]` of the batch."""
-    outputs = context.outputs if isinstance(context.outputs, dict) else {}
-    if features not in outputs:
-        raise ValueError(f"prd needs the objective's output {features!r}; it returns {', '.join(sorted(outputs))}")
-    if outputs[features].ndim != 2 or outputs[features].shape[1] != dim:
-        raise ValueError(f"prd: output {features!r} must be [N, {dim}]; got {outputs[features].shape}")
-    source = outputs if label in outputs else context.batch
+    found = output_of(context, features, "prd", dim)
+    source = context.outputs if label in context.outputs else context.batch
     if label not in source:
         raise ValueError(f"prd needs labels; neither the objective's outputs nor the batch have {label!r}")
-    return outputs[features], source[label]
+    return found, source[label]

@@ -26,8 +26,8 @@ class Anchored(NamedTuple):
         return cls({path: jnp.zeros_like(x) for path, x in theta.items()}, theta, jnp.zeros(()))
 
     def penalty(self, theta: dict[str, jax.Array]) -> jax.Array:
-        """Its value at `theta`, f32 scalar."""
-        terms = (jnp.sum(f * jnp.square(theta[path] - self.anchor[path])) for path, f in self.importance.items())
+        """Its value at `theta`, f32 scalar; weights that `theta` lacks have not moved."""
+        terms = (jnp.sum(self.importance[path] * jnp.square(x - self.anchor[path])) for path, x in theta.items())
         return sum(terms, self.constant)
 
     @jax.jit
@@ -84,14 +84,14 @@ def anchored(
     def init(key: jax.Array, model: PyTree) -> Variables:
         return Variables(state=Anchored.init(chosen(model, where)))
 
-    def loss(context: Context, params: PyTree, state: Anchored) -> jax.Array:
+    def auxiliary_loss(context: Context, params: PyTree, state: Anchored) -> jax.Array:
         return weight * state.penalty(chosen(context.model, where))
 
     def end_task(task: Task, context: Context, params: PyTree, state: Anchored):
         theta = chosen(context.apply(context.trained), where)
         return context.trained, move(task, context, state, theta)
 
-    return Transform(init=init, loss=loss, end_task=end_task)
+    return Transform(init=init, auxiliary_loss=auxiliary_loss, end_task=end_task)
 
 
 def check_weight(weight: float) -> None:

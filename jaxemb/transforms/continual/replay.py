@@ -10,11 +10,10 @@ import numpy as np
 import optax
 
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Context, Transform, Variables
+from jaxemb.transforms.base import Context, Transform, Variables, output_of
 from jaxemb.trees import PyTree
 
 COLUMNS = ("input", "label")
-_REPLAY = 0x5E91A7  # keeps the key of replay apart from those that the objective makes of the step's key
 
 
 class Reservoir(NamedTuple):
@@ -124,13 +123,13 @@ def experience_replay(
     shapes = _prepare(capacity, minibatch, example, columns)
     _positive(weight=weight)
 
-    def loss(context: Context, params: PyTree, state: Reservoir) -> jax.Array:
+    def auxiliary_loss(context: Context, params: PyTree, state: Reservoir) -> jax.Array:
         return weight * replayed(context, state, minibatch, 0, plain_loss)
 
     return Transform(
         init=lambda key, model: Variables(state=reservoir(key, capacity, shapes)),
-        loss=loss,
-        after_step=lambda context, params, state: reservoir_insert(state, flat_columns(context.batch, shapes)),
+        auxiliary_loss=auxiliary_loss,
+        after_step=lambda context, params, state: reservoir_insert(state, flat_columns(context.raw_batch, shapes)),
     )
 
 
@@ -179,16 +178,16 @@ def der(
         now = context.objective(context.model, batch, key)[1][output]
         return jnp.mean(jnp.square(now.astype(jnp.float32) - batch[_OUTPUT]), axis=-1)
 
-    def loss(context: Context, params: PyTree, state: Reservoir) -> jax.Array:
-        _check_output(context, output, dim)
+    def auxiliary_loss(context: Context, params: PyTree, state: Reservoir) -> jax.Array:
+        output_of(context, output, "replay", dim)
         term = alpha * replayed(context, state, minibatch, 0, distil)
         return term + beta * replayed(context, state, minibatch, 1, plain_loss) if beta else term
 
     def after_step(context: Context, params: PyTree, state: Reservoir) -> Reservoir:
         said = jax.lax.stop_gradient(context.outputs[output]).reshape(-1, dim)
-        return reservoir_insert(state, {**flat_columns(context.batch, shapes), _OUTPUT: said})
+        return reservoir_insert(state, {**flat_columns(context.raw_batch, shapes), _OUTPUT: said})
 
-    return Transform(init=init, loss=loss, after_step=after_step)
+    return Transform(init=init, auxiliary_loss=auxiliary_loss, after_step=after_step)
 
 
 def der_plus_plus(
@@ -237,21 +236,20 @@ def er_ace(
     def present(labels: jax.Array) -> jax.Array:
         return jnp.zeros(classes, bool).at[labels.reshape(-1)].set(True)
 
-    def loss(context: Context, params: PyTree, state: AceState) -> jax.Array:
-        _check_output(context, "logits", classes)
+    def loss(losses: jax.Array, context: Context, params: PyTree, state: AceState) -> jax.Array:
         labels = context.batch["label"]
-        logits = competing(context.outputs["logits"], context.batch.get("classes"))
+        logits = competing(output_of(context, "logits", "er_ace", classes), context.batch.get("classes"))
         asymmetric = competing(logits, present(labels) | ~state.seen)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(asymmetric, labels)
-        return instead_of_cross_entropy(context, jnp.mean(losses)) + replayed(
-            context, state.memory, minibatch, 0, plain_loss
-        )
+        return optax.losses.softmax_cross_entropy_with_integer_labels(asymmetric, labels)
+
+    def auxiliary_loss(context: Context, params: PyTree, state: AceState) -> jax.Array:
+        return replayed(context, state.memory, minibatch, 0, plain_loss)
 
     def after_step(context: Context, params: PyTree, state: AceState) -> AceState:
-        memory = reservoir_insert(state.memory, flat_columns(context.batch, shapes))
+        memory = reservoir_insert(state.memory, flat_columns(context.raw_batch, shapes))
         return AceState(memory, state.seen | present(context.batch["label"]))
 
-    return Transform(init=init, loss=loss, after_step=after_step)
+    return Transform(init=init, loss=loss, auxiliary_loss=auxiliary_loss, after_step=after_step)
 
 
 def replayed(
@@ -263,14 +261,17 @@ def replayed(
 ) -> jax.Array:
     """The mean of `losses(context, batch, key) -> [minibatch]` over a draw from the reservoir; 0 while it is empty.
 
-    Columns that the reservoir does not keep are those of the current batch. Draws of other numbers are independent.
+    Columns that the reservoir does not keep are those of the current batch (where micro-batches come stacked, of the
+    first). Draws of other numbers are independent.
     """
     key_rows, key_model = replay_keys(context.key, draw)
     capacity = jax.tree.leaves(state.records)[0].shape[0]
     rows, weights = draw_records(key_rows, state.records, jnp.arange(capacity) < state.seen, minibatch)
+    others = jax.tree.map(lambda leaf: leaf[0], context.raw_batch) if context.stacked else context.raw_batch
 
     def mean() -> jax.Array:
-        values = losses(context, {**context.batch, **rows}, key_model)
+        batch = context.prepare({**others, **rows}, context.trained, key_model)
+        values = losses(context, batch, key_model)
         return jnp.sum(values.astype(jnp.float32) * weights) / jnp.sum(weights)
 
     return jax.lax.cond(state.seen > 0, mean, lambda: jnp.zeros(()))
@@ -278,19 +279,12 @@ def replayed(
 
 def replay_keys(key: jax.Array, draw: int = 0) -> jax.Array:
     """Keys of a step's draw of records and of the model on them; different for every number of a draw."""
-    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _REPLAY), draw))
+    return jax.random.split(jax.random.fold_in(key, draw))
 
 
 def plain_loss(context: Context, batch: Mapping[str, PyTree], key: jax.Array) -> jax.Array:
     """The objective's own losses of the current model."""
     return context.objective(context.model, batch, key)[0]
-
-
-def instead_of_cross_entropy(context: Context, loss: jax.Array) -> jax.Array:
-    """The term that turns the loss of `classification()` into `loss`: the difference of the two."""
-    logits = competing(context.outputs["logits"], context.batch.get("classes"))
-    plain = optax.losses.softmax_cross_entropy_with_integer_labels(logits, context.batch["label"])
-    return loss - jnp.mean(plain)
 
 
 def flat_columns(batch: Mapping[str, PyTree], shapes: Mapping[str, PyTree]) -> dict[str, PyTree]:
@@ -356,12 +350,3 @@ def _positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be > 0; got {value}")
-
-
-def _check_output(context: Context, output: str, dim: int) -> None:
-    outputs = context.outputs
-    if not isinstance(outputs, dict) or output not in outputs:
-        has = ", ".join(sorted(outputs)) if isinstance(outputs, dict) else type(outputs).__name__
-        raise ValueError(f"replay needs the objective's output {output!r}; it returns {has}")
-    if outputs[output].ndim != 2 or outputs[output].shape[1] != dim:
-        raise ValueError(f"replay: output {output!r} must be [N, {dim}]; got {outputs[output].shape}")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.transforms.continual.quadratic import Anchored, check_weight
-from jaxemb.trees import PyTree, Where, chosen
+from jaxemb.trees import PyTree, Where, by_path, chosen, selects
 
 
 class SynapticState(NamedTuple):
@@ -37,7 +37,7 @@ def si(
     of other transforms count as the task's loss. Under gradient accumulation g is the gradient of all micro-batches.)
 
     Theta is the model as it is stored and trained, since the path is that of the optimiser: weights that another
-    transform trains and adds, such as those of `lora`, are not held.
+    transform trains and adds, such as those of `lora`, are not held; those that nothing trains have no path.
 
     Args:
       weight: c, >= 0.
@@ -59,27 +59,32 @@ def si(
         raise ValueError(f"limit must be > 0; got {limit}")
     scale = weight / 2 if half else weight
 
+    def moving(model: PyTree) -> dict[str, jax.Array]:
+        picks = selects(where)
+        return {path: leaf for path, leaf in by_path(model).items() if picks(path)}
+
     def init(key: jax.Array, model: PyTree) -> Variables:
         theta = chosen(model, where)
         return Variables(state=SynapticState(Anchored.init(theta), jax.tree.map(jnp.zeros_like, theta)))
 
-    def loss(context: Context, params: PyTree, state: SynapticState) -> jax.Array:
-        return scale * state.held.penalty(chosen(context.trained.model, where))
+    def auxiliary_loss(context: Context, params: PyTree, state: SynapticState) -> jax.Array:
+        return scale * state.held.penalty(moving(context.trained.model))
 
     def after_step(context: Context, params: PyTree, state: SynapticState) -> SynapticState:
         assert context.gradients is not None and context.updates is not None
-        gradients, updates = chosen(context.gradients.model, where), chosen(context.updates.model, where)
-        new, held = chosen(context.trained.model, where), state.held
+        gradients, updates = moving(context.gradients.model), moving(context.updates.model)
+        new, held = moving(context.trained.model), state.held
 
         def contribution(path: str) -> jax.Array:
             before = new[path] - updates[path]
             own = 2 * scale * held.importance[path] * (before - held.anchor[path])
             return -(gradients[path] - own) * updates[path]
 
-        return state._replace(path_integral={path: x + contribution(path) for path, x in state.path_integral.items()})
+        moved = {path: state.path_integral[path] + contribution(path) for path in new}
+        return state._replace(path_integral=state.path_integral | moved)
 
     def end_task(task: Task, context: Context, params: PyTree, state: SynapticState):
-        theta = chosen(context.trained.model, where)
+        theta = chosen(context.stored, where)
         importance = {
             path: jnp.maximum(omega, 0) / (jnp.square(theta[path] - state.held.anchor[path]) + xi)
             for path, omega in state.path_integral.items()
@@ -89,4 +94,4 @@ def si(
             held = held._replace(importance={path: jnp.minimum(x, limit) for path, x in held.importance.items()})
         return context.trained, SynapticState(held, jax.tree.map(jnp.zeros_like, theta))
 
-    return Transform(init=init, loss=loss, after_step=after_step, end_task=end_task)
+    return Transform(init=init, auxiliary_loss=auxiliary_loss, after_step=after_step, end_task=end_task)

@@ -8,7 +8,8 @@ import pytest
 from tiny_run import PAIRWISE, assert_bitwise_equal, pair_batch, tiny_model
 from tiny_stream import MODEL, learn
 
-from jaxemb.train import apply_transform, init_state, make_train_step
+import jaxemb
+from jaxemb.train import adamw, apply_transform, init_state, make_train_step
 from jaxemb.transforms import Adapter, lora, merge_lora
 
 
@@ -92,3 +93,22 @@ def test_bad_options():
         lora(1).init(jax.random.key(0), model)
     with pytest.raises(ValueError, match=r"where must choose kernels \[..., in, out\]; got bias \(2,\)"):
         lora(1, where="").init(jax.random.key(0), model)
+
+
+def test_the_optimiser_knows_the_adapters_alone(minilm):
+    """Of MiniLM's 22.7 M numbers none has moments, and they may be bfloat16."""
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), jaxemb.load(minilm).model)
+    transform, optimizer = lora(8), adamw(1e-3, 100)
+    state = jax.eval_shape(lambda: init_state(jax.random.key(0), model, optimizer, transform))
+    numbers = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    adapters, counters = numbers(state.method_params), sum(leaf.ndim == 0 for leaf in jax.tree.leaves(state.opt_state))
+    assert adapters == 2 * 6 * 2 * 384 * 8
+    assert numbers(state.opt_state) == 2 * adapters + counters
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.method_params)} == {jnp.dtype("float32")}
+
+
+def test_a_base_in_bfloat16_stays_as_it_is():
+    model = {"w": MODEL["w"].astype(jnp.bfloat16), "b": MODEL["b"]}
+    state = learn(lora(2, where="^w$", train="^b$"), tasks=1, model=model)[0]
+    assert_bitwise_equal(state.model["w"], model["w"])
+    assert np.all(state.method_params["w"].up != 0) and state.method_params["w"].up.dtype == jnp.float32

@@ -74,7 +74,7 @@ def no_penalty(held):
 
 def penalty(transform, state, model):
     context = Context(jnp.int32(0), None, linear, lambda t: t.model, Trained(model), model=model)
-    return float(jax.jit(lambda state: transform.loss(context, (), state))(state))
+    return float(jax.jit(lambda state: transform.auxiliary_loss(context, (), state))(state))
 
 
 @pytest.mark.parametrize(("half", "expected"), [(True, 0.75), (False, 1.5)])
@@ -196,7 +196,7 @@ def test_si_takes_the_gradient_of_the_loss_without_its_penalty():
     context = context._replace(gradients=Trained({"w": jnp.array([total])}), updates=Trained({"w": jnp.array([-0.1])}))
     state = transform.after_step(context, (), SynapticState(held, {"w": jnp.zeros(1)}))
     np.testing.assert_allclose(state.path_integral["w"], 0.1 * base, rtol=1e-5)
-    gradient = jax.grad(lambda m: transform.loss(context._replace(trained=Trained(m)), (), state))(at.model)
+    gradient = jax.grad(lambda m: transform.auxiliary_loss(context._replace(trained=Trained(m)), (), state))(at.model)
     np.testing.assert_allclose(gradient["w"] + base, total)
 
 

@@ -21,7 +21,8 @@ def term(transform, batch, *, teacher=MODEL, student=STUDENT, objective=linear, 
     @jax.jit
     def loss(student, state):
         outputs = objective(student, batch, None)[1]
-        return transform.loss(Context(0, None, objective, None, Trained(student), batch, student, outputs), (), state)
+        context = Context(0, None, objective, None, Trained(student), batch=batch, model=student, outputs=outputs)
+        return transform.auxiliary_loss(context, (), state)
 
     return float(loss(student, state))
 
