@@ -113,8 +113,11 @@ def encode(
     _check(texts, batch_tokens, dtype, dim, model.dim)
     width = dim or model.dim
     shards, gathered = 1, None
+    mesh = parallel.mesh_in_force() if mesh is None else mesh
     if mesh is not None:
-        shards, model = mesh.size, parallel.place(model, mesh, ((r".*", PartitionSpec()),))
+        shards = mesh.size
+        if not parallel.lies_on(model, mesh):
+            model = parallel.place(model, mesh, ((r".*", PartitionSpec()),))
         # A process can read only what its own devices hold.
         gathered = parallel.replicated(mesh) if mesh.is_multi_process else None
     if batch_tokens is None:

@@ -67,6 +67,12 @@ def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+def mesh_in_force() -> Mesh | None:
+    """The mesh of `jax.set_mesh` or `in_force`, where there is one; not for what is being traced."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
 def batch_axes() -> dict[str, int]:
     """Names and sizes of the axes that records are split over, of the mesh in force (`jax.set_mesh`); often none.
 
@@ -107,6 +113,12 @@ def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
     return jax.jit(lambda tree: tree, out_shardings=where)(tree)  # what lies with other processes only a program makes
+
+
+def lies_on(tree: PyTree, mesh: Mesh) -> bool:
+    """Whether all arrays of the tree are spread over this mesh already, in whatever way."""
+    on_mesh = lambda leaf: getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh
+    return all(on_mesh(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def put(tree: PyTree, sharding: Sharding | None) -> PyTree:

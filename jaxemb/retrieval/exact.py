@@ -38,8 +38,9 @@ def topk_search(
       metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2.
       corpus_chunk: most corpus rows on the device at a time.
       query_chunk: most queries compared with a chunk at a time; `query_chunk * corpus_chunk` scores exist at once.
-      mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged. Where it
-        has devices of several processes, each calls with the same arguments and gets the whole result.
+      mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged. By default
+        that in force (`jax.set_mesh`), if any. Where it has devices of several processes, each calls with the same
+        arguments and gets the whole result.
       corpus_axis: the mesh axes to split over; None means all.
       exclude_ids: ids that are no result of query q, such as q itself, `[Q, E]`; -1 excludes nothing.
 
@@ -51,6 +52,7 @@ def topk_search(
         that are not finite.
     """
     queries, exclude = _check(queries, corpus, k, metric, corpus_chunk, query_chunk, exclude_ids)
+    mesh = parallel.mesh_in_force() if mesh is None else mesh
     axes = _axes(mesh, corpus_axis)
     shards = math.prod(mesh.shape[axis] for axis in axes) if mesh else 1
     n_queries, n = len(queries), len(corpus)

@@ -133,38 +133,52 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     placed: Any = {} if run.mesh is None else {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
     step_of_run = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     train_step = jax.jit(step_of_run, donate_argnums=0, **placed)
-    pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()  # steps the device may still be at
+    running: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()  # steps the device may still be at
+    finished: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []  # steps whose metrics are still on the device
     clock: float | None = None  # since when the next step to finish has been running; None while it compiles
 
     def finish_step() -> None:
+        """Waits for the oldest running step; at a step of the log, metrics are fetched and written."""
         nonlocal clock
-        step, ids, device_metrics = pending.popleft()
-        metrics = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
-        if not metrics.pop("finite"):
-            last = checkpoints.steps()
-            path = checkpoints.path(last[-1]) if last else None
-            raise NonFiniteError(step, ids.tolist(), metrics["loss"], metrics["grad_norm"], path, state)
+        step, ids, metrics = running.popleft()
+        jax.block_until_ready(metrics)
         now = time.perf_counter()
         if clock is not None:
             done.seconds, done.records = done.seconds + now - clock, done.records + len(ids)
         clock = now
-        done.losses.append(metrics.pop("loss"))
+        finished.append((step, ids, metrics))
         log.advance(step)
         if step % run.log_every == 0 or step == run.steps:
+            last = fetch_metrics()
             pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
-            values = {"loss": float(np.mean(done.losses)), **metrics, **pace}
+            values = {"loss": float(np.mean(done.losses)), **last, **pace}
             log.write(step, {f"train/{name}": value for name, value in values.items()})
             done.losses, done.records, done.seconds = [], 0, 0.0
 
+    def fetch_metrics() -> dict[str, float]:
+        """Adds the losses of the finished steps to the window of the log; the other metrics of the last one."""
+        metrics: dict[str, float] = {}
+        for (step, ids, _), fetched in zip(finished, jax.device_get([m for *_, m in finished]), strict=True):
+            metrics = {name: value.item() for name, value in fetched.items()}
+            if not metrics.pop("finite"):
+                last = checkpoints.steps()
+                path = checkpoints.path(last[-1]) if last else None
+                raise NonFiniteError(step, ids.tolist(), metrics["loss"], metrics["grad_norm"], path, state)
+            done.losses.append(metrics.pop("loss"))
+        finished.clear()
+        return metrics
+
     def finish_all() -> None:
-        while pending:
+        while running:
             finish_step()
+        fetch_metrics()
 
     def evaluate(step: int) -> bool:
         """Whether the model of this step is the best so far."""
-        current = embedder.replace(model=jax.tree.map(jnp.asarray, _evaluated_model(run, state)))
-        for name, evaluator in run.evaluators.items():
-            done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
+        current = embedder.replace(model=_evaluated_model(run, state))
+        with parallel.in_force(run.mesh):
+            for name, evaluator in run.evaluators.items():
+                done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
         log.write(step, done.metrics)
         if run.best is None:
             return False
@@ -188,8 +202,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
             batch, ids = _next_batch(run, batches, step)
             with parallel.in_force(run.mesh):
                 state, metrics = train_step(state, batch)
-            pending.append((step, ids, metrics))
-            if len(pending) > 1:
+            running.append((step, ids, metrics))
+            if len(running) > 1:
                 finish_step()  # the one before: the device is never left waiting for the host
             is_last = step == run.steps
             must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
@@ -209,9 +223,9 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
 
     if done.best:
         best, _ = checkpoints.restore(done.best["step"], state)
-        _save(embedder.replace(model=_evaluated_model(run, best)), out / "best")
+        _save(embedder.replace(model=_whole(run, _evaluated_model(run, best))), out / "best")
     state = end_task(run.transform, run.objective, state, _task(run, embedder))
-    final = embedder.replace(model=_evaluated_model(run, state))
+    final = embedder.replace(model=_whole(run, _evaluated_model(run, state)))
     _save(final, out / "model")
     return Result(final, done.metrics, done.best, state)
 
@@ -232,8 +246,12 @@ def _place(run: Run, state: TrainState) -> TrainState:
 
 
 def _evaluated_model(run: Run, state: TrainState) -> Any:
-    """The model to evaluate and save; each of several processes gets all of it, in the host's memory."""
-    model = apply_transform(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+    """The model to evaluate and save, split over the mesh as the state is."""
+    return apply_transform(run.transform, state) if run.evaluated_model is None else run.evaluated_model(state)
+
+
+def _whole(run: Run, model: Any) -> Any:
+    """The model as it is saved: each of several processes gets all of it, in the host's memory."""
     if run.mesh is None or jax.process_count() == 1:
         return model
     whole = jax.jit(lambda leaf: leaf, out_shardings=parallel.replicated(run.mesh))

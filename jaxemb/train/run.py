@@ -38,7 +38,9 @@ class Run:
       optimizer: an optax optimiser of what is trained; `jaxemb.train.adamw` makes the usual one.
       steps: number of optimiser steps.
       transform: the training method.
-      evaluators: name -> function of an embedder to numbers; the results are called `name/number`.
+      evaluators: name -> function of an embedder to numbers; the results are called `name/number`. They run with `mesh`
+        in force, so that encoding and search are split over it, and with the model spread as in training; several
+        processes call them alike.
       evaluate_every: steps between evaluations; there is always one before the first and one after the last step.
       checkpoint_every: steps between checkpoints; there is always one after the last step.
       keep: number of newest checkpoints that are kept; the best one is kept beside them.

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from tiny_run import FakeEmbedder, tiny_model, tiny_run, toy_run
 
+from jaxemb.data.tokenizer import Encoded
+from jaxemb.encode import encode
 from jaxemb.losses import info_nce
 from jaxemb.objectives import on_columns
-from jaxemb.parallel import ENCODER_RULES, make_mesh
+from jaxemb.parallel import ENCODER_RULES, lies_on, make_mesh, mesh_in_force
 from jaxemb.train import fit, read_metrics
 
 
@@ -43,12 +45,33 @@ def test_data_parallel_training_gives_the_same_losses(tmp_path, one_device, devi
     np.testing.assert_allclose(losses(encoder_run(mesh=mesh(devices)), tmp_path), one_device, atol=1e-5)
 
 
+class Numbers:
+    """A tokenizer of texts that are numbers."""
+
+    def encode(self, texts, max_length):
+        return Encoded([np.arange(2, 3 + int(text), dtype=np.int32) for text in texts], 0)
+
+
 def test_sharded_parameters_give_the_same_losses_and_stay_sharded(tmp_path, one_device):
-    result = fit(encoder_run(mesh=mesh(2, 2), rules=ENCODER_RULES), tmp_path, progress=False)
+    """An evaluator encodes on the mesh of the run, with the model spread as it is trained."""
+    on_mesh, texts = mesh(2, 2), [str(n) for n in range(7)]
+    embed = lambda embedder: encode(embedder.model, Numbers(), 8, texts, batch_tokens=16)
+
+    def evaluator(embedder):
+        assert mesh_in_force() == on_mesh and lies_on(embedder.model, on_mesh)
+        kernel = embedder.model.encoder.layers.mlp.up.kernel
+        return {"share": kernel.addressable_shards[0].data.size / kernel.size, "first": embed(embedder)[0, 0]}
+
+    evaluators = {"seen": evaluator}
+    run = encoder_run(mesh=on_mesh, rules=ENCODER_RULES, evaluators=evaluators)
+    result = fit(run, tmp_path, progress=False)
     found = [line["train/loss"] for line in read_metrics(tmp_path) if "train/loss" in line]
     np.testing.assert_allclose(found, one_device, atol=1e-5)
     kernel = result.state.model.encoder.layers.mlp.up.kernel
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size
+    assert result.metrics["seen/share"] == 0.5
+    alone = FakeEmbedder(jax.device_put(jax.device_get(result.embedder.model), jax.devices()[0]))
+    np.testing.assert_allclose(result.metrics["seen/first"], embed(alone)[0, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
