@@ -179,6 +179,7 @@ def run_stream(
             done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
         if store is not None:
             store.save(number + 1, state, {"about": about, "done": dataclasses.asdict(done)})
+            store.finish()
 
     return StreamResult(
         names=tuple(e.name for e in experiences),

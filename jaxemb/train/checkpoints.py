@@ -10,11 +10,13 @@ A checkpoint is written beside its final place and renamed when it is complete. 
 is put aside as `*.corrupt`, with a message, and the one before is used.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +35,46 @@ class DamagedCheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`; at most the `keep` newest and the best are kept."""
+    """The checkpoints of one run, in `directory`; at most the `keep` newest and the best are kept.
+
+    They are written while training goes on. As a context manager, it waits for what is still being written.
+    """
 
     def __init__(self, directory: Path, keep: int):
         self._directory, self._keep = Path(directory).absolute(), keep
+        self._checkpointer: Any = None
+        self._complete: Callable[[], None] | None = None  # of several processes, what is left to do of a save
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._directory.mkdir(parents=True, exist_ok=True)
         if _is_first_process():
             for leftover in self._directory.glob("*.partial"):
                 shutil.rmtree(leftover)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        # Where a process fails, the others are elsewhere, and nobody is to wait for them.
+        if kind is None or kind is SystemExit or jax.process_count() == 1:
+            self.finish()
 
     def path(self, step: int) -> Path:
         return self._directory / f"step_{step:08d}"
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
+        self.finish()
+        return self._complete_steps()
+
+    def _complete_steps(self) -> list[int]:
         names = (p.name.removeprefix("step_") for p in self._directory.glob("step_*") if p.is_dir())
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def save(self, step: int, state: TrainState, loop: Mapping[str, Any], *, best: int | None = None) -> Path:
-        """Writes the checkpoint of `step` and removes those that are no longer wanted.
+    def save(self, step: int, state: TrainState, loop: Mapping[str, Any], *, best: int | None = None) -> None:
+        """Begins to write the checkpoint of `step`, from a copy of the state; see `finish`.
+
+        Once it is complete, those that are no longer wanted are removed.
 
         Args:
           step: the number of finished steps.
@@ -61,22 +84,41 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self.finish()
+        self._checkpointer = self._checkpointer or ocp.StandardCheckpointer()
+        partial = self.path(step).with_suffix(".partial")
+        self._checkpointer.save(partial / "state", _to_arrays(state), force=True)
+        partial.mkdir(exist_ok=True)
+        (partial / f"loop-{jax.process_index()}.json").write_text(json.dumps(loop))
+        complete = functools.partial(self._complete_save, step, best)
+        if jax.process_count() == 1:
+            self._writing = self._thread.submit(complete)
+        else:  # they agree on when it is complete, which they do where all are at the same place
+            self._complete = complete
+
+    def finish(self) -> None:
+        """Returns once the last checkpoint is complete. Raises what went wrong with it."""
+        writing, complete = self._writing, self._complete
+        self._writing = self._complete = None
+        if writing is not None:
+            writing.result()
+        if complete is not None:
+            complete()
+
+    def _complete_save(self, step: int, best: int | None) -> None:
         final = self.path(step)
         partial = final.with_suffix(".partial")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "state", _to_arrays(state), force=True)
-        (partial / f"loop-{jax.process_index()}.json").write_text(json.dumps(loop))
+        self._checkpointer.wait_until_finished()
         wait_for_all(f"written {step}")
         if _is_first_process():
             (partial / "manifest.json").write_text(json.dumps(_digests(partial), indent=1))
             if final.exists():  # the same step again, by a run that was resumed before it
                 shutil.rmtree(final)
             partial.rename(final)
-            steps = self.steps()
+            steps = self._complete_steps()
             for old in set(steps) - {*steps[-self._keep :], best}:
                 shutil.rmtree(self.path(old))
         wait_for_all(f"saved {step}")
-        return final
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that is intact, or None if there is none. Damaged ones are put aside.
@@ -106,6 +148,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self.finish()
         path = self.path(step)
         if problem := _problem(path):
             raise DamagedCheckpointError(f"checkpoint {path} is damaged ({problem})")

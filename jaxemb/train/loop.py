@@ -195,7 +195,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         loop = {"progress": dataclasses.asdict(done), "data": batches.get_state()}
         checkpoints.save(step, state, loop, best=done.best["step"] if done.best else None)
 
-    with _sigterm() as stop, RunLog(out, steps=run.steps, resumed_at=start, progress=progress) as log:
+    with checkpoints, _sigterm() as stop, RunLog(out, steps=run.steps, resumed_at=start, progress=progress) as log:
         if start == 0 and run.evaluators and evaluate(0):
             save(0)
         for step in range(start + 1, run.steps + 1):
@@ -217,6 +217,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
                 if must_save or stopping:
                     save(step)
                 if stopping:
+                    checkpoints.finish()
                     _log.warning("SIGTERM: saved %s", checkpoints.path(step))
                     raise SystemExit(0)
                 clock = time.perf_counter()

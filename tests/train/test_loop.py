@@ -7,11 +7,12 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_run import FakeEmbedder, assert_bitwise_equal, pair_batch, read_model, toy_objective, toy_run
 
-from jaxemb.train import Checkpoints, NonFiniteError, fit, load_run, read_metrics
-from jaxemb.transforms import Trained, Transform, ema, ema_model
+from jaxemb.train import Checkpoints, NonFiniteError, fit, init_state, load_run, read_metrics
+from jaxemb.transforms import Trained, Transform, ema, ema_model, identity
 
 
 def stopping_at(step: int, how):
@@ -248,3 +249,20 @@ def test_the_embedder_it_was_given_stays_usable(tmp_path):
 def test_a_url_is_no_directory():
     with pytest.raises(ValueError, match="out must be a directory; got 'gs://bucket/run': mount the bucket"):
         fit(toy_run(), "gs://bucket/run")
+
+
+def test_a_checkpoint_holds_the_state_it_was_given_whatever_happens_to_that(tmp_path):
+    """Steps overwrite the state's buffers while its copy is being written."""
+    model = {"w": jnp.arange(2_000_000, dtype=jnp.float32)}
+    state = init_state(jax.random.key(0), model, optax.sgd(0.1), identity())
+    double = jax.jit(lambda model: jax.tree.map(lambda x: x + x, model), donate_argnums=0)
+    moved = state.model
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(3, state, {"losses": [1.0]})
+        for _ in range(5):
+            moved = double(moved)
+    like = init_state(jax.random.key(0), model, optax.sgd(0.1), identity())
+    restored, loop = Checkpoints(tmp_path, 2).restore(3, like)
+    np.testing.assert_array_equal(restored.model["w"], model["w"])
+    np.testing.assert_array_equal(moved["w"], 32 * model["w"])
+    assert loop == {"losses": [1.0]}
