@@ -11,16 +11,9 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import optax
-
-    from jaxemb.objectives import Objective
-    from jaxemb.train import TrainState
-    from jaxemb.transforms import Transform
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Preset = TypeVar("Preset")
@@ -109,35 +102,6 @@ def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
         np.save(unfinished, embeddings)
         unfinished.rename(path)
     return np.load(path)
-
-
-def trained(
-    model: Any,
-    objective: "Objective",
-    optimizer: "optax.GradientTransformation",
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    transform: "Transform | None" = None,
-    seed: int = 0,
-) -> "TrainState":
-    """The state after one step of `jaxemb.train.make_train_step` on each of the batches.
-
-    Raises:
-      ArithmeticError: if a loss or gradient was not finite.
-    """
-    import jax
-
-    from jaxemb.train import init_state, make_train_step
-    from jaxemb.transforms import identity
-
-    transform = identity() if transform is None else transform
-    state = init_state(jax.random.key(seed), model, optimizer, transform)
-    step = jax.jit(make_train_step(objective, optimizer, transform), donate_argnums=0)
-    for batch in batches:
-        state, _ = step(state, batch)
-    if not state.finite:
-        raise ArithmeticError(f"a loss or gradient was not finite after step {int(state.step)}")
-    return state
 
 
 def spreads(results: Sequence[Mapping[str, float]]) -> dict[str, Spread]:

@@ -26,7 +26,7 @@ from jaxemb.encoders import HashedBag
 from jaxemb.losses import cwcl, soft_targets, symmetric_info_nce
 from jaxemb.objectives import Objective, in_chunks
 from jaxemb.recipes.offline_model import default_model
-from jaxemb.train import Run, adamw
+from jaxemb.train import Run, adamw, train
 from jaxemb.transforms import trained_temperature
 
 Loss = Callable[..., jax.Array]  # (locked [N, D], learned [N, D], temperature=...) -> [N]
@@ -127,7 +127,7 @@ def run(
     )
 
 
-def train(
+def learn(
     sentences: translations.Sentences, loss: Loss, preset: Preset, std: float, seed: int
 ) -> tuple[HashedBag, float]:
     """A German tower trained with `loss`, and the temperature it ends with."""
@@ -135,7 +135,7 @@ def train(
     full = len(sentences) // preset.batch_size * preset.batch_size
     epochs = [rng.permutation(len(sentences))[:full].reshape(-1, preset.batch_size) for _ in range(preset.epochs)]
     rows = np.concatenate(epochs)
-    state = common.trained(
+    state = train(
         HashedBag.init(jax.random.key(seed), std=std),
         objective(loss),
         adamw(preset.learning_rate, len(rows), warmup=0, schedule="constant", weight_decay=0, max_grad_norm=None),
@@ -151,14 +151,14 @@ def main() -> None:
     enable_persistent_cache()
     sentences, test = translations.load(preset.limit)
     selection = translations.select_std(
-        sentences, preset.stds, lambda part, std: train(part, lit, preset, std, seed=0)[0]
+        sentences, preset.stds, lambda part, std: learn(part, lit, preset, std, seed=0)[0]
     )
     std = max(selection, key=lambda std: selection[std])
 
     results: dict[str, list[dict[str, float]]] = {arm: [] for arm in LOSSES}
     for seed in range(seeds):
         for arm, loss in LOSSES.items():
-            tower, temperature = train(sentences, loss, preset, std, seed)
+            tower, temperature = learn(sentences, loss, preset, std, seed)
             results[arm].append(test(tower) | {"temperature": temperature})
             print(f"seed {seed}, {arm}: {results[arm][-1]}", flush=True)
 

@@ -56,7 +56,7 @@ from jaxemb.pretraining import (
 )
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.sentence_embedder import SentenceEmbedder
-from jaxemb.train import adamw, begin_task, init_state, make_train_step, trainable
+from jaxemb.train import Runner, adamw, begin_task, init_state, make_train_step, train, trainable
 from jaxemb.transforms import Task, Transform, frozen, progressive_separate_training
 
 _WORDS = 45  # of a piece of a book, in pre-training
@@ -181,7 +181,7 @@ def pretrained(preset: Preset) -> Start:
     key_encoder, key_head = jax.random.split(jax.random.key(0))
     encoder = jax.jit(lambda key: Transformer.init(key, config))(key_encoder)
     model = MaskedLanguageModel.init(key_head, Embedder(encoder=encoder))
-    state = common.trained(
+    state = train(
         model,
         masked_language_modelling("text", word_pieces(tokenizer), tokenizer.special_ids["mask"]),
         adamw(1e-3, preset.pretraining),
@@ -285,18 +285,15 @@ def defsent_plus(
     optimizer, objective = _decaying(rate, steps), definition_to_entry()
     transform = progressive_separate_training(make_entries, (len(definitions.entries), start.embedder.model.dim))
     state = init_state(jax.random.key(seed), start.predictor, optimizer, transform)
-    step = jax.jit(make_train_step(objective, optimizer, transform), donate_argnums=0)
+    runner = Runner(make_train_step(objective, optimizer, transform), state)
     source, columns = definitions.source(), ("definition", "entry")
     for stage in range(stages):
-        state = begin_task(transform, objective, state, Task(stage, steps=steps))
-        state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
-        first = None
+        state = begin_task(transform, objective, runner.state, Task(stage, steps=steps))
+        runner.state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
         for batch in drawn(source, start.embedder.tokenizer, columns, preset, steps, stages * seed + stage):
-            state, metrics = step(state, batch)
-            first = float(metrics["loss"]) if first is None else first
-        if not state.finite or first is None:
-            raise ArithmeticError(f"a loss or gradient was not finite in stage {stage + 1}")
-        yield jax.tree.map(jnp.copy, state.model.embedder), first
+            runner.start(batch)
+        runner.wait()
+        yield jax.tree.map(jnp.copy, runner.state.model.embedder), runner.read()[0]["loss"]
 
 
 def steps_of(definitions: Definitions, preset: Preset) -> int:
@@ -316,7 +313,7 @@ def _trained(
     transform: Transform | None,
     seed: int,
 ) -> Embedder:
-    return common.trained(model, objective, optimizer, data, transform=transform, seed=seed).model.embedder
+    return train(model, objective, optimizer, data, transform=transform, seed=seed).model.embedder
 
 
 def measured(embedder: SentenceEmbedder, sets: Mapping[str, StsSet]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from jaxemb.objectives import on_columns
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
 from jaxemb.similarity import unit_rows
-from jaxemb.train import Run, adamw
+from jaxemb.train import Run, adamw, train
 
 _TEMPERATURE = 0.05  # of the experiment; the published recipe has 0.01
 _K = 39  # other test questions of an intent
@@ -225,7 +225,7 @@ class Questions:
             yield np.stack(pairs(self.labels, shuffled[firsts], rng))
 
 
-def train(loss: Loss, questions: Questions, guide: np.ndarray, rows: list[np.ndarray], rate: float) -> Linear:
+def learn(loss: Loss, questions: Questions, guide: np.ndarray, rows: list[np.ndarray], rate: float) -> Linear:
     """The matrix after one step on each of the `rows` of pairs; `guide` has the guide's vectors of the questions."""
 
     def objective(model: Linear, batch: dict[str, Any], key: jax.Array | None):
@@ -244,7 +244,7 @@ def train(loss: Loss, questions: Questions, guide: np.ndarray, rows: list[np.nda
     )
     dim = questions.vectors.shape[1]
     optimizer = adamw(rate, len(rows), warmup=0, schedule="constant", max_grad_norm=None)
-    return common.trained(Linear(jnp.eye(dim)), objective, optimizer, made).model
+    return train(Linear(jnp.eye(dim)), objective, optimizer, made).model
 
 
 def measure(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -289,7 +289,7 @@ def main() -> None:
         order = rng.permutation(len(training.labels))
         half, other_half = training[order[: len(order) // 2]], training[order[len(order) // 2 :]]
         guide_rows = list(other_half.one_pair_per_intent(preset.guide_steps, rng))
-        guide = train(mnrl, other_half, other_half.vectors, guide_rows, preset.learning_rate)
+        guide = learn(mnrl, other_half, other_half.vectors, guide_rows, preset.learning_rate)
         results["strong guide itself"].append(measure(_through(guide, test.vectors), test.labels))
 
         rows = list(half.random_pairs(preset.steps, preset.batch_size, rng))
@@ -297,7 +297,7 @@ def main() -> None:
         for strength, vectors in guides.items():
             masks_of[strength].append(masked(vectors, half.labels, rows))
         for arm, (loss, strong) in ARMS.items():
-            model = train(loss, half, guides["strong" if strong else "weak"], rows, preset.learning_rate)
+            model = learn(loss, half, guides["strong" if strong else "weak"], rows, preset.learning_rate)
             results[arm].append(measure(_through(model, test.vectors), test.labels))
             print(f"seed {seed}, {arm}: {results[arm][-1]}", flush=True)
 

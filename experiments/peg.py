@@ -27,7 +27,7 @@ from jaxemb.losses import masks, progressive_info_nce
 from jaxemb.objectives import on_columns
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import hard_negatives
-from jaxemb.train import Run, adamw
+from jaxemb.train import Run, adamw, train
 from jaxemb.transforms import progressive_learning
 
 _TEMPERATURE = 0.05  # of the experiment
@@ -226,7 +226,7 @@ def mined(vectors: np.ndarray, count: int, seed: int = 0, *, among: int = 30) ->
     return np.where(found < 0, others, found)
 
 
-def train(sentences: translations.Sentences, hard: np.ndarray, arm: Arm, preset: Preset, seed: int) -> HashedBag:
+def learn(sentences: translations.Sentences, hard: np.ndarray, arm: Arm, preset: Preset, seed: int) -> HashedBag:
     """A German tower; `hard` has the rows of each sentence's hard negatives."""
     rng = np.random.default_rng(seed)
     if arm.noisy:
@@ -245,7 +245,7 @@ def train(sentences: translations.Sentences, hard: np.ndarray, arm: Arm, preset:
         )
         return weighted.losses, {}
 
-    state = common.trained(
+    state = train(
         HashedBag.init(jax.random.key(seed), std=preset.std),
         objective,
         adamw(preset.learning_rate, preset.steps, warmup=0, schedule="constant", weight_decay=0, max_grad_norm=None),
@@ -284,7 +284,7 @@ def main() -> None:
     for seed in range(seeds):
         hard = mined(sentences.english, _HARD, seed)
         for label in preset.arms:
-            results[label].append(test(train(sentences, hard, ARMS[label], preset, seed)))
+            results[label].append(test(learn(sentences, hard, ARMS[label], preset, seed)))
             print(f"seed {seed}, {label}: {results[label][-1]}", flush=True)
 
     changes = []

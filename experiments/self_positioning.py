@@ -50,6 +50,7 @@ from jaxemb.objectives import Objective
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.retrieval import topk_search
 from jaxemb.similarity import PAIRED
+from jaxemb.train import train
 from jaxemb.types import Tokens
 
 Batch = dict[str, Any]
@@ -169,7 +170,7 @@ def merged(
 
 def trained(model: Any, objective: Objective, batches: Iterator[Batch], steps: int, rate: float, seed: int) -> Any:
     """The model after `steps` steps of Adam."""
-    return common.trained(model, objective, optax.adam(rate), itertools.islice(batches, steps), seed=seed).model
+    return train(model, objective, optax.adam(rate), itertools.islice(batches, steps), seed=seed).model
 
 
 def _endless(draw: Callable[[np.random.Generator], Batch], rng: np.random.Generator) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ from jaxemb.nn import unit
 from jaxemb.objectives import ColumnsObjective, matryoshka, matryoshka_2d, on_columns
 from jaxemb.recipes.offline_model import default_model
 from jaxemb.sentence_embedder import SentenceEmbedder
-from jaxemb.train import adamw
+from jaxemb.train import adamw, train
 
 Name = Literal["sts", "intents"]
 Size = tuple[int, int]  # layers, dim
@@ -141,7 +141,7 @@ class Setting:
         model = (embedder.model if start is None else start).truncate(layers)
         t = self.training
         data = itertools.islice(self.data(embedder, seed), t.steps)
-        state = common.trained(model, objective, adamw(t.learning_rate, t.steps), data, seed=seed)
+        state = train(model, objective, adamw(t.learning_rate, t.steps), data, seed=seed)
         return self.measured(embedder.replace(model=state.model))
 
     def measured(self, embedder: SentenceEmbedder) -> Grid:

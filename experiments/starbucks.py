@@ -21,7 +21,7 @@ from jaxemb.data import batches, from_list
 from jaxemb.embedder import Embedder
 from jaxemb.objectives import starbucks
 from jaxemb.pretraining import MaskedAutoEncoder, MaskedLanguageModel, masked_autoencoding, word_pieces
-from jaxemb.train import adamw
+from jaxemb.train import adamw, train
 
 _SRL, _NO_KL, _SMAE = "SRL", "SRL without KL", "Starbucks: SMAE, then SRL"
 # The specification's reference run of "intents": seeds 0 / 1.
@@ -53,7 +53,7 @@ def pretrained(s: sizes.Setting, seed: int) -> Embedder:
     source = from_list([{"text": text} for text in s.training_texts])
     data = batches(source, tokenizer, ("text",), batch_size=64, max_length=length, buckets=(length,), seed=seed)
     optimizer = adamw(1e-3, steps, schedule="cosine")
-    state = common.trained(model, objective, optimizer, itertools.islice(data, steps), seed=seed)
+    state = train(model, objective, optimizer, itertools.islice(data, steps), seed=seed)
     return state.model.language_model.embedder
 
 

@@ -108,8 +108,8 @@ class SentenceEmbedder(ModelDirectory):
           out: write to this memory-mapped `.npy` file and return it; for results larger than memory. The file is
             `[N, D]` also for a single string, of which its one row is returned.
           mesh: split every batch over the devices of this mesh; by default that in force (`jax.set_mesh`), if any. A
-            model that lies on it stays as it is split, another one is copied to every device. Where the mesh has devices
-            of several processes, each calls with the same arguments and gets the whole result; process 0 writes `out`,
+            model that lies on it stays as it is split, another one is copied to every device. Where it has devices of
+            several processes, each calls with the same arguments and gets the whole result; process 0 writes `out`,
             which all must be able to read.
           show_progress: show a bar with texts/s and the time left.
 

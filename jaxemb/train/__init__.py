@@ -1,11 +1,12 @@
-"""Training: a `Run` says what, `fit` does it, `make_train_step` is the step alone."""
+"""Training: a `Run` says what and `fit` does it; `train` does it in memory; `make_train_step` is the step alone."""
 
 from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError
 from jaxemb.train.logging import RunLog, read_metrics
-from jaxemb.train.loop import NonFiniteError, Result, fit
+from jaxemb.train.loop import Result, fit
 from jaxemb.train.optimizers import adamw, decayed
 from jaxemb.train.run import Run, load_run
+from jaxemb.train.runner import NonFiniteError, Runner, train
 from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state, trainable
 from jaxemb.train.step import make_train_step
 
@@ -16,6 +17,7 @@ __all__ = [
     "Result",
     "Run",
     "RunLog",
+    "Runner",
     "TrainState",
     "adamw",
     "apply_transform",
@@ -28,5 +30,6 @@ __all__ = [
     "make_train_step",
     "read_metrics",
     "stack_batches",
+    "train",
     "trainable",
 ]

@@ -7,14 +7,11 @@ import logging
 import shutil
 import signal
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
@@ -24,6 +21,7 @@ from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, wait_for_all
 from jaxemb.train.logging import RunLog
 from jaxemb.train.run import Run, differences
+from jaxemb.train.runner import Runner
 from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
 from jaxemb.train.step import make_train_step
 from jaxemb.transforms import Task
@@ -32,25 +30,6 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
 _log = logging.getLogger(__name__)
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient was not finite.
-
-    Attributes:
-      step: the step that would have been finished.
-      ids: the record ids of its batch.
-      checkpoint: the last checkpoint, or None if there is none yet.
-      state: the state before the step.
-    """
-
-    def __init__(self, step: int, ids: list[int], loss: float, grad_norm: float, checkpoint: Path | None, state):
-        self.step, self.ids, self.checkpoint, self.state = step, ids, checkpoint, state
-        shown = ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
-        super().__init__(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}; the parameters are those before this step. "
-            f"Record ids of the batch: {shown}. Last good checkpoint: {checkpoint or 'none yet'}"
-        )
 
 
 class Best(TypedDict):
@@ -128,54 +107,37 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         done = _Progress(**loop["progress"])
         batches.set_state(loop["data"])
     start = int(state.step)
-    # Without a mesh, to say where results lie would tie them to their device, and the first state is tied to none:
-    # `jit` would take the second state for one of another kind, and compile the step again.
-    placed: Any = {} if run.mesh is None else {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
-    step_of_run = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
-    train_step = jax.jit(step_of_run, donate_argnums=0, **placed)
-    running: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()  # steps the device may still be at
-    finished: list[tuple[int, np.ndarray, dict[str, jax.Array]]] = []  # steps whose metrics are still on the device
-    clock: float | None = None  # since when the next step to finish has been running; None while it compiles
 
-    def finish_step() -> None:
-        """Waits for the oldest running step; at a step of the log, metrics are fetched and written."""
-        nonlocal clock
-        step, ids, metrics = running.popleft()
-        jax.block_until_ready(metrics)
-        now = time.perf_counter()
-        if clock is not None:
-            done.seconds, done.records = done.seconds + now - clock, done.records + len(ids)
-        clock = now
-        finished.append((step, ids, metrics))
+    def read_metrics() -> dict[str, float]:
+        """Adds those of the steps done to the window of the log; gives those of the last."""
+        found = runner.read()
+        done.losses += [metrics["loss"] for metrics in found]
+        done.records, done.seconds = done.records + runner.records, done.seconds + runner.seconds
+        runner.records, runner.seconds = 0, 0.0
+        return found[-1] if found else {}
+
+    def write_log(step: int) -> None:
         log.advance(step)
         if step % run.log_every == 0 or step == run.steps:
-            last = fetch_metrics()
+            metrics = read_metrics()
             pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
-            values = {"loss": float(np.mean(done.losses)), **last, **pace}
+            values = metrics | {"loss": float(np.mean(done.losses))} | pace
             log.write(step, {f"train/{name}": value for name, value in values.items()})
             done.losses, done.records, done.seconds = [], 0, 0.0
 
-    def fetch_metrics() -> dict[str, float]:
-        """Adds the losses of the finished steps to the window of the log; the other metrics of the last one."""
-        metrics: dict[str, float] = {}
-        for (step, ids, _), fetched in zip(finished, jax.device_get([m for *_, m in finished]), strict=True):
-            metrics = {name: value.item() for name, value in fetched.items()}
-            if not metrics.pop("finite"):
-                last = checkpoints.steps()
-                path = checkpoints.path(last[-1]) if last else None
-                raise NonFiniteError(step, ids.tolist(), metrics["loss"], metrics["grad_norm"], path, state)
-            done.losses.append(metrics.pop("loss"))
-        finished.clear()
-        return metrics
+    def settle() -> None:
+        runner.wait()
+        read_metrics()
 
-    def finish_all() -> None:
-        while running:
-            finish_step()
-        fetch_metrics()
+    def last_checkpoint() -> Path | None:
+        return checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
+
+    step_of_run = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
+    runner = Runner(step_of_run, state, mesh=run.mesh, done=write_log, last_checkpoint=last_checkpoint)
 
     def evaluate(step: int) -> bool:
         """Whether the model of this step is the best so far."""
-        current = embedder.replace(model=_evaluated_model(run, state))
+        current = embedder.replace(model=_evaluated_model(run, runner.state))
         with parallel.in_force(run.mesh):
             for name, evaluator in run.evaluators.items():
                 done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
@@ -193,39 +155,34 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     def save(step: int) -> None:
         log.sync()
         loop = {"progress": dataclasses.asdict(done), "data": batches.get_state()}
-        checkpoints.save(step, state, loop, best=done.best["step"] if done.best else None)
+        checkpoints.save(step, runner.state, loop, best=done.best["step"] if done.best else None)
 
     with checkpoints, _sigterm() as stop, RunLog(out, steps=run.steps, resumed_at=start, progress=progress) as log:
         if start == 0 and run.evaluators and evaluate(0):
             save(0)
         for step in range(start + 1, run.steps + 1):
-            batch, ids = _next_batch(run, batches, step)
-            with parallel.in_force(run.mesh):
-                state, metrics = train_step(state, batch)
-            running.append((step, ids, metrics))
-            if len(running) > 1:
-                finish_step()  # the one before: the device is never left waiting for the host
+            runner.start(*_next_batch(run, batches, step))
             is_last = step == run.steps
             must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
             must_save = is_last or step % run.checkpoint_every == 0
             if must_evaluate:
-                finish_all()
+                settle()
                 must_save |= evaluate(step)
             stopping = stop(step) and not is_last
             if must_evaluate or must_save or stopping:
-                finish_all()
+                settle()
                 if must_save or stopping:
                     save(step)
                 if stopping:
                     checkpoints.finish()
                     _log.warning("SIGTERM: saved %s", checkpoints.path(step))
                     raise SystemExit(0)
-                clock = time.perf_counter()
+                runner.go_on()
 
     if done.best:
-        best, _ = checkpoints.restore(done.best["step"], state)
+        best, _ = checkpoints.restore(done.best["step"], runner.state)
         _save(embedder.replace(model=_whole(run, _evaluated_model(run, best))), out / "best")
-    state = end_task(run.transform, run.objective, state, _task(run, embedder))
+    state = end_task(run.transform, run.objective, runner.state, _task(run, embedder))
     final = embedder.replace(model=_whole(run, _evaluated_model(run, state)))
     _save(final, out / "model")
     return Result(final, done.metrics, done.best, state)

@@ -1,0 +1,172 @@
+"""Running compiled train steps, one ahead of the host: what every loop is made of."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxemb import parallel
+from jaxemb.objectives import Objective
+from jaxemb.train.state import TrainState, begin_task, end_task, init_state
+from jaxemb.train.step import TrainStep, make_train_step
+from jaxemb.transforms import Task, Transform, identity
+from jaxemb.trees import PyTree
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient was not finite.
+
+    Attributes:
+      step: the step that would have been finished.
+      ids: the record ids of its batch, where it had some.
+      checkpoint: the last checkpoint, or None if there is none.
+      state: the state before the step.
+    """
+
+    def __init__(self, step: int, ids: list[int], loss: float, grad_norm: float, checkpoint: Path | None, state):
+        self.step, self.ids, self.checkpoint, self.state = step, ids, checkpoint, state
+        shown = ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
+        super().__init__(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}; the parameters are those before this step. "
+            f"Record ids of the batch: {shown or 'unknown'}. Last good checkpoint: {checkpoint or 'none yet'}"
+        )
+
+
+_NO_IDS = np.zeros(0, int)
+
+
+class _Step(NamedTuple):
+    number: int
+    ids: np.ndarray
+    metrics: dict[str, jax.Array]
+
+
+class Runner:
+    """A train state, and the steps that move it on.
+
+    A step is started once the one before the last is done, so that the device always has one to go on with and the host
+    is never further ahead; metrics stay on the device until they are read.
+
+    Attributes:
+      state: after the last step that was started; another one may be put in its place between steps.
+      records, seconds: records of the steps done, and the time that they took; the time of compiling the first one is
+        left out, and so is that between `wait` and `go_on`.
+
+    Args:
+      step: see `make_train_step`; it is compiled, and overwrites the state that it is given.
+      state: the first one.
+      mesh: is in force in every step.
+      done: is called with the number of every step that is done.
+      last_checkpoint: names the last checkpoint, for a `NonFiniteError`.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        state: TrainState,
+        *,
+        mesh: Mesh | None = None,
+        done: Callable[[int], None] = lambda step: None,
+        last_checkpoint: Callable[[], Path | None] = lambda: None,
+    ):
+        # Without a mesh, to say where results lie would tie them to their device, and the first state is tied to none:
+        # `jit` would take the second state for one of another kind, and compile the step again.
+        where: Any = {} if mesh is None else {"out_shardings": (jax.tree.map(lambda leaf: leaf.sharding, state), None)}
+        self._step = jax.jit(step, donate_argnums=0, **where)
+        self._mesh, self._done, self._last_checkpoint = mesh, done, last_checkpoint
+        self.state, self.records, self.seconds = state, 0, 0.0
+        self._number = int(state.step)
+        self._running: deque[_Step] = deque()  # the device may still be at these
+        self._unread: list[_Step] = []
+        self._clock: float | None = None  # since when the next step to be done has been running
+
+    def start(self, batch: PyTree, ids: np.ndarray = _NO_IDS) -> None:
+        """Starts a step, and waits for the one before.
+
+        Args:
+          batch: on its devices.
+          ids: those of its records.
+        """
+        with parallel.in_force(self._mesh):
+            self.state, metrics = self._step(self.state, batch)
+        self._number += 1
+        self._running.append(_Step(self._number, ids, metrics))
+        if len(self._running) > 1:
+            self._finish_one()
+
+    def wait(self) -> None:
+        """Waits for all steps."""
+        while self._running:
+            self._finish_one()
+
+    def go_on(self) -> None:
+        """Says that the time since `wait` was not spent on steps."""
+        self._clock = time.perf_counter()
+
+    def read(self) -> list[dict[str, float]]:
+        """The metrics of every step that is done and has not been read.
+
+        Raises:
+          NonFiniteError: if one of them was not finite. It and those after it have changed nothing.
+        """
+        fetched = jax.device_get([step.metrics for step in self._unread])
+        for step, metrics in zip(self._unread, fetched, strict=True):
+            if not metrics.pop("finite"):
+                numbers = metrics["loss"].item(), metrics["grad_norm"].item()
+                raise NonFiniteError(step.number, step.ids.tolist(), *numbers, self._last_checkpoint(), self.state)
+        self._unread.clear()
+        return [{name: value.item() for name, value in metrics.items()} for metrics in fetched]
+
+    def _finish_one(self) -> None:
+        step = self._running.popleft()
+        jax.block_until_ready(step.metrics)
+        now = time.perf_counter()
+        if self._clock is not None:
+            self.seconds, self.records = self.seconds + now - self._clock, self.records + len(step.ids)
+        self._clock = now
+        self._unread.append(step)
+        self._done(step.number)
+
+
+def train(
+    model: PyTree,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    transform: Transform | None = None,
+    seed: int = 0,
+) -> TrainState:
+    """The state after one step on each of the batches: a task, in memory, without a log.
+
+        state = train(model, objective, optax.adam(1e-3), itertools.islice(batches, 100))
+        state.model                       # as it is stored
+        apply_transform(transform, state)  # with what the method makes of it
+
+    Args:
+      model: anything that the objective takes.
+      objective, optimizer, transform: see `make_train_step`.
+      batches: of one shape, so that one program is compiled. A method that looks at the task's data at its beginning or
+        end needs a collection of them, which can be gone through again.
+      seed: of the method's parameters and of dropout.
+
+    Raises:
+      NonFiniteError: if a loss or gradient was not finite.
+    """
+    transform = identity() if transform is None else transform
+    task = Task(0)
+    if isinstance(batches, Collection):
+        task = Task(0, batches=lambda: batches, steps=len(batches))
+    state = begin_task(transform, objective, init_state(jax.random.key(seed), model, optimizer, transform), task)
+    runner = Runner(make_train_step(objective, optimizer, transform), state)
+    for batch in batches:
+        runner.start(batch, np.ravel(batch["id"]) if "id" in batch else _NO_IDS)
+    runner.wait()
+    runner.read()
+    return end_task(transform, objective, runner.state, task)
