@@ -115,9 +115,7 @@ def encode(
     shards, gathered = 1, None
     mesh = parallel.mesh_in_force() if mesh is None else mesh
     if mesh is not None:
-        shards = mesh.size
-        if not parallel.lies_on(model, mesh):
-            model = parallel.place(model, mesh, ((r".*", PartitionSpec()),))
+        shards, model = mesh.size, _on_mesh(model, mesh)
         # A process can read only what its own devices hold.
         gathered = parallel.replicated(mesh) if mesh.is_multi_process else None
     if batch_tokens is None:
@@ -160,6 +158,10 @@ def encode(
         multihost_utils.sync_global_devices("encoded")
         vectors = np.load(out, mmap_mode="r+") if vectors is None else vectors
     return vectors
+
+
+def _on_mesh(model: Embedder, mesh: Mesh) -> Embedder:
+    return model if parallel.lies_on(model, mesh) else parallel.place(model, mesh, ((r".*", PartitionSpec()),))
 
 
 def _over_all_devices(tokens: Tokens, mesh: Mesh) -> Tokens:
