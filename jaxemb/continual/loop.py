@@ -14,7 +14,17 @@ import optax
 
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.objectives import Objective
-from jaxemb.train import Checkpoints, TrainState, begin_task, end_task, init_state, make_train_step, trainable
+from jaxemb.train import (
+    Checkpoints,
+    NonFiniteError,
+    Runner,
+    TrainState,
+    begin_task,
+    end_task,
+    init_state,
+    make_train_step,
+    trainable,
+)
 from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
 from jaxemb.trees import PyTree
@@ -102,7 +112,7 @@ def run_stream(
     Raises:
       ValueError: for no experience, both or neither of epochs and steps, sizes below 1, experiences whose training data
         have different columns, shapes or types, or checkpoints of another run.
-      ArithmeticError: if a loss or gradient is not finite; names the task and the step in it.
+      NonFiniteError: if a loss or gradient is not finite; a note says which task it was.
     """
     # The loop in one piece: training, scores and checkpoints act on the same state and progress.
     transform = identity() if transform is None else transform
@@ -111,7 +121,9 @@ def run_stream(
     passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
     totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
     chunk = min(chunk, max(totals))
-    advance = _Advance(make_train_step(objective, optimizer, transform), chunk)
+    step = make_train_step(objective, optimizer, transform)
+    in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
+    runner = Runner(_in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step), state)
     # Its own function, so that a new optimiser state does not share its buffers with the trained one.
     fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -121,7 +133,7 @@ def run_stream(
     about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
     store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
     if store is not None and (restored := store.restore_newest(state)):
-        state, saved = restored
+        runner.state, saved = restored
         if saved["about"] != about:
             raise ValueError(f"{checkpoints} holds the checkpoints of another run: {saved['about']}; this one: {about}")
         done = _Progress.from_json(saved["done"])
@@ -129,13 +141,13 @@ def run_stream(
     def remember(number: int) -> None:
         for score in evaluate.values():
             if hasattr(score, "remember"):
-                score.remember(state, experiences, number)
+                score.remember(runner.state, experiences, number)
 
     if not done.seconds:
         remember(-1)
         every = _classes(experiences, len(experiences) - 1, "all")
         for name, score in evaluate.items() if future else ():
-            done.b[name] = [float(score(state, e, j, every)) for j, e in enumerate(experiences)]
+            done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
 
     for number in range(len(done.seconds), len(experiences)):
         began = time.perf_counter()
@@ -149,47 +161,52 @@ def run_stream(
             classes=experiences[number].classes,
         )
         if boundaries:
-            state = begin_task(transform, objective, state, task)
+            runner.state = begin_task(transform, objective, runner.state, task)
         if reset_optimizer and number > 0:
-            state = dataclasses.replace(state, opt_state=fresh(state))
+            runner.state = dataclasses.replace(runner.state, opt_state=fresh(runner.state))
 
-        batches, losses, before = _forever(order), [], int(state.step)
+        batches, losses, before = _forever(order), [], int(runner.state.step)
         for start in range(0, totals[number], chunk):
             n = min(chunk, totals[number] - start)
             rows = np.zeros((chunk, batch_size), np.int32)
             rows[:n] = [next(batches) for _ in range(n)]
-            state, values = advance(state, data, rows, n, classes)
-            losses.append(values)
-            if not state.finite:  # a state that is not finite stands still
-                raise ArithmeticError(
-                    f"task {number} ({experiences[number].name!r}): the loss or gradient of step "
-                    f"{int(state.step) - before + 1} of {totals[number]} was not finite"
-                )
+            if in_loop:
+                runner.start((data, rows, classes, n), steps=n)
+            else:
+                for row in rows[:n]:
+                    runner.start((data, row, classes))
+            runner.wait()
+            try:
+                losses += [of_step["loss"] for of_step in runner.read()]
+            except NonFiniteError as error:
+                name, of_task = experiences[number].name, error.step - before
+                error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
+                raise
         if boundaries:
-            state = end_task(transform, objective, state, task)
+            runner.state = end_task(transform, objective, runner.state, task)
         del data, task  # the device need not hold them beside the evaluators' arrays
         done.seconds.append(time.perf_counter() - began)
-        done.losses.append(np.concatenate(losses).tolist())
+        done.losses.append(losses)
 
         remember(number)
         seen = _classes(experiences, number, "seen")
         for name, score in evaluate.items():
             scored = experiences if future else experiences[: number + 1]
-            row = [float(score(state, e, j, seen)) for j, e in enumerate(scored)]
+            row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
             done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
         if store is not None:
-            store.save(number + 1, state, {"about": about, "done": dataclasses.asdict(done)})
+            store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
             store.finish()
 
     return StreamResult(
         names=tuple(e.name for e in experiences),
         R={name: np.array(matrix) for name, matrix in done.R.items()},
         b={name: np.array(values) for name, values in done.b.items()},
-        state=state,
+        state=runner.state,
         losses=tuple(np.array(values, np.float32) for values in done.losses),
         seconds=np.array(done.seconds),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, state))),
-        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.method_state)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, runner.state))),
+        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state.method_state)),
     )
 
 
@@ -212,43 +229,38 @@ class _Progress:
         return cls(**values)
 
 
-class _Advance:
-    """`(state, data, rows [chunk, B], n, classes) -> (state, losses [n])`: n steps on the batches of `rows[:n]`.
+def _on_rows(train_step: TrainStep):
+    """A step of a `Runner` on the batch `(data, rows [B], classes)`."""
+    return lambda state, of: train_step(state, _batch(*of))
 
-    On the device in a loop, but for convolutions on a CPU, which XLA makes tens of times slower inside of one.
+
+def _in_a_loop(train_step: TrainStep, metrics: PyTree, chunk: int):
+    """n steps of a `Runner` on `(data, rows [chunk, B], classes, n)`; n is data, so that fewer are the same program."""
+
+    def steps(state: TrainState, of):
+        data, rows, classes, n = of
+
+        def one(i, carry):
+            state, found = train_step(carry[0], _batch(data, rows[i], classes))
+            return state, jax.tree.map(lambda all, x: all.at[i].set(x), carry[1], found)
+
+        return jax.lax.fori_loop(0, n, one, (state, jax.tree.map(lambda x: jnp.zeros(chunk, x.dtype), metrics)))
+
+    return steps
+
+
+def _traced(
+    train_step: TrainStep, state: TrainState, first: Experience, classes, batch_size: int
+) -> tuple[bool, PyTree]:
+    """Whether steps run on the device in a loop, and the shapes of their metrics.
+
+    XLA makes convolutions on a CPU tens of times slower inside of a loop.
     """
-
-    def __init__(self, train_step: TrainStep, chunk: int):
-        def step(state: TrainState, data: Columns, rows: jax.Array, classes: jax.Array | None):
-            state, metrics = train_step(state, _batch(data, rows, classes))
-            return state, metrics["loss"]
-
-        def steps(state: TrainState, data: Columns, rows: jax.Array, n: int, classes: jax.Array | None):
-            def one(i, carry):
-                state, loss = step(carry[0], data, rows[i], classes)
-                return state, carry[1].at[i].set(loss)
-
-            # The number of steps is data, so that a shorter chunk is the same program.
-            return jax.lax.fori_loop(0, n, one, (state, jnp.zeros(chunk, jnp.float32)))
-
-        self.single, self.looped = jax.jit(step, donate_argnums=0), jax.jit(steps, donate_argnums=0)
-        self._in_loop: bool | None = None
-
-    def __call__(
-        self, state: TrainState, data: Columns, rows: np.ndarray, n: int, classes: np.ndarray | None
-    ) -> tuple[TrainState, np.ndarray]:
-        if self._in_loop is None:
-            on_cpu = jax.default_backend() == "cpu"
-            has_convolutions = lambda: ".convolution" in self.looped.lower(state, data, rows, n, classes).as_text()
-            self._in_loop = not (on_cpu and has_convolutions())
-        if self._in_loop:
-            state, losses = self.looped(state, data, rows, n, classes)
-            return state, np.asarray(losses)[:n]
-        found = []
-        for i in range(n):
-            state, loss = self.single(state, data, rows[i], classes)
-            found.append(loss)
-        return state, np.array(jax.device_get(found), np.float32)
+    like = lambda leaf: jax.ShapeDtypeStruct((batch_size, *np.shape(leaf)[1:]), jnp.result_type(leaf))
+    batch = jax.tree.map(like, {"id": np.zeros(1, np.int32), **first.train})
+    batch = batch if classes is None else {**batch, "classes": classes}
+    program, (_, metrics) = jax.make_jaxpr(train_step, return_shape=True)(state, batch)
+    return jax.default_backend() != "cpu" or "conv_general_dilated" not in str(program), metrics
 
 
 @jax.jit

@@ -41,8 +41,9 @@ class NonFiniteError(ArithmeticError):
 _NO_IDS = np.zeros(0, int)
 
 
-class _Step(NamedTuple):
-    number: int
+class _Call(NamedTuple):
+    number: int  # of its last step
+    steps: int
     ids: np.ndarray
     metrics: dict[str, jax.Array]
 
@@ -82,21 +83,22 @@ class Runner:
         self._mesh, self._done, self._last_checkpoint = mesh, done, last_checkpoint
         self.state, self.records, self.seconds = state, 0, 0.0
         self._number = int(state.step)
-        self._running: deque[_Step] = deque()  # the device may still be at these
-        self._unread: list[_Step] = []
+        self._running: deque[_Call] = deque()  # the device may still be at these
+        self._unread: list[_Call] = []
         self._clock: float | None = None  # since when the next step to be done has been running
 
-    def start(self, batch: PyTree, ids: np.ndarray = _NO_IDS) -> None:
+    def start(self, batch: PyTree, ids: np.ndarray = _NO_IDS, *, steps: int = 1) -> None:
         """Starts a step, and waits for the one before.
 
         Args:
           batch: on its devices.
           ids: those of its records.
+          steps: how many steps the compiled function takes of it; with several, its metrics are `[>= steps]`.
         """
         with parallel.in_force(self._mesh):
             self.state, metrics = self._step(self.state, batch)
-        self._number += 1
-        self._running.append(_Step(self._number, ids, metrics))
+        self._number += steps
+        self._running.append(_Call(self._number, steps, ids, metrics))
         if len(self._running) > 1:
             self._finish_one()
 
@@ -115,23 +117,26 @@ class Runner:
         Raises:
           NonFiniteError: if one of them was not finite. It and those after it have changed nothing.
         """
-        fetched = jax.device_get([step.metrics for step in self._unread])
-        for step, metrics in zip(self._unread, fetched, strict=True):
-            if not metrics.pop("finite"):
-                numbers = metrics["loss"].item(), metrics["grad_norm"].item()
-                raise NonFiniteError(step.number, step.ids.tolist(), *numbers, self._last_checkpoint(), self.state)
+        fetched, found = jax.device_get([call.metrics for call in self._unread]), []
+        for call, metrics in zip(self._unread, fetched, strict=True):
+            for i in range(call.steps):
+                values = {name: (x[i] if x.ndim else x).item() for name, x in metrics.items()}
+                if not values.pop("finite"):
+                    number, numbers = call.number - call.steps + 1 + i, (values["loss"], values["grad_norm"])
+                    raise NonFiniteError(number, call.ids.tolist(), *numbers, self._last_checkpoint(), self.state)
+                found.append(values)
         self._unread.clear()
-        return [{name: value.item() for name, value in metrics.items()} for metrics in fetched]
+        return found
 
     def _finish_one(self) -> None:
-        step = self._running.popleft()
-        jax.block_until_ready(step.metrics)
+        call = self._running.popleft()
+        jax.block_until_ready(call.metrics)
         now = time.perf_counter()
         if self._clock is not None:
-            self.seconds, self.records = self.seconds + now - self._clock, self.records + len(step.ids)
+            self.seconds, self.records = self.seconds + now - self._clock, self.records + len(call.ids)
         self._clock = now
-        self._unread.append(step)
-        self._done(step.number)
+        self._unread.append(call)
+        self._done(call.number)
 
 
 def train(
