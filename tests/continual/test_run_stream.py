@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from budget import Programs
 from tiny_stream import drawn
 
 from jaxemb import Classifier
@@ -10,7 +11,18 @@ from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.objectives import classification
 from jaxemb.train import NonFiniteError, init_state, make_train_step
-from jaxemb.transforms import Transform, Variables, augmentation, chain, identity
+from jaxemb.transforms import (
+    HypernetworkConfig,
+    Transform,
+    Variables,
+    augmentation,
+    chain,
+    gpm,
+    hypernetwork,
+    icarl,
+    identity,
+    nmc_head,
+)
 from jaxemb.types import Tokens
 
 D, C = 4, 4
@@ -105,6 +117,29 @@ def test_one_program_serves_all_tasks_and_convolutions_run_one_by_one_on_a_cpu(m
     assert len(traces) == 4, "a step was compiled more than once"  # each is traced once more, in search of convolutions
     assert [len(losses) for losses in plain.losses] == [10, 6]
     np.testing.assert_allclose(np.concatenate(one_by_one.losses), np.concatenate(plain.losses), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        icarl(8, 2, classes=C, dim=8, example={name: column[:1] for name, column in blobs().items()}),
+        pytest.param(gpm(), marks=pytest.mark.slow),
+        pytest.param(nmc_head(C, 8, policy="drift"), marks=pytest.mark.slow),
+        pytest.param(hypernetwork(HypernetworkConfig(tasks=4, embed_dim=2, hidden=(4,))), marks=pytest.mark.slow),
+    ],
+    ids=["icarl", "gpm", "nmc_head", "hypernetwork"],
+)
+def test_later_tasks_compile_nothing_anew(method):
+    programs, counts = Programs(), []
+
+    def score(state, experience, number, seen):
+        counts.append(programs.count)
+        return 0.0
+
+    train = blobs((6, 6, 6, 6))
+    stream = [Experience(str(i), train, train, classes=np.ones(C, bool)) for i in range(4)]
+    run(stream, transform=method, evaluate={"count": score}, future=False)
+    assert counts[-1] == counts[2], "the last tasks compiled programs of their own"
 
 
 def test_hooks_batches_and_the_classes_that_compete():

@@ -1,5 +1,6 @@
 """Gradient projection memory: later tasks change a linear layer only for inputs that earlier tasks do not have."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -66,20 +67,21 @@ def gpm(
         away = lambda path, layer: _away(path, layer, state.bases[path]) if path in state.bases else layer
         return trained._replace(model=map_linear(away, trained.model))
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))  # once, not once per task
+    def inputs(objective: Callable, paths: tuple[str, ...], model: PyTree, batch: PyTree):
+        """What comes to the linear layers of these paths, `[N, D]` each, and the number of records."""
+        found: dict[str, list[jax.Array]] = {path: [] for path in paths}
+        watch = lambda path, layer: _Watched(layer, found[path]) if path in found else layer
+        losses, _ = objective(map_linear(watch, model), batch, None)
+        return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}, len(losses)
+
     def end_task(task: Task, context: Context, params: PyTree, state: GpmState) -> tuple[Trained, GpmState]:
         if task.batches is None:
             raise ValueError("gpm looks at inputs at the end of a task; the loop gives it no data of the task")
 
-        @jax.jit
-        def inputs(model: PyTree, batch: PyTree) -> tuple[dict[str, jax.Array], int]:
-            found: dict[str, list[jax.Array]] = {path: [] for path in state.bases}
-            watch = lambda path, layer: _Watched(layer, found[path]) if path in found else layer
-            losses, _ = context.objective(map_linear(watch, model), batch, None)
-            return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}, len(losses)
-
         model, parts, left = context.apply(context.trained), [], samples
         for batch in task.batches():
-            rows, records = jax.device_get(inputs(model, batch))
+            rows, records = jax.device_get(inputs(context.objective, tuple(state.bases), model, batch))
             parts.append(rows)
             left -= int(records)
             if left <= 0:

@@ -1,6 +1,7 @@
 """iCaRL: exemplars chosen by herding, distillation of old classes, and prediction by nearest means of exemplars."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -110,19 +111,23 @@ def icarl(
         counted = len(new) + jnp.where(filled.any(), jnp.sum(weights), 0.0)
         return together * (len(together) / counted)
 
+    @functools.partial(jax.jit, static_argnums=0)  # once, not once per task
+    def features_by(objective: Callable, model: PyTree, batch: PyTree) -> jax.Array:
+        return unit(objective(model, batch, None)[1]["features"])
+
     def end_task(task: Task, context: Context, params: PyTree, state: IcarlState) -> tuple[Trained, IcarlState]:
         if task.batches is None:
             raise ValueError("icarl chooses exemplars at the end of a task; the loop gives it no data of the task")
         model = context.apply(context.trained)
-        features = jax.jit(lambda model, batch: unit(context.objective(model, batch, None)[1]["features"]))
+        features = functools.partial(features_by, context.objective, model)
         batches = list(task.batches())
-        found = np.concatenate([np.asarray(features(model, batch)) for batch in batches])
+        found = np.concatenate([np.asarray(features(batch)) for batch in batches])
         host = [jax.tree.map(np.asarray, flat_columns(batch, shapes)) for batch in batches]
         data = jax.tree.map(lambda *parts: np.concatenate(parts), *host)
 
         records, owner = _exemplars(state, data, found)
         batch = {**batches[0], **records}
-        means = nmc_update(nmc_init(classes, dim), features(model, batch), jnp.asarray(owner), jnp.asarray(owner >= 0))
+        means = nmc_update(nmc_init(classes, dim), features(batch), jnp.asarray(owner), jnp.asarray(owner >= 0))
         nothing = jnp.zeros(classes, bool)
         kept = jax.tree.map(jnp.asarray, records)
         return context.trained, IcarlState(kept, jnp.asarray(owner), means, model, state.old | state.current, nothing)

@@ -1,5 +1,7 @@
 """Nearest class means beside a model, or as its head."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -110,11 +112,15 @@ def nmc_head(
         before = None if policy == "stale" else context.apply(context.trained)
         return context.trained, NMCHeadState(state.means, before)
 
+    @functools.partial(jax.jit, static_argnums=0)  # once, not once per task
+    def features_by(objective: Callable, model: PyTree, batch: PyTree) -> jax.Array:
+        return _scaled(objective(model, batch, None)[1][output], metric)
+
     def end_task(task: Task, context: Context, params: PyTree, state: NMCHeadState):
         if task.batches is None:
             raise ValueError("nmc_head needs the task's data at its end; the loop gives none")
-        features = jax.jit(lambda model, batch: _scaled(context.objective(model, batch, None)[1][output], metric))
         model, new, old, moved = context.apply(context.trained), nmc_init(classes, dim), [], []
+        features = functools.partial(features_by, context.objective)
         for batch in task.batches():
             now = features(model, batch)
             new = nmc_update(new, now, batch[label])
