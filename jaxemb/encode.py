@@ -8,6 +8,7 @@ a thread while the device computes, and results are fetched a few batches late, 
 
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,12 +113,12 @@ def encode(
     """Embeddings of `texts`, `[N, D]`; see `SentenceEmbedder.encode`."""
     _check(texts, batch_tokens, dtype, dim, model.dim)
     width = dim or model.dim
-    shards, gathered = 1, None
     mesh = parallel.mesh_in_force() if mesh is None else mesh
-    if mesh is not None:
-        shards, model = mesh.size, _on_mesh(model, mesh)
-        # A process can read only what its own devices hold.
-        gathered = parallel.replicated(mesh) if mesh.is_multi_process else None
+    model, axes, splits = _spread(model, mesh)
+    shards = math.prod(mesh.shape[axis] for axis in axes) if mesh else 1
+    # A process can read only what its own devices hold.
+    gathered = parallel.replicated(mesh) if mesh and mesh.is_multi_process else None
+    rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     if batch_tokens is None:
         batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
     reads = out is not None and gathered is not None and jax.process_index() > 0  # the file that process 0 writes
@@ -143,8 +144,9 @@ def encode(
             if start + window < len(texts):
                 ahead = thread.submit(tokenise, start + window)
             for batch in plan(encoding.ids, batch_tokens * shards, max_length, shards):
-                tokens = batch.tokens if mesh is None else _over_all_devices(batch.tokens, mesh)
-                result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
+                tokens = batch.tokens if rows is None else parallel.put(batch.tokens, rows)
+                with parallel.in_force(splits):
+                    result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
                 in_flight.append((start + batch.indices, batch.slots, result))
                 if len(in_flight) > _IN_FLIGHT:
                     fetch(advance)
@@ -160,12 +162,18 @@ def encode(
     return vectors
 
 
-def _on_mesh(model: Embedder, mesh: Mesh) -> Embedder:
-    return model if parallel.lies_on(model, mesh) else parallel.place(model, mesh, ((r".*", PartitionSpec()),))
+def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ...], Mesh | None]:
+    """The model on the devices of `mesh`, the axes that split a batch, and the mesh to have in force.
 
-
-def _over_all_devices(tokens: Tokens, mesh: Mesh) -> Tokens:
-    return parallel.put(tokens, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    A model that lies on that mesh, whole or split, stays as it is; any other is copied to every device.
+    """
+    if mesh is None:
+        return model, (), None
+    if not parallel.lies_on(model, mesh):
+        return parallel.place(model, mesh, parallel.REPLICATED), mesh.axis_names, None
+    if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model)):
+        return model, mesh.axis_names, None
+    return model, tuple(axis for axis in parallel.BATCH_AXES if axis in mesh.axis_names), mesh
 
 
 def _allocate(out: str | Path | None, shape: tuple[int, int], dtype: str) -> np.ndarray:

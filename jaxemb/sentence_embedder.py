@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from jaxemb.backends import without_absent_tpu
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.sentence_transformers import ModelDirectory, read_directory, write_directory
+from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
 from jaxemb.encode import encode
+from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.similarity import similarity
 
 
@@ -22,6 +24,9 @@ def load(
     revision: str | None = None,
     layers: int | None = None,
     dim: int | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = ENCODER_RULES,
+    param_dtype: str = "float32",
     **overrides: Any,
 ) -> "SentenceEmbedder":
     """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
@@ -31,16 +36,23 @@ def load(
       revision: branch, tag or commit of a hub id.
       layers: keep the first layers of the encoder only.
       dim: keep the first dimensions of the embeddings only.
-      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
+      mesh: share the weights among the devices of this mesh: each shard is read from the files by its own device's
+        process, and no device or host ever holds the whole model. None for the default device.
+      rules: path rules that say how.
+      param_dtype: of the weights at rest, "float32" or "bfloat16"; the latter halves their memory, and is for weights
+        that are not trained, or were stored so.
+      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` (that of the computation) or
+        `remat=True`.
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
       ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
-        or if the model has less layers or dimensions than are to be kept.
+        if the model has less layers or dimensions than are to be kept, or an array does not split as `rules` say.
     """
     without_absent_tpu()
-    contents = read_directory(resolve(path_or_id, revision=revision), **overrides)
+    placement = Placement(mesh, rules, param_dtype)
+    contents = read_directory(resolve(path_or_id, revision=revision), placement, **overrides)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 

@@ -18,8 +18,17 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """The leaves of a tree by path, in the tree's order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf)}
+    """The leaves of a tree by path, in the tree's order.
+
+    Raises:
+      ValueError: if two leaves are called the same, as those of `{"a": {"b": x}, "a.b": y}` are.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf):
+        if (name := path_name(path)) in leaves:
+            raise ValueError(f"two leaves of the tree are called {name!r}; keys must not hold dots that make them so")
+        leaves[name] = leaf
+    return leaves
 
 
 def map_with_path(

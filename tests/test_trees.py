@@ -27,3 +27,8 @@ def test_nothing_chosen_says_what_there_is():
     assert list(chosen(TREE, "")) == PATHS
     with pytest.raises(ValueError, match=r"where must choose at least one array; 'bias' chooses none of encoder\.lay"):
         chosen(TREE, "bias")
+
+
+def test_leaves_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"two leaves of the tree are called 'a\.b'"):
+        by_path({"a": {"b": 1}, "a.b": 2})

@@ -28,8 +28,9 @@ def run(
     steps=1000,
     learning_rate=1e-4,
 ):
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor)
     if data:
-        embedder, batches = pretrained(model, dropout), tokenized(data, ["query", "document"], batch_size, length)
+        embedder, batches = pretrained(model, dropout, mesh), tokenized(data, ["query", "document"], batch_size, length)
     else:
         embedder = lambda: bert(768, 12, vocab_size=30_522, dropout=dropout)
         batches = lambda embedder: records({"query": 1, "document": 1}, batch_size, length)
@@ -39,6 +40,6 @@ def run(
         objective=on_columns(functools.partial(info_nce, tile=tile), "query", "document", chunk=chunk),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
-        mesh=make_mesh(fsdp=fsdp, tensor=tensor),
+        mesh=mesh,
         rules=ENCODER_RULES,
     )

@@ -35,8 +35,9 @@ def run(
         return progressive_info_nce(queries, documents, negatives, alpha=alpha, tile=tile).losses
 
     texts = {"query": 1, "document": 1, "negative": hard_negatives}
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor)
     if data:
-        embedder, batches = pretrained(model, dropout), tokenized(data, list(texts), batch_size, length)
+        embedder, batches = pretrained(model, dropout, mesh), tokenized(data, list(texts), batch_size, length)
     else:
         embedder = lambda: bert(1024, 24, vocab_size=21_128, dropout=dropout)
         batches = lambda embedder: records(texts, batch_size, length)
@@ -46,6 +47,6 @@ def run(
         objective=on_columns(loss, "query", "document", negatives="negative", chunk=chunk),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
-        mesh=make_mesh(fsdp=fsdp, tensor=tensor),
+        mesh=mesh,
         rules=ENCODER_RULES,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import jaxemb
 from jaxemb.data import batches, read
@@ -20,9 +21,9 @@ from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
 
-def pretrained(model: str, dropout: float) -> Callable[[], SentenceEmbedder]:
-    """Loads a model that computes in bf16 and recomputes its layers in the backward pass."""
-    options = {"dtype": "bfloat16", "remat": True, "dropout": dropout, "attention_dropout": dropout}
+def pretrained(model: str, dropout: float, mesh: Mesh) -> Callable[[], SentenceEmbedder]:
+    """Loads a model onto a mesh, to compute in bf16 and to recompute its layers in the backward pass."""
+    options = {"dtype": "bfloat16", "remat": True, "dropout": dropout, "attention_dropout": dropout, "mesh": mesh}
     return lambda: jaxemb.load(model, **options)
 
 

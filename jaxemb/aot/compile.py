@@ -46,7 +46,7 @@ def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: i
     """
     rules = run.rules or ENCODER_RULES
     if mesh is None and run.mesh is not None and set(run.mesh.devices.flat) == set(slice_.devices):
-        mesh, rules = run.mesh, run.rules or ((r".*", PartitionSpec()),)
+        mesh, rules = run.mesh, run.rules or parallel.REPLICATED
     mesh = mesh or parallel.make_mesh(devices=slice_.devices)
     state, batch = _shapes(run, mesh, rules, records)
     setup = Setup(

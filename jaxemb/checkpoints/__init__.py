@@ -9,13 +9,14 @@ from jaxemb.checkpoints.sentence_transformers import (
     write_directory,
 )
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
-from jaxemb.checkpoints.weights import CheckpointFormat, load_weights, save_weights
+from jaxemb.checkpoints.weights import CheckpointFormat, Placement, load_weights, save_weights
 
 __all__ = [
     "CheckpointError",
     "CheckpointFormat",
     "DirectoryFormat",
     "ModelDirectory",
+    "Placement",
     "load_encoder",
     "load_weights",
     "read_directory",

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
-from jaxemb.checkpoints.weights import CheckpointFormat, load_weights, save_weights
+from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, load_weights, save_weights
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import POOLINGS, Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import family_of
@@ -83,11 +82,12 @@ class ModelDirectory:
     similarity_fn_name: str = "cosine"
 
 
-def read_directory(root: str | Path, **overrides: Any) -> ModelDirectory:
+def read_directory(root: str | Path, placement: Placement = ONE_DEVICE, **overrides: Any) -> ModelDirectory:
     """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
     Args:
       root: a local directory.
+      placement: where the weights go.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
@@ -101,7 +101,7 @@ def read_directory(root: str | Path, **overrides: Any) -> ModelDirectory:
     if similarity not in PAIRED:
         raise ValueError(f"{root}: similarity_fn_name must be one of {list(PAIRED)}; got {similarity!r}")
     encoder_path = root / modules[0]["path"]
-    encoder, encoder_format = load_encoder(encoder_path, **overrides)
+    encoder, encoder_format = load_encoder(encoder_path, placement, **overrides)
     pooling = _read_pooling(root / modules[1]["path"]) if len(modules) > 1 else ("mean",)
     heads, dtypes = [], []
     for module in modules[2:]:
@@ -119,7 +119,7 @@ def read_directory(root: str | Path, **overrides: Any) -> ModelDirectory:
         )
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
     return ModelDirectory(
-        model=Embedder(encoder=encoder, heads=tuple(heads), pooling=pooling),
+        model=Embedder(encoder=encoder, heads=placement.put("heads", tuple(heads)), pooling=pooling),
         tokenizer=tokenizer,
         max_length=min(stated_length or encoder.config.max_positions, encoder.config.max_positions),
         format=DirectoryFormat(encoder_format, dtypes[0] if dtypes else "float32", do_lower_case),
@@ -129,10 +129,13 @@ def read_directory(root: str | Path, **overrides: Any) -> ModelDirectory:
     )
 
 
-def load_encoder(path: str | Path, **overrides: Any) -> tuple[Transformer, CheckpointFormat]:
+def load_encoder(
+    path: str | Path, placement: Placement = ONE_DEVICE, **overrides: Any
+) -> tuple[Transformer, CheckpointFormat]:
     """The encoder of a Hugging Face directory (`config.json`, safetensors) and the format to save it in again.
 
-    `overrides` are fields of `TransformerConfig`. Raises as `read_directory` does.
+    `placement` says where the weights go, `overrides` are fields of `TransformerConfig`. Raises as `read_directory`
+    does.
     """
     path = Path(path)
     if (hf_config := _json(path / "config.json", None)) is None:
@@ -142,7 +145,7 @@ def load_encoder(path: str | Path, **overrides: Any) -> tuple[Transformer, Check
         config = dataclasses.replace(family.config(hf_config), **overrides)
     except KeyError as error:
         raise CheckpointError(f"{path / 'config.json'}: key {error} is missing") from error
-    return load_weights(config, read_tensors(path), family, hf_config)
+    return load_weights(config, read_tensors(path), family, hf_config, placement)
 
 
 def write_directory(path: str | Path, contents: ModelDirectory) -> None:
@@ -259,7 +262,7 @@ def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
         return Normalize(), None
     if kind == "LayerNorm":
         weight, bias = _read_head_tensors(path, {"norm.weight": 1, "norm.bias": 1})
-        return Norm(_f32(weight), _f32(bias), kind="layer", eps=_LAYER_NORM_EPS), str(weight.dtype)
+        return Norm(weight, bias, kind="layer", eps=_LAYER_NORM_EPS), str(weight.dtype)
     if config.get("use_residual"):
         raise ValueError(f"{path / 'config.json'}: use_residual=true is not supported; expected false")
     activation = config.get("activation_function", _ACTIVATIONS["tanh"])
@@ -271,7 +274,7 @@ def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
         )
     ranks = {"linear.weight": 2, "linear.bias": 1} if config.get("bias", True) else {"linear.weight": 2}
     weight, *biases = _read_head_tensors(path, ranks)  # one bias or none
-    linear = Linear(_f32(weight.T), *map(_f32, biases))
+    linear = Linear(weight.T, *biases)
     return Dense(linear=linear, activation=_ACTIVATION_OF_CLASS[name]), str(weight.dtype)
 
 
@@ -298,17 +301,13 @@ def _write_head(path: Path, head: Head, dtype: str) -> None:
     write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
 
 
-def _read_head_tensors(path: Path, ranks: Mapping[str, int]) -> list[np.ndarray]:
-    """The tensors that `ranks` names, in that order; there must be no others."""
+def _read_head_tensors(path: Path, ranks: Mapping[str, int]) -> list[Any]:
+    """The tensors that `ranks` names, in that order, on the host; there must be no others."""
     tensors = read_tensors(path)
     if set(tensors) != set(ranks) or any(tensors[name].ndim != rank for name, rank in ranks.items()):
         found = {name: list(tensors[name].shape) for name in tensors}
         raise CheckpointError(f"{path}: expected tensors of ranks {dict(ranks)}; found shapes {found}")
     return [tensors[name] for name in ranks]
-
-
-def _f32(array: np.ndarray) -> jnp.ndarray:
-    return jnp.asarray(array, jnp.float32)
 
 
 def _folder(path: Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -13,10 +14,39 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MAX_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_DTYPES = {
+    "BOOL": "bool",
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+_DTYPES |= {
+    f"{code}{bits}": f"{kind}{bits}" for code, kind in {"I": "int", "U": "uint"}.items() for bits in (8, 16, 32, 64)
+}
+_DTYPES |= {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read: a file is missing, damaged or refused, or its tensors do not fit the model."""
+
+
+class TensorParts:
+    """A tensor in a safetensors file: `parts[index]` reads the part that `index`, slices with a step of 1, says.
+
+    Attributes:
+      shape, dtype: those of the whole tensor.
+    """
+
+    def __init__(self, opened: Any, name: str):
+        self._slice = opened.get_slice(name)
+        self.shape = tuple(self._slice.get_shape())
+        code = self._slice.get_dtype()
+        if code not in _DTYPES:
+            raise CheckpointError(f"{name}: tensors of {code} are not read; expected one of {sorted(_DTYPES)}")
+        self.dtype = np.dtype(_DTYPES[code])
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        return self._slice[index]
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -30,6 +60,10 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file_of[name].get_tensor(name)
+
+    def parts(self, name: str) -> TensorParts:
+        """The tensor, of which only what is indexed is read."""
+        return TensorParts(self._file_of[name], name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh, Sharding
 
-from jaxemb.checkpoints.tensors import CheckpointError
+from jaxemb import parallel
+from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
 from jaxemb.encoders.families import Family, Weight
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.trees import by_path
+from jaxemb.parallel.mesh import ENCODER_RULES, Rules
+from jaxemb.trees import PyTree, by_path
 
+PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's BERT
 
@@ -49,16 +53,69 @@ class CheckpointFormat:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the weights that are read go.
+
+    Attributes:
+      mesh: the devices that share them; None for the default device alone.
+      rules: path rules, of paths in the whole model, such as "encoder.layers.mlp.up.kernel".
+      param_dtype: of the weights at rest, "float32" or "bfloat16".
+
+    Raises:
+      ValueError: for another dtype.
+    """
+
+    mesh: Mesh | None = None
+    rules: Rules = ENCODER_RULES
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.param_dtype not in PARAM_DTYPES:
+            raise ValueError(f"param_dtype must be one of {PARAM_DTYPES}; got {self.param_dtype!r}")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """`param_dtype` as numpy knows it."""
+        return jnp.dtype(self.param_dtype)
+
+    def shardings(self, part: str, tree: PyTree) -> dict[str, Sharding | None]:
+        """Those of the leaves of `tree`, the model's attribute `part`, by path in `tree`."""
+        if self.mesh is None:
+            return dict.fromkeys(by_path(tree))
+        return by_path(parallel.shardings({part: tree}, self.mesh, self.rules)[part])
+
+    def put(self, part: str, tree: PyTree) -> PyTree:
+        """`tree`, the model's attribute `part`, of arrays of the host, put where it belongs."""
+        where = self.shardings(part, tree).values()
+        leaves, structure = jax.tree.flatten(tree)
+        cast = [np.asarray(leaf, self.dtype) for leaf in leaves]
+        return jax.tree.unflatten(structure, map(parallel.put, cast, where))
+
+
+ONE_DEVICE = Placement()
+"""Everything on the default device, in f32."""
+
+
 def load_weights(
-    config: TransformerConfig, tensors: Mapping[str, np.ndarray], family: Family, hf_config: Mapping[str, Any]
+    config: TransformerConfig,
+    tensors: Mapping[str, np.ndarray],
+    family: Family,
+    hf_config: Mapping[str, Any],
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[Transformer, CheckpointFormat]:
-    """The `Transformer` of `config` with the weights `tensors`, all leaves f32, and the format to save it in again.
+    """The `Transformer` of `config` with the weights `tensors`, and the format to save it in again.
+
+    Of `read_tensors` each process reads what its own devices hold, one shard of one leaf at a time, which is all of
+    them that the host ever holds (beside tensors that the model does not use).
 
     Raises:
       CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16.
+      ValueError: naming the leaf that `placement` cannot split.
     """
     like = jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in by_path(like).items()}
+    shardings = placement.shardings("encoder", like)
     names, table = _match(tensors, family)
     rows = {
         short: (weight, layer)
@@ -70,23 +127,29 @@ def load_weights(
     unused = {s: name for s, name in left.items() if any(re.fullmatch(p, s) for p in family.ignored)}
     problems = [f"missing: {short}" for short in rows if short not in names]
     problems += [f"not part of the model: {name}" for short, name in left.items() if short not in unused]
+    in_table = {leaf for weight in table for leaf in weight.leaves}
+    problems += [f"the family's table has no tensor for {path}" for path in shapes if path not in in_table]
 
-    arrays = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
+    sources: dict[str, dict[int | None, _Source]] = {path: {} for path in shapes}
     stored = []
     for short, (weight, layer) in rows.items():
         if short not in names:
             continue
-        tensor = tensors[names[short]]
-        targets = [arrays[leaf] if layer is None else arrays[leaf][layer] for leaf in weight.leaves]
-        if problem := _fill(targets, tensor.T if weight.transpose else tensor, weight.transpose):
+        tensor = tensors.parts(names[short]) if isinstance(tensors, Tensors) else tensors[names[short]]
+        targets = [shapes[leaf] if layer is None else shapes[leaf][1:] for leaf in weight.leaves]
+        if problem := _misfit(targets, tensor, weight.transpose):
             problems.append(f"{problem}: {names[short]}")
+        starts = np.cumsum([0, *(shape[-1] for shape in targets)])
+        for leaf, start in zip(weight.leaves, starts, strict=False):
+            sources[leaf][layer] = _Source(tensor, int(start), weight.transpose)
         stored.append(StoredTensor(names[short], weight, layer, tensor.dtype))
     if problems:
         raise CheckpointError(
             f"the tensors do not fit config.json (model_type {hf_config.get('model_type')!r}):\n  "
             + "\n  ".join(problems)
         )
-    model = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(array) for array in arrays.values()])
+    leaves = [_leaf(shapes[path], sources[path], placement.dtype, shardings[path]) for path in shapes]
+    model = jax.tree.unflatten(jax.tree.structure(like), leaves)
     format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in unused.values()}, shapes)
     return model, format
 
@@ -136,17 +199,46 @@ def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:
     )
 
 
-def _fill(targets: Sequence[np.ndarray], tensor: np.ndarray, is_transposed: bool) -> str | None:
-    """Splits `tensor` into `targets` along the last axis; says what is wrong if that cannot be done."""
-    shape = (*targets[0].shape[:-1], sum(target.shape[-1] for target in targets))
-    if tensor.shape != shape:
-        got, expected = (list(s[::-1] if is_transposed else s) for s in (tensor.shape, shape))
-        return f"shape {got}, expected {expected}"
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The tensor that holds a leaf, or one layer of it: as its last dimension from `start` on."""
+
+    tensor: np.ndarray | TensorParts
+    start: int
+    is_transposed: bool
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        *lead, last = index
+        index = (*lead, slice(last.start + self.start, last.stop + self.start))
+        return self.tensor[index[::-1]].T if self.is_transposed else self.tensor[index]
+
+
+def _leaf(
+    shape: tuple[int, ...], sources: Mapping[int | None, _Source], dtype: np.dtype, sharding: Sharding | None
+) -> jax.Array:
+    """The leaf that lies in `sources`, by layer (None: it has none); it is 1 in layers that have no tensor."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        sizes = [s.stop - s.start for s in index]
+        if None in sources:
+            return sources[None].read(index).astype(dtype)
+        block = np.ones(sizes, dtype)
+        for row, layer in zip(block, range(index[0].start, index[0].stop), strict=True):
+            if layer in sources:
+                row[...] = sources[layer].read(index[1:])
+        return block
+
+    return parallel.from_parts(shape, dtype, sharding, part)
+
+
+def _misfit(targets: Sequence[tuple[int, ...]], tensor: np.ndarray | TensorParts, is_transposed: bool) -> str | None:
+    """Why `tensor` is not what leaves of the shapes `targets` are along the last axis, if it is not."""
+    shape = (*targets[0][:-1], sum(target[-1] for target in targets))
+    expected = shape[::-1] if is_transposed else shape
+    if tensor.shape != expected:
+        return f"shape {list(tensor.shape)}, expected {list(expected)}"
     if tensor.dtype not in _DTYPES:
         return f"dtype {tensor.dtype}, expected float32, float16 or bfloat16"
-    ends = np.cumsum([target.shape[-1] for target in targets])[:-1]
-    for target, part in zip(targets, np.split(tensor, ends, axis=-1), strict=True):
-        target[...] = part
     return None
 
 

@@ -308,7 +308,7 @@ class Embeddings(Module):
         )
 
     def __call__(self, tokens: Tokens, c: TransformerConfig, key) -> jax.Array:
-        x = self.tokens[tokens.ids] * c.embedding_scale
+        x = self.tokens[tokens.ids].astype(jnp.float32) * c.embedding_scale
         if self.types is not None:
             x = x + (self.types[0] if tokens.type_ids is None else self.types[tokens.type_ids])
         if self.positions is not None:

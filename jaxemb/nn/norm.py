@@ -39,5 +39,5 @@ class Norm(Module):
         if self.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = y * (self.weight + self.weight_offset)
+        y = y * (self.weight.astype(jnp.float32) + self.weight_offset)
         return (y if self.bias is None else y + self.bias).astype(x.dtype)

@@ -4,8 +4,11 @@ from jaxemb.parallel.mesh import (
     AXES,
     BATCH_AXES,
     ENCODER_RULES,
+    REPLICATED,
+    Rules,
     batch_axes,
     default_devices,
+    from_parts,
     in_force,
     lies_on,
     make_mesh,
@@ -14,6 +17,7 @@ from jaxemb.parallel.mesh import (
     put,
     replicated,
     shard_batch,
+    sharded_init,
     shardings,
 )
 
@@ -21,8 +25,11 @@ __all__ = [
     "AXES",
     "BATCH_AXES",
     "ENCODER_RULES",
+    "REPLICATED",
+    "Rules",
     "batch_axes",
     "default_devices",
+    "from_parts",
     "in_force",
     "lies_on",
     "make_mesh",
@@ -31,5 +38,6 @@ __all__ = [
     "put",
     "replicated",
     "shard_batch",
+    "sharded_init",
     "shardings",
 ]

@@ -8,9 +8,11 @@ import contextlib
 import contextvars
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -19,17 +21,23 @@ from jaxemb.trees import PyTree, map_with_path
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # those that records are split over
 
-Rules = Sequence[tuple[str, PartitionSpec]]
+Rules = Sequence[tuple[str, PartitionSpec | Sequence[PartitionSpec]]]
+"""Where the leaves whose path a pattern is found in lie: as the first of the given specs that divides them says."""
 
 # Kernels are `[in, out]`; a leading axis for the stacked layers is added by `shardings` where a leaf has it.
 ENCODER_RULES: Rules = (
-    (r"embeddings\.tokens$", PartitionSpec("tensor", "fsdp")),
+    (r"\bv_(row|col)\.", PartitionSpec()),  # Adafactor's statistics are called after parameters, but are their means
+    # Few vocabularies divide by anything: then the dimension is split instead.
+    (r"embeddings\.tokens$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, ("fsdp", "tensor")))),
     (r"embeddings\.(positions|types)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value|up|gate)\.kernel$", PartitionSpec("fsdp", "tensor")),
     (r"(query|key|value|up|gate)\.bias$", PartitionSpec("tensor")),
     (r"(out|down)\.kernel$", PartitionSpec("tensor", "fsdp")),
     (r".*", PartitionSpec()),
 )
+
+REPLICATED: Rules = ((r".*", PartitionSpec()),)
+"""Every leaf whole on every device."""
 
 
 _devices: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar("devices", default=None)
@@ -90,35 +98,88 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def _spec(path: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
-    spec = next(spec for pattern, spec in rules if re.search(pattern, path))
-    axes = (None,) * (len(shape) - len(spec)) + tuple(spec) if spec else ()
-    # An axis that does not divide its dimension is left whole rather than padded.
-    fits = lambda axis, size: axis is not None and size % mesh.shape[axis] == 0
-    return PartitionSpec(*(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=False)))
+    for pattern, wanted in rules:
+        specs = [wanted] if isinstance(wanted, PartitionSpec) else list(wanted)
+        if not re.search(pattern, path) or all(len(spec) > len(shape) for spec in specs):
+            continue
+        specs = [PartitionSpec(*[None] * (len(shape) - len(s)), *s) if s else s for s in specs if len(s) <= len(shape)]
+        problems = [_problem(shape, spec, mesh) for spec in specs]
+        if None in problems:
+            return specs[problems.index(None)]
+        why = "; ".join(map(str, problems))
+        raise ValueError(
+            f"{path} of shape {list(shape)} does not lie as the rule {pattern!r} says: {why}. "
+            "Change the mesh, or give the rule one more PartitionSpec to fall back on: PartitionSpec() for a copy on "
+            "every device"
+        )
+    raise ValueError(f"no rule says where {path} of shape {list(shape)} lies; end the rules with ('.*', ...)")
+
+
+def _problem(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | None:
+    """Why an array of this shape cannot be split as `spec` says, if it cannot."""
+    for dimension, (size, axes) in enumerate(zip(shape, spec, strict=False)):
+        axes = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+        if unknown := set(axes) - set(mesh.axis_names):
+            return f"the mesh has the axes {mesh.axis_names}, not {sorted(unknown)}"
+        if size % (devices := math.prod(mesh.shape[axis] for axis in axes)):
+            return f"dimension {dimension}, {size}, does not divide by the {devices} devices of {' x '.join(axes)}"
+    return None
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     """A tree of `NamedSharding`s like `tree`: the first rule whose pattern is found in a leaf's path decides.
 
     A rule's spec applies to a leaf's last dimensions, so that stacked layers (`[L, in, out]`) need no rules of their
-    own, and rules also match the copies of the parameters inside an optimiser's state.
-    """
+    own, and rules also match the copies of the parameters inside an optimiser's state (so begin no pattern with "^").
+    Leaves of fewer dimensions than it has are none of the rule's.
 
+    Raises:
+      ValueError: naming the leaf, if no spec of its rule divides its shape, or no rule matches it.
+    """
     return map_with_path(lambda name, leaf: NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh)), tree)
 
 
+def sharded_init(init: Callable[..., PyTree], *args: Any, mesh: Mesh | None, rules: Rules = ENCODER_RULES) -> PyTree:
+    """What `init(*args)` returns, made where `rules` say: no device ever holds more than its share.
+
+        model = sharded_init(lambda key: Transformer.init(key, config), jax.random.key(0), mesh=mesh)
+
+    Args:
+      init: a function that can be traced.
+      args: its arguments; their arrays must lie on the mesh, or on no particular device.
+      mesh: None for the default device.
+      rules: path rules, of the paths in the result.
+    """
+    if mesh is None:
+        return jax.jit(init)(*args)
+    return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *args), mesh, rules))(*args)
+
+
 def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
-    """Puts every leaf of `tree` where `rules` say; of several processes each brings the whole tree."""
+    """Puts every leaf of `tree` where `rules` say; of several processes each brings the whole tree.
+
+    Leaves that are there already stay. Raises ValueError as `shardings` does.
+    """
     where = shardings(tree, mesh, rules)
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
-    return jax.jit(lambda tree: tree, out_shardings=where)(tree)  # what lies with other processes only a program makes
+
+    def one(leaf, sharding: Sharding) -> jax.Array:
+        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_key or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+                return leaf
+            return jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)  # only a program moves it
+        return put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(one, tree, where)
 
 
 def lies_on(tree: PyTree, mesh: Mesh) -> bool:
-    """Whether all arrays of the tree are spread over this mesh already, in whatever way."""
+    """Whether the arrays of the tree, but for those on no particular device, are spread over this mesh already."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "committed", True)]
     on_mesh = lambda leaf: getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh
-    return all(on_mesh(leaf) for leaf in jax.tree.leaves(tree))
+    return bool(arrays) and all(map(on_mesh, arrays))
 
 
 def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
@@ -128,8 +189,41 @@ def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    one = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda array: from_parts(array.shape, array.dtype, sharding, array.__getitem__), tree)
+
+
+def from_parts(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: Sharding | None,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """The array of which `part(index)` gives what `index`, a slice per dimension, says.
+
+    As `jax.make_array_from_callback`, but the host holds one part at a time, and what several devices hold is asked
+    for once. Each process is asked for what its own devices hold; under `jax.eval_shape`, nothing is.
+
+    Args:
+      shape, dtype: those of the array, and of its parts.
+      sharding: None for the default device.
+      part: makes a part.
+    """
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return jnp.zeros(shape, dtype)
+    if sharding is None:
+        return jnp.asarray(part(tuple(slice(0, size) for size in shape)))
+    devices_of: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(s.indices(size)[:2] for s, size in zip(index or (), shape, strict=True))
+        devices_of.setdefault(bounds, []).append(device)
+
+    def send(block: np.ndarray, devices: list[jax.Device]) -> list[jax.Array]:
+        return jax.block_until_ready([jax.device_put(block, device) for device in devices])
+
+    arrays: list[jax.Array] = []
+    for bounds, devices in devices_of.items():
+        arrays += send(part(tuple(slice(start, stop) for start, stop in bounds)), devices)
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:

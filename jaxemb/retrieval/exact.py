@@ -16,7 +16,7 @@ _BLOCK = 128  # corpus rows whose maximum is taken first; see `_top_k`
 
 def topk_search(
     queries: np.ndarray,
-    corpus: np.ndarray,
+    corpus: np.ndarray | jax.Array,
     k: int,
     *,
     metric: str = "cosine",
@@ -34,6 +34,7 @@ def topk_search(
     Args:
       queries: `[Q, D]`, any float type.
       corpus: `[N, D]`, any float type; may be a memory-mapped array larger than memory, which is read once.
+        What is on the device already stays there.
       k: number of results, may exceed N.
       metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2.
       corpus_chunk: most corpus rows on the device at a time.
@@ -75,7 +76,7 @@ def topk_search(
     first_bad = []
     for start in range(0, n, rows):
         previous = best
-        chunk = parallel.put(_padded(np.asarray(corpus[start : start + rows]), rows), split)
+        chunk = _chunk(corpus, start, rows, split)
         best = []
         for (query_block, exclude_block), running in zip(blocks, previous, strict=True):
             *merged, bad = _merge(
@@ -219,6 +220,19 @@ def _even_size(n: int, largest: int, shards: int) -> int:
     rows = math.ceil(n / math.ceil(n / largest))
     unit = shards * _BLOCK if rows >= 4 * shards * _BLOCK else shards
     return math.ceil(rows / unit) * unit
+
+
+def _chunk(corpus: np.ndarray | jax.Array, start: int, rows: int, sharding: NamedSharding | None) -> jax.Array:
+    """Rows `start` to `start + rows`, on the device; rows after the last are of no account."""
+    if not isinstance(corpus, jax.Array) or not (sharding is None or sharding.is_fully_addressable):
+        return parallel.put(_padded(np.asarray(corpus[start : start + rows]), rows), sharding)
+    chunk = corpus if rows == len(corpus) else _rows(corpus, start, rows)
+    return chunk if sharding is None else jax.device_put(chunk, sharding)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _rows(corpus, start, rows):
+    return jnp.take(corpus, start + jnp.arange(rows), axis=0, mode="clip")
 
 
 def _padded(array: np.ndarray, rows: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec
 
 from jaxemb import parallel
 from jaxemb.train.accumulation import stack_batches
@@ -189,18 +188,15 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
 
 
 def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:
-    state = init_state(jax.random.key(run.seed, impl=run.prng), embedder.model, run.optimizer, run.transform)
-    return _place(run, begin_task(run.transform, run.objective, state, _task(run, embedder)))
+    rules = run.rules or parallel.REPLICATED
+    key = jax.random.key(run.seed, impl=run.prng)
+    state = init_state(key, embedder.model, run.optimizer, run.transform, mesh=run.mesh, rules=rules)
+    state = begin_task(run.transform, run.objective, state, _task(run, embedder))
+    return state if run.mesh is None else parallel.place(state, run.mesh, rules)
 
 
 def _task(run: Run, embedder: "SentenceEmbedder") -> Task:
     return Task(0, batches=lambda: run.data(embedder), steps=run.steps)
-
-
-def _place(run: Run, state: TrainState) -> TrainState:
-    if run.mesh is None:
-        return state
-    return parallel.place(state, run.mesh, run.rules or ((r".*", PartitionSpec()),))
 
 
 def _evaluated_model(run: Run, state: TrainState) -> Any:

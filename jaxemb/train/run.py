@@ -31,7 +31,8 @@ class Run:
     """What is trained, on what, how and for how long.
 
     Attributes:
-      embedder: makes the embedder to start from, such as `lambda: jaxemb.load(...)`.
+      embedder: makes the embedder to start from, such as `lambda: jaxemb.load(...)`; with a mesh, what does not fit on
+        one device is loaded there: `lambda: jaxemb.load(..., mesh=mesh, rules=rules)`.
       data: from the embedder to the batches: an iterable whose iterators have `get_state` and `set_state`, as grain's
         do. A batch is a dict of `Tokens` and arrays, with the record ids under "id".
       objective: `(model, batch, key) -> (losses [N], outputs)`.

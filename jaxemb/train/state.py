@@ -6,7 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from jaxemb import parallel
+from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.transforms import Context, Task, Trained, Transform, trained_arrays
 from jaxemb.trees import PyTree, combine, partition
 
@@ -38,14 +41,30 @@ class TrainState:
 
 
 def init_state(
-    key: jax.Array, model: PyTree, optimizer: optax.GradientTransformation, transform: Transform
+    key: jax.Array,
+    model: PyTree,
+    optimizer: optax.GradientTransformation,
+    transform: Transform,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = ENCODER_RULES,
 ) -> TrainState:
     """The state before the first step. Its arrays are copies, so that a step may be given them to overwrite.
 
     The optimiser's state is of what the transform trains alone: frozen weights have no moments.
+
+    Args:
+      key: the run's key.
+      model: the model to train; on a mesh best where `jaxemb.load` or `parallel.sharded_init` put it.
+      optimizer: of `trainable(transform, state)`.
+      transform: the training method.
+      mesh: the devices that share the state: its arrays are made there, and none is whole on one device first.
+      rules: path rules, of paths in the state and in the model alone.
+
+    Raises:
+      ValueError: naming the array that does not split as `rules` say.
     """
 
-    @jax.jit
     def make(key, model):
         key_init, key_run = jax.random.split(key)
         params, method_state = transform.init(key_init, model)
@@ -61,7 +80,9 @@ def init_state(
         state = dataclasses.replace(state, opt_state=optimizer.init(trainable(transform, state)))
         return _settled(state)
 
-    return make(key, model)
+    if mesh is not None:
+        model = parallel.place(model, mesh, rules)
+    return parallel.sharded_init(make, key, model, mesh=mesh, rules=rules)
 
 
 def trainable(transform: Transform, state: TrainState) -> Trained:

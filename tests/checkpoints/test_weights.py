@@ -1,13 +1,28 @@
 import dataclasses
+import json
 import re
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from jaxemb.checkpoints import CheckpointError, load_encoder, load_weights, read_tensors, save_weights
+from jaxemb import parallel
+from jaxemb.checkpoints import (
+    CheckpointError,
+    Placement,
+    load_encoder,
+    load_weights,
+    read_tensors,
+    save_weights,
+    write_tensors,
+)
+from jaxemb.checkpoints.tensors import TensorParts
+from jaxemb.encoders import Transformer
 from jaxemb.encoders.families import family_of
+from jaxemb.trees import by_path
 
 
 def _load(tensors, config):
@@ -138,3 +153,104 @@ def test_load_encoder_says_where_json_is_broken(write_encoder):
     (path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         load_encoder(path)
+
+
+# Onto a mesh
+
+# Fused kernels, a gated feed-forward, no biases, and a norm that the first layer does not have.
+MODERNBERT = {
+    "model_type": "modernbert",
+    "vocab_size": 11,
+    "hidden_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 9,
+}
+
+
+def _mesh(fsdp, tensor):
+    return parallel.make_mesh(1, fsdp, tensor, devices=jax.devices()[: fsdp * tensor])
+
+
+def _random_tensors(hf_config) -> dict[str, np.ndarray]:
+    """Tensors for every row of the family's first weight table."""
+    family = family_of(hf_config)
+    config, rng = family.config(hf_config), np.random.default_rng(0)
+    model = jax.eval_shape(lambda: Transformer.init(jax.random.key(0), config))
+    tensors = {}
+    for weight in family.tables[0]:
+        leaves = [jax.tree_util.tree_leaves(_at(model, path)) for path in weight.leaves]
+        if not all(leaves):
+            continue
+        for layer in range(config.layers) if "{}" in weight.name else [None]:
+            shapes = [leaf.shape if layer is None else leaf.shape[1:] for (leaf,) in leaves]
+            shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+            if layer not in weight.absent_in_layers:
+                array = rng.normal(size=shape[::-1] if weight.transpose else shape)
+                tensors[weight.name.format(layer)] = array.astype(np.float32)
+    return tensors
+
+
+def _at(tree, path):
+    for name in path.split("."):
+        tree = getattr(tree, name)
+    return tree
+
+
+@pytest.fixture(params=["bert", "modernbert"])
+def directory(request, write_encoder, config, tmp_path):
+    """A checkpoint of several files."""
+    path = write_encoder()
+    if request.param == "modernbert":
+        config = MODERNBERT
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").unlink()
+    write_tensors(path, _random_tensors(config), max_bytes=400)
+    assert (path / "model.safetensors.index.json").exists()
+    return path
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(2, 2), (4, 1)])
+def test_shards_read_onto_a_mesh_are_those_of_the_whole_model(directory, fsdp, tensor):
+    whole, _ = load_encoder(directory)
+    model, format = load_encoder(directory, Placement(_mesh(fsdp, tensor)))
+    jax.tree.map(np.testing.assert_array_equal, model, whole)
+    assert model.layers.mlp.up.kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    found = {path: leaf.sharding for path, leaf in by_path(model).items()}
+    assert found == by_path(parallel.shardings(model, _mesh(fsdp, tensor)))
+    _assert_same_bytes(save_weights(model, format), read_tensors(directory))
+
+
+def test_weights_rest_in_bfloat16(directory):
+    whole, _ = load_encoder(directory)
+    for placement in (Placement(param_dtype="bfloat16"), Placement(_mesh(2, 2), param_dtype="bfloat16")):
+        model, _ = load_encoder(directory, placement)
+        assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b).astype(a.dtype)), model, whole)
+
+
+def test_a_process_reads_what_its_devices_hold_and_no_more(write_encoder, monkeypatch):
+    path, read = write_encoder(), []
+    whole = TensorParts.__getitem__
+    monkeypatch.setattr(TensorParts, "__getitem__", lambda self, index: read.append(part := whole(self, index)) or part)
+    model, _ = load_encoder(path, Placement(_mesh(4, 1)))
+    assert sum(part.size for part in read) == sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert max(part.size for part in read) == max(t.size for t in read_tensors(path).values()) // 4
+
+
+def test_nothing_is_read_to_know_the_shapes(write_encoder, monkeypatch):
+    path = write_encoder()
+    monkeypatch.setattr(TensorParts, "__getitem__", lambda self, index: 1 / 0)
+    shapes = jax.eval_shape(lambda: load_encoder(path, Placement(_mesh(2, 2)))[0])
+    assert shapes.layers.mlp.up.kernel.shape == (2, 4, 6)
+
+
+def test_a_leaf_that_does_not_divide_is_named(write_encoder):
+    with pytest.raises(ValueError, match=r"encoder\.embeddings\.\w+ of shape .* the 8 devices of fsdp"):
+        load_encoder(write_encoder(), Placement(_mesh(8, 1)))
+
+
+def test_another_dtype_at_rest_is_refused():
+    with pytest.raises(ValueError, match=r"param_dtype must be one of .*; got 'float8'"):
+        Placement(param_dtype="float8")

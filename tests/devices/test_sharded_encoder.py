@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxemb
 from jaxemb import parallel
 from jaxemb.aot.hlo import Program
 from jaxemb.encoders import Transformer, TransformerConfig
@@ -35,3 +37,12 @@ def test_split_parameters_travel_and_activations_do_not(program):
     assert any(kind == "all-gather" and 1024 in shape for kind, shape in sent)  # the feed-forward kernels
     of_activations = {ROWS, ROWS * LENGTH, ROWS // 8 * LENGTH}
     assert not [(kind, shape) for kind, shape in sent if of_activations & set(shape)]
+
+
+def test_a_model_that_is_split_encodes_as_it_lies(tiny_minilm, monkeypatch):
+    mesh = parallel.make_mesh(2, 2, devices=jax.devices()[:4])
+    texts = [" ".join(["a", "text", "of", "words"][:n]) for n in (1, 2, 3, 4)] * 3
+    expected = jaxemb.load(tiny_minilm).encode(texts)
+    split = jaxemb.load(tiny_minilm, mesh=mesh)
+    monkeypatch.setattr(parallel, "place", None)  # nobody copies it
+    np.testing.assert_allclose(split.encode(texts, mesh=mesh), expected, atol=1e-6)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb.retrieval import topk_search
 
@@ -41,6 +41,15 @@ def test_the_corpus_can_be_split_over_one_axis_of_the_mesh():
     np.testing.assert_array_equal(ids, expected)
     with pytest.raises(ValueError, match=r"axes \('data', 'fsdp'\); got \['tensor'\]"):
         topk_search(queries, corpus, 10, mesh=mesh_of(2, 4), corpus_axis="tensor")
+
+
+def test_a_corpus_that_lies_on_the_devices_is_searched_there():
+    corpus, mesh = np.random.default_rng(0).standard_normal((64, 8), np.float32), mesh_of(8)
+    split = jax.device_put(corpus, NamedSharding(mesh, PartitionSpec("data")))
+    for chunk in (64, 16):
+        found = topk_search(corpus[:6], split, 10, mesh=mesh, corpus_chunk=chunk)
+        for ours, theirs in zip(found, topk_search(corpus[:6], corpus, 10), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_values_that_are_not_finite_are_named_on_every_device():

@@ -152,6 +152,13 @@ def test_bfloat16_computes_near_float32():
     assert np.abs(_states("modern")[-1] - np.asarray(half, np.float32))[real].mean() < 0.05
 
 
+@pytest.mark.parametrize("name", ["relative", "decoder"])
+def test_weights_that_rest_in_bfloat16_compute_as_the_same_numbers_in_float32(name):
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _model(name))
+    high = jax.tree.map(lambda leaf: leaf.astype(np.float32), low)
+    np.testing.assert_allclose(_run(low, TOKENS), _run(high, TOKENS), rtol=1e-4, atol=1e-4)  # bf16 rounds by 4e-3
+
+
 def test_a_row_of_padding_is_finite_in_value_and_gradient():
     tokens = pad([np.arange(5), np.arange(0)], length=8)
     loss = lambda model: (jnp.sum((y := model(tokens))[0, :5] ** 2), y)

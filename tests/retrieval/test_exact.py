@@ -54,6 +54,15 @@ def test_chunks_do_not_matter_and_ties_go_to_the_lower_id(corpus_chunk, query_ch
     np.testing.assert_array_equal(scores, expected_scores)
 
 
+@pytest.mark.parametrize("corpus_chunk", [7, 50])
+def test_a_corpus_may_lie_on_the_device(corpus_chunk):
+    queries, corpus = with_ties(5, 50)
+    expected = topk_search(queries, corpus, 9, metric="dot")
+    found = topk_search(queries, jnp.asarray(corpus), 9, metric="dot", corpus_chunk=corpus_chunk)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**31))
 def test_ties_in_rows_long_enough_to_be_ranked_by_blocks(seed):

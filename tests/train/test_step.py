@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 from tiny_run import assert_bitwise_equal, distance, pair_batch, tiny_model, toy_objective
 
+from jaxemb import parallel
 from jaxemb.nn import unit
 from jaxemb.train import adamw, decayed, init_state, make_train_step, stack_batches
 from jaxemb.transforms import Transform, ema
+from jaxemb.trees import by_path
 from jaxemb.types import Tokens
 
 MODEL = {"w": np.array([1, 2], np.float32)}
@@ -224,3 +227,17 @@ class TestAdamw:
     def test_refuses(self, settings, message):
         with pytest.raises(ValueError, match=message):
             adamw(1e-3, **settings)
+
+
+def test_the_state_is_made_where_the_rules_say():
+    """The optimiser's moments and the averages lie as the weights do, and are those of one device."""
+    mesh = parallel.make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    model, optimizer, transform = tiny_model(), adamw(1e-2, 10), ema(0.9)
+    state, whole = (init_state(jax.random.key(0), model, optimizer, transform, mesh=m) for m in (mesh, None))
+    assert_bitwise_equal(state, whole)
+    kernels = {path: leaf for path, leaf in by_path(state).items() if path.endswith("mlp.up.kernel")}
+    assert len(kernels) == 4  # weights, two moments, average
+    assert {leaf.sharding.spec for leaf in kernels.values()} == {PartitionSpec(None, "fsdp", "tensor")}
+    with pytest.raises(ValueError, match=r"encoder\..* the 3 devices of fsdp"):
+        mesh = parallel.make_mesh(1, 3, devices=jax.devices()[:3])
+        init_state(jax.random.key(0), model, optimizer, transform, mesh=mesh)

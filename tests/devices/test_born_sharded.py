@@ -1,0 +1,44 @@
+"""No device ever holds more than its share of a model, from its first weight on, and the host hardly anything.
+
+The devices' part is read off XLA: the arrays that live on each, and what its compiler says of the program that makes
+the train state. The host's part is the most that Python and numpy held, as `tracemalloc` counts it: numpy tells it. As the
+devices' memory is the host's here, what the process as a whole held at most bounds the sum of both.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from born_sharded import HALF_BILLION, measure, write_random
+
+SMALL = HALF_BILLION | {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 2048}
+
+
+def check(found: dict) -> None:
+    for part in ("loading", "starting"):
+        share = found[part]["whole"] / 8
+        assert max(found[part]["devices"]) < 1.1 * share
+        assert sum(found[part]["devices"]) > 8 * share  # all of it is there
+        assert found[part]["host"] < found[part]["whole"] / 4
+    program, share = found["starting"], found["starting"]["whole"] / 8
+    assert program["outputs"] < 1.1 * share and program["temporaries"] < 0.1 * share
+
+
+def test_a_small_model_is_born_sharded(tmp_path):
+    write_random(tmp_path, SMALL)
+    check(measure(tmp_path))
+
+
+@pytest.mark.slow
+def test_half_a_billion_weights_are_born_sharded(tmp_path):
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), "born_sharded.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(done.stdout)
+    assert found["weights"] > 0.5e9
+    check(found)
+    for part in ("loading", "starting"):
+        assert found[part]["process"] < 1.25 * found[part]["whole"]
