@@ -1,14 +1,15 @@
 """No device ever holds more than its share of a model, from its first weight on, and the host hardly anything.
 
 The devices' part is read off XLA: the arrays that live on each, and what its compiler says of the program that makes
-the train state. The host's part is the most that Python and numpy held, as `tracemalloc` counts it: numpy tells it. As the
-devices' memory is the host's here, what the process as a whole held at most bounds the sum of both.
+the train state. The host's part is the most that Python and numpy held (numpy tells `tracemalloc` of its arrays). As
+the devices' memory is the host's here, what the process as a whole held at most bounds the sum of both.
 """
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from born_sharded import HALF_BILLION, measure, write_random
@@ -33,11 +34,12 @@ def test_a_small_model_is_born_sharded(tmp_path):
 
 @pytest.mark.slow
 def test_half_a_billion_weights_are_born_sharded(tmp_path):
-    command = [sys.executable, os.path.join(os.path.dirname(__file__), "born_sharded.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    here = Path(__file__).resolve()
+    command = [sys.executable, str(here.with_name("born_sharded.py")), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(here.parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    print(done.stdout)
     assert found["weights"] > 0.5e9
     check(found)
     for part in ("loading", "starting"):

@@ -99,7 +99,10 @@ def small_model() -> Bag:
     return Bag(*(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((50, 16), (16, 16))))
 
 
-RULES = ((r"table|kernel", PartitionSpec("fsdp", None)), (r".*", PartitionSpec()))
+RULES = (
+    (r"table|kernel", (PartitionSpec("fsdp", None), PartitionSpec(None, "fsdp"))),  # of 50 and 16 rows
+    (r".*", PartitionSpec()),
+)
 
 
 def run_of(name: str, mesh, rows: Rows) -> Run:
