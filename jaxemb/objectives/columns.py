@@ -1,6 +1,7 @@
 """Objectives that encode the text columns of a batch and compare their embeddings."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,10 +52,13 @@ def on_columns(
         on_columns(cosent, "first", "second", others=["scores"])
         on_columns(info_nce, "query", "document", negatives="negative", chunk=128)
 
-    Every column has dropout of its own (two columns of the same texts differ, as SimCSE wants). Columns whose rows have
-    the same length go through the model together, which compiles it once and fills larger matrices. With K texts per
-    record a column's embeddings are `[N, K, D]`. A positional column with one text per record gives `[N, D]`; a named
-    column always gives `[N, K, D]`, also for K = 1.
+    Every use of a column has dropout of its own: a column that is named twice is encoded twice, and the two embeddings
+    of a text differ, as SimCSE wants, where a key is given and the model drops out. Without a key they are the same and
+    it is encoded once. Columns whose rows have the same length go through the model together, which compiles it once
+    and fills larger matrices. With K texts per record a column's embeddings are `[N, K, D]`. A positional column with
+    one text per record gives `[N, D]`; a named column always gives `[N, K, D]`, also for K = 1.
+
+        on_columns(functools.partial(info_nce, temperature=0.05), "text", "text")  # SimCSE
 
     Args:
       loss: embeddings to one value per record, `[N]`.
@@ -65,14 +69,16 @@ def on_columns(
       named_columns: the loss's keyword argument = name of the text column that it takes.
 
     Returns:
-      An `Objective`. Its outputs are the embeddings by column name. It can be made to train several sizes of the model
-      at once, see `matryoshka`, `adaptive_layers`, `matryoshka_2d` and `starbucks`.
+      An `Objective`. Its outputs are the embeddings by column name, those of further uses as "text#2", "text#3". It can
+      be made to train several sizes of the model at once, see `matryoshka`, `adaptive_layers`, `matryoshka_2d` and
+      `starbucks`.
 
     Raises:
       ValueError: when called, if the batch lacks a column, a column's number of texts is no multiple of the number of
         records, or the loss does not give one value per record.
     """
-    wanted = tuple(dict.fromkeys((*columns, *named_columns.values())))
+    uses = _uses((*columns, *named_columns.values()))
+    wanted = tuple(dict.fromkeys(uses.values()))
     if not wanted:
         raise ValueError("on_columns needs at least one text column")
     if chunk is not None and chunk < 1:
@@ -82,12 +88,17 @@ def on_columns(
         if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         records = batch["id"].shape[0]
-        texts = {name: batch[name] for name in wanted}
-        return {name: _by_record(e, records, name) for name, e in _embed(texts, model, key, chunk).items()}
+        if key is None:  # one encoding, whatever the number of uses
+            found = _embed({name: batch[name] for name in wanted}, model, None, chunk)
+            found = {use: found[name] for use, name in uses.items()}
+        else:
+            found = _embed({use: batch[name] for use, name in uses.items()}, model, key, chunk)
+        return {use: _by_record(e, records, uses[use]) for use, e in found.items()}
 
     def losses_of(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
-        positional = [e[:, 0] if e.shape[1] == 1 else e for e in (embeddings[name] for name in columns)]
-        keyword = {argument: embeddings[name] for argument, name in named_columns.items()}
+        in_order = [embeddings[use] for use in uses]
+        positional = [e[:, 0] if e.shape[1] == 1 else e for e in in_order[: len(columns)]]
+        keyword = dict(zip(named_columns, in_order[len(columns) :], strict=True))
         losses = loss(*positional, **keyword, **{name: batch[name] for name in others})
         chex.assert_shape(losses, batch["id"].shape, custom_message="the loss must give one value per record")
         return losses
@@ -107,6 +118,16 @@ def text_column(batch: Batch, column: str) -> Tokens:
     if tokens.count != len(batch["id"]):
         raise ValueError(f"column {column!r} must have one text per record; got {tokens.count}, {len(batch['id'])}")
     return tokens
+
+
+def _uses(names: Sequence[str]) -> dict[str, str]:
+    """What each use of a column is called, in order: by the column's name, the second one "name#2"."""
+    seen: Counter[str] = Counter()
+    uses = {}
+    for name in names:
+        seen[name] += 1
+        uses[name if seen[name] == 1 else f"{name}#{seen[name]}"] = name
+    return uses
 
 
 def _embed(columns: dict[str, Tokens], model, key: jax.Array | None, chunk: int | None) -> dict[str, jax.Array]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tiny_run import distance, pair_batch, text_batch, tiny_model
 
+from jaxemb.losses import info_nce
+from jaxemb.nn import unit
 from jaxemb.objectives import on_columns
 
 BATCH = pair_batch(range(4)) | {"negative": text_batch(np.arange(4) + 50, 3), "hard": text_batch(np.arange(4) + 90)}
@@ -70,9 +72,24 @@ def test_every_column_has_dropout_of_its_own():
     np.testing.assert_allclose(without, 0, atol=1e-6)
 
 
-def test_a_column_used_twice_is_encoded_once():
-    (first, second), _, _ = seen_by_loss("query", "query", key=KEY)
-    np.testing.assert_array_equal(first, second)
+def test_a_column_used_twice_is_encoded_twice():
+    """SimCSE: positives are two encodings of one text, which dropout alone tells apart."""
+    simcse = jax.jit(on_columns(lambda a, b: info_nce(a, b, temperature=0.05), "query", "query"))
+    losses, outputs = simcse(MODEL, BATCH, KEY)
+    first, second = outputs["query"], outputs["query#2"]
+    assert np.all(np.abs(np.asarray(first - second)).max(axis=1) > 1e-3)
+    logits = np.asarray(unit(first) @ unit(second).T) / 0.05
+    np.testing.assert_allclose(losses, np.log(np.exp(logits).sum(axis=1)) - np.diagonal(logits), rtol=1e-4, atol=1e-5)
+    losses, outputs = simcse(MODEL, BATCH, None)
+    np.testing.assert_array_equal(outputs["query"], outputs["query#2"])
+    assert np.all(np.asarray(losses) > 0)
+
+
+def test_every_use_of_a_column_is_an_encoding():
+    (first, other), keywords, outputs = seen_by_loss("query", "document", negatives="query", key=KEY)
+    assert set(outputs) == {"query", "document", "query#2"}
+    np.testing.assert_array_equal(outputs["query#2"], keywords["negatives"][:, 0])
+    assert np.abs(first - keywords["negatives"][:, 0]).max() > 1e-3 and np.abs(first - other).max() > 1e-3
 
 
 @pytest.mark.parametrize(
