@@ -81,3 +81,11 @@ def concatenate(batches: Sequence[Tokens]) -> Tokens:
 
 def _layout(tokens: Tokens) -> tuple[int, int, bool]:
     return tokens.ids.shape[1], tokens.texts_per_row, tokens.type_ids is not None
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SourceName:
+    """The name of the source that a batch's records come from. It is static: each name is a program of its own."""
+
+    text: str

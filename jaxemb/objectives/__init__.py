@@ -12,6 +12,7 @@ from jaxemb.objectives.matryoshka import (
     matryoshka_2d,
     starbucks,
 )
+from jaxemb.objectives.sources import by_source
 from jaxemb.objectives.views import supervised_contrastive
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Objective",
     "adaptive_layers",
     "alignment_kl",
+    "by_source",
     "classification",
     "competing",
     "compressed",
