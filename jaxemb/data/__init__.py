@@ -1,29 +1,39 @@
-"""From files to batches: records, tokenising, packing, shuffling, mixing."""
+"""From files to batches: records, columns, tokenising, packing, shuffling, mixing."""
 
-from jaxemb.data.batches import Batch, Mixture, Number, Text, batches, merge_small, mixture
+from jaxemb.data.batches import Batch, batches
+from jaxemb.data.columns import Column, Layout, Number, Text, TextPair, Vector
 from jaxemb.data.definitions import Definitions, read_dictionary, read_wordnet
+from jaxemb.data.files import RecordError
+from jaxemb.data.mixtures import Mixture, merge_small, mixture
 from jaxemb.data.packing import bucket, length_buckets, pack, pad, padding_share, row_bucket
-from jaxemb.data.records import RecordError, Source, concatenate, from_list, huggingface, read
+from jaxemb.data.records import Source, concatenate, from_list, huggingface, read
 from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
+from jaxemb.data.streams import Stream, from_iterable, stream
 from jaxemb.data.tfds import tfds
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 
 __all__ = [
     "Batch",
+    "Column",
     "Definitions",
     "Encoded",
     "GroupByLabel",
+    "Layout",
     "Mixture",
     "NoDuplicates",
     "Number",
     "RecordError",
     "Sampler",
     "Source",
+    "Stream",
     "Text",
+    "TextPair",
     "Tokenizer",
+    "Vector",
     "batches",
     "bucket",
     "concatenate",
+    "from_iterable",
     "from_list",
     "huggingface",
     "length_buckets",
@@ -36,5 +46,6 @@ __all__ = [
     "read_dictionary",
     "read_wordnet",
     "row_bucket",
+    "stream",
     "tfds",
 ]

@@ -4,7 +4,7 @@ Every new shape compiles a new program, so lengths and row counts are rounded up
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,13 +48,33 @@ def row_bucket(n: int, multiple: int = 1) -> int:
     return -(-groups // step) * step * multiple
 
 
-def pad(sequences: Sequence[np.ndarray], *, length: int | None = None, buckets: Sequence[int] = MEDIUM) -> Tokens:
+class Placement(NamedTuple):
+    """Where packed sequences go: row, number within the row (from 1) and first position of each, `[N]`."""
+
+    row: np.ndarray
+    segment: np.ndarray
+    start: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """How many rows are needed."""
+        return int(self.row.max(initial=-1)) + 1
+
+
+def pad(
+    sequences: Sequence[np.ndarray],
+    *,
+    length: int | None = None,
+    buckets: Sequence[int] = MEDIUM,
+    type_ids: Sequence[np.ndarray] | None = None,
+) -> Tokens:
     """One text per row.
 
     Args:
       sequences: id arrays, `[length_n]` each; an empty one becomes a row of padding.
       length: length T of the rows; None takes the bucket of the longest sequence.
       buckets: row lengths to choose from, ascending.
+      type_ids: token types of each sequence.
 
     Returns:
       Tokens `[N, T]` as NumPy arrays, row n holding sequence n.
@@ -67,7 +87,8 @@ def pad(sequences: Sequence[np.ndarray], *, length: int | None = None, buckets: 
     length = bucket(longest, buckets) if length is None else length
     _check_fits(lengths, length, "length")
     rows = np.arange(len(sequences))
-    return _scatter(sequences, lengths, rows, np.zeros_like(rows), np.ones_like(rows), (len(sequences), length))
+    one_each = Placement(rows, np.ones_like(rows), np.zeros_like(rows))
+    return _scatter(sequences, lengths, one_each, (len(sequences), length), type_ids)
 
 
 def pack(
@@ -77,6 +98,8 @@ def pack(
     rows: int | None = None,
     texts_per_row: int | None = None,
     row_multiple: int = 1,
+    type_ids: Sequence[np.ndarray] | None = None,
+    placement: Placement | None = None,
 ) -> Tokens:
     """Several texts per row, by first-fit decreasing: longest text first, each into the first row with room.
 
@@ -90,6 +113,8 @@ def pack(
       texts_per_row: most texts that a row may hold, and the static S; None sets no limit and takes for S the
         power of two at or above the fullest row's count.
       row_multiple: B is a multiple of this where `rows` is None.
+      type_ids: token types of each sequence.
+      placement: what `place` gave for these lengths, if it is known already.
 
     Returns:
       Tokens `[B, T]` as NumPy arrays, with `slots` `[N]` and `texts_per_row` S.
@@ -98,19 +123,16 @@ def pack(
       ValueError: a sequence is empty or longer than `row_length`, or `rows` are too few; names the numbers.
     """
     lengths = _lengths(sequences)
-    _check_fits(lengths, row_length, "row_length")
-    if (lengths == 0).any():
-        raise ValueError(f"sequences[{int(np.argmin(lengths))}] is empty: it has no tokens to pack")
-    row, segment, start = _first_fit_decreasing(lengths, row_length, texts_per_row or row_length)
-    needed = int(row.max(initial=-1)) + 1
+    placement = place(lengths, row_length, texts_per_row) if placement is None else placement
+    needed = placement.rows
     if rows is None:
         rows = row_bucket(needed, row_multiple)
     if needed > rows:
         raise ValueError(f"rows: {len(sequences)} texts need {needed} rows of {row_length} tokens; got {rows}")
     if texts_per_row is None:
-        texts_per_row = 1 << (max(int(segment.max(initial=1)), 1) - 1).bit_length()
-    slots = (row * texts_per_row + segment - 1).astype(np.int32)
-    return _scatter(sequences, lengths, row, start, segment, (rows, row_length), slots, texts_per_row)
+        texts_per_row = 1 << (max(int(placement.segment.max(initial=1)), 1) - 1).bit_length()
+    slots = (placement.row * texts_per_row + placement.segment - 1).astype(np.int32)
+    return _scatter(sequences, lengths, placement, (rows, row_length), type_ids, slots, texts_per_row)
 
 
 def padding_share(tokens: Tokens) -> float:
@@ -128,8 +150,37 @@ def _check_fits(lengths: np.ndarray, limit: int, name: str) -> None:
         raise ValueError(f"{name}: sequences[{i}] has {lengths[i]} tokens; got {name}={limit}")
 
 
-def _first_fit_decreasing(lengths: np.ndarray, capacity: int, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, segment id (from 1) and start of each sequence.
+def place(lengths: np.ndarray, capacity: int, texts_per_row: int | None = None) -> Placement:
+    """First-fit decreasing of sequences of these `lengths`, int `[N]` in 1..capacity, into rows of `capacity` tokens.
+
+    Raises:
+      ValueError: a length outside of 1..capacity.
+    """
+    _check_fits(lengths, capacity, "row_length")
+    if (lengths == 0).any():
+        raise ValueError(f"sequences[{int(np.argmin(lengths))}] is empty: it has no tokens to pack")
+    one_by_one = len(lengths) <= 1024  # about where the other begins to be faster
+    return (_place_one_by_one if one_by_one else _place_by_length)(lengths, capacity, texts_per_row or capacity)
+
+
+def _place_one_by_one(lengths: np.ndarray, capacity: int, most: int) -> Placement:
+    room: list[int] = []  # tokens free in each row
+    count: list[int] = []  # texts in each row
+    places = np.empty((3, len(lengths)), np.int64)
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        row = next((r for r, free in enumerate(room) if free >= length and count[r] < most), len(room))
+        if row == len(room):
+            room.append(capacity)
+            count.append(0)
+        places[:, i] = row, count[row] + 1, capacity - room[row]
+        room[row] -= length
+        count[row] += 1
+    return Placement(*places)
+
+
+def _place_by_length(lengths: np.ndarray, capacity: int, most: int) -> Placement:
+    """The same for many sequences.
 
     Equal lengths are placed together: first-fit fills the first row with room to the brim, then the next one. So it
     is one cumulative sum per distinct length, not a search per sequence.
@@ -159,26 +210,26 @@ def _first_fit_decreasing(lengths: np.ndarray, capacity: int, most: int) -> tupl
         room -= taken * length
         count += taken
         placed += n
-    return row, segment, start
+    return Placement(row, segment, start)
 
 
 def _scatter(
     sequences: Sequence[np.ndarray],
     lengths: np.ndarray,
-    row: np.ndarray,
-    start: np.ndarray,
-    segment: np.ndarray,
+    placement: Placement,
     shape: tuple[int, int],
+    type_ids: Sequence[np.ndarray] | None,
     slots: Any = None,
     texts_per_row: int = 1,
 ) -> Tokens:
-    """Writes each sequence into its row from `start` on."""
-    arrays: list[Any] = [np.zeros(shape, np.int32) for _ in range(3)]
+    """Writes each sequence into its row from its start on."""
+    arrays: list[Any] = [np.zeros(shape, np.int32) for _ in range(3 if type_ids is None else 4)]
     if lengths.sum():
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        where = np.repeat(row * shape[1] + start, lengths) + position
-        values = np.concatenate(sequences), np.repeat(segment, lengths), position
+        where = np.repeat(placement.row * shape[1] + placement.start, lengths) + position
+        values = [np.concatenate(sequences), np.repeat(placement.segment, lengths), position]
+        values += [] if type_ids is None else [np.concatenate(type_ids)]
         for array, value in zip(arrays, values, strict=True):
             array.reshape(-1)[where] = value
-    ids, segment_ids, positions = arrays
-    return Tokens(ids, segment_ids, positions, slots=slots, texts_per_row=texts_per_row)
+    ids, segment_ids, positions, *types = arrays
+    return Tokens(ids, segment_ids, positions, types[0] if types else None, slots, texts_per_row)

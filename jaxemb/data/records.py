@@ -1,40 +1,28 @@
 """Records by index from files, TFDS, Hugging Face datasets and lists: one interface, `Source`."""
 
-import contextlib
 import csv
 import dataclasses
-import gzip
-import io
-import json
-import logging
-import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxemb.data.files import (
+    Fields,
+    Lines,
+    Malformed,
+    Record,
+    Rename,
+    checked_format,
+    header_of,
+    mapping_of,
+    opened,
+    parsed,
+    require,
+    rows_of,
+)
 from jaxemb.packages import remedy
-
-logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
-Columns = Mapping[str, str] | Sequence[str] | None
-File = gzip.GzipFile | io.BufferedReader
-
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "txt",
-}
-
-
-class RecordError(ValueError):
-    """A record cannot be used; the message says where it is and what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Source:
         """The source of the records at `indices`, in that order."""
         return dataclasses.replace(self, rows=_Selection(self.rows, indices))
 
-    def with_columns(self, columns: Columns) -> "Source":
+    def with_columns(self, columns: Fields) -> "Source":
         """Renames: `{"query": "question"}` makes records of one column "query" from the field "question".
 
         A sequence of names selects those; None changes nothing.
@@ -90,13 +78,13 @@ class Source:
         """
         if columns is None:
             return self
-        mapping = _mapping(columns)
+        mapping = mapping_of(columns)
         if len(self):
-            _require(mapping, self[0], f"{self.name}: ")
-        return self.map(_Rename(mapping))
+            require(mapping, self[0], f"{self.name}: ")
+        return self.map(Rename(mapping))
 
 
-def from_list(records: Sequence[Record], *, columns: Columns = None, name: str = "list") -> Source:
+def from_list(records: Sequence[Record], *, columns: Fields = None, name: str = "list") -> Source:
     """A source over records in memory. See `Source.with_columns` for `columns`."""
     return Source(records, name).with_columns(columns)
 
@@ -118,7 +106,7 @@ def read(
     path: str | Path,
     *,
     format: str | None = None,
-    columns: Columns = None,
+    columns: Fields = None,
     names: Sequence[str] | None = None,
     delimiter: str | None = None,
     types: Mapping[str, Callable[[Any], Any]] | None = None,
@@ -152,30 +140,20 @@ def read(
       FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    format = format or _format_of(path)
-    if format not in set(_FORMATS.values()):
-        raise ValueError(f"format must be one of {sorted(set(_FORMATS.values()))}; got {format!r}")
-    if on_error not in ("strict", "skip"):
-        raise ValueError(f"on_error must be 'strict' or 'skip'; got {on_error!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    format = checked_format(path, format, names, delimiter, types, on_error)
     if format == "parquet":
-        if types:
-            raise ValueError(f"types: a parquet file has types of its own; got {dict(types)} for {path}")
         return _read_parquet(path, columns, on_error)
-    if format not in ("csv", "tsv") and (names or delimiter):
-        raise ValueError(f"names and delimiter are for csv and tsv; the format of {path} is {format}")
-
-    malformed = _Malformed(str(path), on_error)
-    mapping = None if columns is None else _mapping(columns)
+    malformed = Malformed(str(path), on_error)
+    mapping = None if columns is None else mapping_of(columns)
     table: dict[str, list] = {}
     size = 0
-    with _opened(path) as file:
-        for line, row in _rows(file, format, names, delimiter):
+    with opened(path) as file:
+        lines = Lines(file)
+        for line, row in rows_of(lines, format, names or header_of(lines, format, delimiter), delimiter):
             try:
                 if isinstance(row, Exception):
                     raise row
-                record = _parse(row, mapping, types or {})
+                record = parsed(row, mapping, types or {})
             except (ValueError, TypeError, csv.Error) as error:
                 malformed.add(f"{path}:{line}", error)
                 continue
@@ -189,7 +167,7 @@ def read(
     return Source(_Table(table, size), str(path), malformed.count)
 
 
-def huggingface(name: str, split: str, *, columns: Columns = None, **options: Any) -> Source:
+def huggingface(name: str, split: str, *, columns: Fields = None, **options: Any) -> Source:
     """A Hugging Face dataset: `datasets.load_dataset(name, split=split, **options)`.
 
     Raises:
@@ -261,178 +239,21 @@ class _Concatenation:
         return records
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rename:
-    mapping: Mapping[str, str]
-
-    def __call__(self, record: Record) -> Record:
-        return {column: record.get(field) for column, field in self.mapping.items()}
-
-
-class _Malformed:
-    """Raises for the first malformed row, or counts them and remembers the first."""
-
-    def __init__(self, name: str, on_error: str):
-        self.name, self.on_error, self.count, self.first = name, on_error, 0, ""
-
-    def add(self, where: str, error: object) -> None:
-        message = f"{where}: {error}"
-        if self.on_error == "strict":
-            raise RecordError(message) from (error if isinstance(error, Exception) else None)
-        self.count += 1
-        self.first = self.first or message
-
-    def report(self, kept: int) -> None:
-        if self.count and not kept:
-            raise RecordError(f"{self.name}: all of the {self.count} rows are malformed, the first: {self.first}")
-        if self.count:
-            logger.warning("%s: skipped %d malformed rows, the first: %s", self.name, self.count, self.first)
-
-
-class _Lines:
-    """Decoded lines of a binary file and their number; a line that is no UTF-8 raises, and the next one can be read."""
-
-    def __init__(self, file: File):
-        self.file, self.number = file, 0
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.file)
-        self.number += 1
-        return line.decode("utf-8")
-
-
-def _mapping(columns: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    if isinstance(columns, str):
-        raise TypeError(f"columns must be a mapping or a sequence of names; got the str {columns!r}")
-    return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
-
-
-def _require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "") -> None:
-    for column, field in mapping.items():
-        if field not in fields:
-            raise ValueError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}")
-
-
-def _format_of(path: Path) -> str:
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in _FORMATS:
-        raise ValueError(f"format: {path.name!r} does not tell; pass one of {sorted(set(_FORMATS.values()))}")
-    return _FORMATS[suffix]
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[File]:
-    """The file, decompressed and past its byte order mark; damage to the compressed stream names the file."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            if file.peek(3).startswith(b"\xef\xbb\xbf"):
-                file.read(3)
-            yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
-
-
-def _rows(
-    file: File, format: str, names: Sequence[str] | None, delimiter: str | None
-) -> Iterator[tuple[int, Record | Exception]]:
-    """Line number and fields of each row, or what is wrong with it."""
-    if format == "csv":
-        return _delimited_rows(file, names, delimiter or ",", quoted=True)
-    if format == "tsv":
-        return _delimited_rows(file, names, delimiter or "\t", quoted=False)
-    return _json_rows(file) if format == "jsonl" else _text_rows(file)
-
-
-def _delimited_rows(
-    file: File, names: Sequence[str] | None, delimiter: str, *, quoted: bool
-) -> Iterator[tuple[int, Record | Exception]]:
-    lines = _Lines(file)
-    reader = csv.reader(
-        lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
-    )
-    limit = csv.field_size_limit(sys.maxsize)  # a long document is no error
-    try:
-        while True:
-            first_line = lines.number + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                yield first_line, error
-                continue
-            if not fields:
-                continue
-            if names is None:
-                names = fields
-                if len(set(names)) < len(names):
-                    raise ValueError(f"{file.name}:{first_line}: the header names a field twice: {names}")
-            elif len(fields) != len(names):
-                yield first_line, ValueError(f"expected {len(names)} fields {list(names)}; got {len(fields)}")
-            else:
-                yield first_line, dict(zip(names, fields, strict=True))
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _json_rows(file: File) -> Iterator[tuple[int, Record | Exception]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            yield number, ValueError(f"not JSON: {error}")
-            continue
-        yield number, row if isinstance(row, dict) else ValueError(f"expected a JSON object; got {type(row).__name__}")
-
-
-def _text_rows(file: File) -> Iterator[tuple[int, Record | Exception]]:
-    for number, line in enumerate(file, 1):
-        try:
-            yield number, {"text": line.decode("utf-8").rstrip("\r\n")}
-        except UnicodeDecodeError as error:
-            yield number, error
-
-
-def _parse(row: Record, mapping: Mapping[str, str] | None, types: Mapping[str, Callable]) -> Record:
-    """The record of a row: renamed and converted."""
-    if mapping is None:
-        record = dict(row)
-    else:
-        _require(mapping, row)
-        record = {column: row[field] for column, field in mapping.items()}
-        for column, value in record.items():
-            if value is None:
-                raise ValueError(f"column {column!r} is null")
-    for column, convert in types.items():
-        try:
-            record[column] = convert(record[column])
-        except KeyError:
-            raise ValueError(f"types: no column {column!r}; there are {sorted(record)}") from None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"column {column!r}: {error}") from error
-    return record
-
-
-def _read_parquet(path: Path, columns: Columns, on_error: str) -> Source:
+def _read_parquet(path: Path, columns: Fields, on_error: str) -> Source:
     with remedy():
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-    malformed = _Malformed(str(path), on_error)
+    malformed = Malformed(str(path), on_error)
     try:
         file = pq.ParquetFile(path, memory_map=True)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a parquet file: {error}") from error
     if columns is None:
         return Source(_ArrowTable(file.read()), str(path))
-    mapping = _mapping(columns)
-    _require(mapping, file.schema_arrow.names, f"{path}: ")
+    mapping = mapping_of(columns)
+    require(mapping, file.schema_arrow.names, f"{path}: ")
     table = file.read(columns=list(dict.fromkeys(mapping.values())))
     table = pa.table({column: table[field] for column, field in mapping.items()})
     valid = np.ones(table.num_rows, bool)

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxemb.data.records import Record, RecordError, Source
+from jaxemb.data.files import Record, RecordError
+from jaxemb.data.records import Source
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ class RowBatches:
         if not 0 <= b < len(self):
             raise IndexError(f"batch {b} of {len(self)}")
         return self.rows[self.bounds[b] : self.bounds[b + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.__getitem__, range(len(self)))
 
     def only(self, size: int) -> "RowBatches":
         """The batches of exactly `size` rows."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxemb.data.records import Columns, Source
+from jaxemb.data.files import Fields
+from jaxemb.data.records import Source
 from jaxemb.packages import remedy
 
 
@@ -18,7 +19,7 @@ def tfds(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     download: bool = False,
-    columns: Columns = None,
+    columns: Fields = None,
 ) -> Source:
     """A TFDS dataset as an ArrayRecord data source, without TensorFlow. Bytes become str.
 

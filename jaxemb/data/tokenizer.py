@@ -31,10 +31,12 @@ class Encoded(NamedTuple):
     Attributes:
       ids: one int32 `[length]` array per text, special tokens included.
       truncated: how many of the texts were longer than the maximum and were cut.
+      type_ids: of pairs, one int32 `[length]` array each: which text a token is of, 0 or 1; None for single texts.
     """
 
     ids: list[np.ndarray]
     truncated: int
+    type_ids: list[np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,35 @@ class Tokenizer:
             ids[i] = self._truncate(ids[i], max_length)
         return Encoded(ids, len(too_long))
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Encoded:
+        """Token ids and token types of pairs of texts that are read as one, as the checkpoint's tokenizer joins them.
+
+        Of a pair that is longer than `max_length` the longer text is cut until both are as long, then both
+        ("longest_first" of transformers). Special tokens count and are kept; None means no limit.
+
+        Raises:
+          TypeError: a text is not a str; names the index of its pair.
+          ValueError: `max_length` leaves no room for a token of each text beside the special tokens.
+        """
+        for i, pair in enumerate(pairs):
+            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise TypeError(f"pairs[{i}] must be two str; got {[type(text).__name__ for text in pair]}")
+        n_special = self.backend.num_special_tokens_to_add(True)
+        if max_length is not None and max_length < n_special + 2:
+            raise ValueError(f"max_length must exceed the {n_special} special tokens by 2; got {max_length}")
+        texts = self.backend.encode_batch([text for pair in pairs for text in pair], add_special_tokens=False)
+        ids, type_ids, truncated = [], [], 0
+        for first, second in zip(texts[::2], texts[1::2], strict=True):
+            if max_length is not None and len(first) + len(second) > max_length - n_special:
+                truncated += 1
+                kept = _longest_first(len(first), len(second), max_length - n_special)
+                first.truncate(kept[0], direction=self.truncation_side)
+                second.truncate(kept[1], direction=self.truncation_side)
+            joined = self.backend.post_process(first, second)
+            ids.append(np.array(joined.ids, np.int32))
+            type_ids.append(np.array(joined.type_ids, np.int32))
+        return Encoded(ids, truncated, type_ids)
+
     def _truncate(self, ids: np.ndarray, max_length: int) -> np.ndarray:
         if self.truncation_side == "right":
             return np.concatenate([ids[: max_length - self._n_suffix], ids[len(ids) - self._n_suffix :]])
@@ -165,6 +196,14 @@ class Tokenizer:
             (directory / name).write_bytes(content)
         if "tokenizer.json" not in self.files:
             (directory / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """What is left of two lengths whose sum is above `room`: the longer one is cut first."""
+    half = room // 2
+    if min(first, second) <= half:
+        return (first, room - first) if first <= second else (room - second, second)
+    return (half, room - half) if first <= second else (room - half, half)
 
 
 def _content(token: str | Mapping[str, Any] | None) -> str | None:

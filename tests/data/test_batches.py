@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxemb.data import Number, RecordError, Text, batches, from_list, mixture
+from jaxemb.data import NoDuplicates, Number, RecordError, Text, batches, from_list, mixture, padding_share
 from jaxemb.types import Tokens
 
 N = 23
@@ -203,6 +203,67 @@ def test_packed_rows_hold_several_texts(tokenizer):
     assert len(np.unique(batch["query"].slots // 4)) == 5  # of the 8 rows, as 20 texts fill 5
 
 
+LONG = [
+    {"query": f"w{i % 60}", "document": " ".join(["alpha"] * int(n))}
+    for i, n in enumerate(np.random.default_rng(0).geometric(0.08, 700))
+]
+
+
+def test_packed_batches_have_one_shape(tokenizer):
+    """Lengths vary, so that batches as they come need 5 to 10 rows of 64 tokens."""
+    source, options = from_list(LONG), {"batch_size": 32, "max_length": 64, "pack": True, "epochs": 2}
+    found = list(batches(source, tokenizer, ("query", "document"), **options))
+    assert len({tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in found}) == 1
+    ids = [batch["id"].tolist() for batch in found]
+    first, second = chained(ids[:21]), chained(ids[21:])
+    assert len(ids) == 42 and len(set(first)) == len(first) == len(set(second)) == 21 * 32 and first != second
+    assert np.mean([padding_share(batch["document"]) for batch in found]) < 0.2
+    rest = list(batches(source, tokenizer, ("query", "document"), drop_remainder=False, **options | {"epochs": 1}))
+    assert sorted(chained(batch["id"].tolist() for batch in rest)) == list(range(700))
+    for batch in (found[0], found[-1], rest[-1]):
+        expected = tokenizer([LONG[i]["document"] for i in batch["id"]], 64)
+        assert texts_of(batch["document"]) == [ids.tolist() for ids in expected]
+    as_drawn = batches(source, tokenizer, ["document"], sampler=NoDuplicates(["query"]), **options)
+    assert len({batch["document"].ids.shape for batch in as_drawn}) <= 2
+
+
+def test_rows_may_be_given(tokenizer):
+    options = {"batch_size": 32, "max_length": 64, "pack": True, "epochs": 1}
+    found = batches(from_list(LONG), tokenizer, ("query", "document"), rows={"query": 4, "document": 9}, **options)
+    assert {(b["query"].ids.shape, b["document"].ids.shape) for b in found} == {((4, 64), (9, 64))}
+    with pytest.raises(ValueError, match=r"rows: list, column 'document': 32 texts need \d+ rows of 64 tokens; got 6"):
+        list(batches(from_list(LONG), tokenizer, ["document"], rows=6, **options))
+    with pytest.raises(ValueError, match=r"rows must be positive multiples of 4, of the columns \['document'\]; got 6"):
+        batches(from_list(LONG), tokenizer, ["document"], rows=6, row_multiple=4, **options)
+    with pytest.raises(ValueError, match="rows are those of packed columns, but pack is off; got 6"):
+        batches(from_list(LONG), tokenizer, ["document"], rows=6, **options | {"pack": False})
+
+
+def test_sources_with_names_may_have_columns_and_samplers_of_their_own(tokenizer):
+    scored = from_list([{"first": f"w{i}", "second": f"w{i + 1}", "score": i / 9} for i in range(12)])
+    mixed = mixture({"pairs": SOURCE, "scored": scored}, {"scored": 1, "pairs": 1})
+    columns = {"pairs": ("query", "document"), "scored": {"first": Text(), "second": Text(), "score": Number()}}
+    options = {"batch_size": 4, "max_length": 16, "epochs": 1}
+    samplers = {"pairs": NoDuplicates(["score"]), "scored": None}
+    for pack in (False, True):
+        found = list(batches(mixed, tokenizer, columns, sampler=samplers, pack=pack, **options))
+        names = [batch["source_name"].text for batch in found]
+        assert names.count("scored") == 3 and names.count("pairs") in (3, 4)  # until the first one ends
+        for name, batch in zip(names, found, strict=True):
+            assert set(batch) == {*columns[name], "id", "source", "source_name"}
+            assert set(batch["source"].tolist()) == {["pairs", "scored"].index(name)}
+    with pytest.raises(
+        ValueError, match=r"columns: expected one for each source of a mixture, \['pairs', 'scored'\]; got"
+    ):
+        batches(mixed, tokenizer, {"pairs": ("query",)}, **options)
+    with pytest.raises(
+        ValueError, match=r"sampler: expected one for each source of a mixture, \[\]; got \['pairs', 'sc"
+    ):
+        batches(SOURCE, tokenizer, ["query"], sampler=samplers, **options)
+    with pytest.raises(ValueError, match=r"weights: expected one for each source, \['a'\]; got \['b'\]"):
+        mixture({"a": SOURCE}, {"b": 1})
+
+
 def test_prompts_stand_in_front(tokenizer):
     columns = {"query": Text(prompt="query: "), "score": Number("float16")}
     batch = next(iter(batches(SOURCE, tokenizer, columns, batch_size=3, max_length=16)))
@@ -273,7 +334,7 @@ def batch_with(tokenizer, changes=None, columns=("query", "score"), source=None,
         (
             {"changes": {7: {"negatives": ["one"]}}, "columns": ["negatives"], "shuffle": False},
             RecordError,
-            "record 7, column 'negatives': expected a list of 2 texts, as in its batch; got 1",
+            "record 7, column 'negatives': expected a list of 2 texts; got 1",
         ),
         (
             {"changes": {0: {"negatives": []}}, "columns": ["negatives"]},
@@ -288,7 +349,7 @@ def batch_with(tokenizer, changes=None, columns=("query", "score"), source=None,
         (
             {"changes": {7: {"negatives": "one"}}, "columns": ["negatives"]},
             RecordError,
-            "record 7, column 'negatives': expected a list of 2 texts, as in its batch; got str 'one'",
+            "record 7, column 'negatives': expected a list of 2 texts; got str 'one'",
         ),
         ({"source": from_list([], name="empty.csv")}, ValueError, "empty.csv has no records"),
         ({"batch_size": 24}, ValueError, "batch_size: train.csv has 23 records, less than a batch of 24"),

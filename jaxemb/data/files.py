@@ -1,0 +1,263 @@
+"""Records of files, one after another: csv, tsv, JSON lines, plain text; what is malformed is named by its line."""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Fields = Mapping[str, str] | Sequence[str] | None
+File = gzip.GzipFile | io.BufferedReader
+
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+
+
+class RecordError(ValueError):
+    """A record cannot be used; the message says where it is and what is wrong with it."""
+
+
+class Malformed:
+    """Raises for the first malformed row, or counts them and remembers the first."""
+
+    def __init__(self, name: str, on_error: str):
+        self.name, self.on_error, self.count, self.first = name, on_error, 0, ""
+
+    def add(self, where: str, error: object) -> None:
+        message = f"{where}: {error}"
+        if self.on_error == "strict":
+            raise RecordError(message) from (error if isinstance(error, Exception) else None)
+        self.count += 1
+        self.first = self.first or message
+
+    def report(self, kept: int) -> None:
+        if self.count and not kept:
+            raise RecordError(f"{self.name}: all of the {self.count} rows are malformed, the first: {self.first}")
+        if self.count:
+            logger.warning("%s: skipped %d malformed rows, the first: %s", self.name, self.count, self.first)
+
+
+def checked_format(
+    path: Path,
+    format: str | None = None,
+    names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    types: Mapping[str, Callable] | None = None,
+    on_error: str = "strict",
+) -> str:
+    """The format, as given or by the file's name, once the file is there and the options are for such files.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: an unknown format or `on_error`, a name that does not tell the format, options of other formats.
+    """
+    if format is None:
+        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        if suffix not in _FORMATS:
+            raise ValueError(f"format: {path.name!r} does not tell; pass one of {sorted(set(_FORMATS.values()))}")
+        format = _FORMATS[suffix]
+    if format not in set(_FORMATS.values()):
+        raise ValueError(f"format must be one of {sorted(set(_FORMATS.values()))}; got {format!r}")
+    if on_error not in ("strict", "skip"):
+        raise ValueError(f"on_error must be 'strict' or 'skip'; got {on_error!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if format == "parquet" and types:
+        raise ValueError(f"types: a parquet file has types of its own; got {dict(types)} for {path}")
+    if format not in ("csv", "tsv") and (names or delimiter):
+        raise ValueError(f"names and delimiter are for csv and tsv; the format of {path} is {format}")
+    return format
+
+
+def mapping_of(columns: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Names of columns to names of fields."""
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a mapping or a sequence of names; got the str {columns!r}")
+    return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+
+
+def require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "") -> None:
+    """Raises a ValueError if one of the mapping's fields is not among `fields`."""
+    for column, field in mapping.items():
+        if field not in fields:
+            raise ValueError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """A record of other names: columns to the fields that they take."""
+
+    mapping: Mapping[str, str]
+
+    def __call__(self, record: Record) -> Record:
+        return {column: record.get(field) for column, field in self.mapping.items()}
+
+
+class Lines:
+    """The lines of a binary file; `number` of them have been read."""
+
+    def __init__(self, file: File, number: int = 0):
+        self.file, self.number = file, number
+
+    def __iter__(self) -> "Lines":
+        return self
+
+    def __next__(self) -> bytes:
+        line = next(self.file)
+        self.number += 1
+        return line
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[File]:
+    """The file, decompressed and past its byte order mark; damage to the compressed stream names the file."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            if file.peek(3).startswith(b"\xef\xbb\xbf"):
+                file.read(3)
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
+
+
+def rows_of(
+    lines: Lines, format: str, names: Sequence[str] | None = None, delimiter: str | None = None
+) -> Iterator[tuple[int, Record | Exception]]:
+    """Line number and fields of each row that is left, or what is wrong with it.
+
+    Args:
+      lines: of an opened file.
+      format: csv, tsv, jsonl or txt.
+      names: the fields of csv and tsv rows, see `header_of`.
+      delimiter: between these fields, if it is another one.
+    """
+    if format == "csv":
+        return _delimited_rows(lines, names or (), delimiter or ",", quoted=True)
+    if format == "tsv":
+        return _delimited_rows(lines, names or (), delimiter or "\t", quoted=False)
+    return _json_rows(lines) if format == "jsonl" else _text_rows(lines)
+
+
+def header_of(lines: Lines, format: str, delimiter: str | None = None) -> list[str] | None:
+    """The fields that the first row of a csv or tsv file names; None of other formats.
+
+    Raises:
+      ValueError: it cannot be read, or names a field twice.
+    """
+    if format not in ("csv", "tsv"):
+        return None
+    quoted = format == "csv"
+    reader = _reader(lines, delimiter or ("," if quoted else "\t"), quoted=quoted)
+    try:
+        names = next((row for row in reader if row), [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{lines.file.name}:{lines.number}: the header: {error}") from error
+    if len(set(names)) < len(names):
+        raise ValueError(f"{lines.file.name}:{lines.number}: the header names a field twice: {names}")
+    return names
+
+
+def parsed(row: Record, mapping: Mapping[str, str] | None, types: Mapping[str, Callable]) -> Record:
+    """The record of a row: renamed and converted.
+
+    Raises:
+      ValueError: a field is missing or null, or a conversion fails.
+    """
+    if mapping is None:
+        record = dict(row)
+    else:
+        require(mapping, row)
+        record = {column: row[field] for column, field in mapping.items()}
+        for column, value in record.items():
+            if value is None:
+                raise ValueError(f"column {column!r} is null")
+    for column, convert in types.items():
+        try:
+            record[column] = convert(record[column])
+        except KeyError:
+            raise ValueError(f"types: no column {column!r}; there are {sorted(record)}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"column {column!r}: {error}") from error
+    return record
+
+
+class _Decoded:
+    """Decoded lines; one that is no UTF-8 raises, and the next one can be read."""
+
+    def __init__(self, lines: Lines):
+        self.lines = lines
+
+    def __iter__(self) -> "_Decoded":
+        return self
+
+    def __next__(self) -> str:
+        return next(self.lines).decode("utf-8")
+
+
+def _reader(lines: Lines, delimiter: str, *, quoted: bool) -> Iterator[list[str]]:
+    return csv.reader(
+        _Decoded(lines), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+    )
+
+
+def _delimited_rows(
+    lines: Lines, names: Sequence[str], delimiter: str, *, quoted: bool
+) -> Iterator[tuple[int, Record | Exception]]:
+    reader = _reader(lines, delimiter, quoted=quoted)
+    while True:
+        first_line = lines.number + 1
+        limit = csv.field_size_limit(sys.maxsize)  # a long document is no error
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except (csv.Error, UnicodeDecodeError) as error:
+            yield first_line, error
+            continue
+        finally:
+            csv.field_size_limit(limit)
+        if not fields:
+            continue
+        if len(fields) != len(names):
+            yield first_line, ValueError(f"expected {len(names)} fields {list(names)}; got {len(fields)}")
+        else:
+            yield first_line, dict(zip(names, fields, strict=True))
+
+
+def _json_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield lines.number, ValueError(f"not JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield lines.number, row
+        else:
+            yield lines.number, ValueError(f"expected a JSON object; got {type(row).__name__}")
+
+
+def _text_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:
+    for line in lines:
+        try:
+            yield lines.number, {"text": line.decode("utf-8").rstrip("\r\n")}
+        except UnicodeDecodeError as error:
+            yield lines.number, error
