@@ -9,11 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import jaxemb
+from jaxemb import losses
 from jaxemb.cli import main
+from jaxemb.data import batches, read
+from jaxemb.nn import unit
+from jaxemb.objectives import on_columns
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # of real processes
 COMMANDS = ("quickstart", "train", "compile", "encode", "evaluate", "search", "mine", "info")
@@ -194,7 +199,6 @@ def pairs(tmp_path) -> Path:
 
 
 def test_mine_writes_records_that_batches_reads(capsys, tiny, pairs, notes, tmp_path):
-    from jaxemb.data import batches, read
     from jaxemb.retrieval import mine_hard_negatives
 
     out = tmp_path / "negatives.jsonl"
@@ -212,6 +216,36 @@ def test_mine_writes_records_that_batches_reads(capsys, tiny, pairs, notes, tmp_
     tokenizer = jaxemb.load(tiny).tokenizer
     batch = next(iter(batches(read(out), tokenizer, ["question", "answer", "negatives"], batch_size=3, max_length=16)))
     assert batch["negatives"].count == 6 and batch["answer"].count == 3
+
+
+@pytest.mark.parametrize("format", ["list", "labeled-list"])
+def test_mined_scores_are_what_a_student_learns_from(capsys, tiny, pairs, notes, tmp_path, format):
+    """To the model that mined, the teacher's margins are its own: no loss; another one learns them."""
+    out, embedder = tmp_path / "scored.jsonl", jaxemb.load(tiny)
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", out, "--model", tiny, "--negatives", 2)
+    succeed(capsys, *arguments, "--corpus", notes, "--quiet", "--scores", "--output-format", format)
+    rate = {"list": 0.02, "labeled-list": 0.3}[format]
+    if format == "list":
+        columns = ("question", "answer", "negatives", "scores")
+        objective = on_columns(losses.margin_mse, *columns[:3], others={"teacher_scores": "scores"})
+    else:
+        columns = ("question", "answer", "scores")  # a list of the positive and its negatives
+        listwise = lambda q, d, scores: losses.distill_kl_scores((unit(d) @ unit(q)[..., None])[..., 0], scores)
+        objective = on_columns(listwise, "question", "answer", others=["scores"])
+    (batch,) = batches(read(out), embedder.tokenizer, columns, batch_size=3, max_length=16, epochs=1)
+    assert batch["scores"].shape == (3, 3) and batch["scores"].dtype == np.float32
+
+    def descend(model):
+        value, gradient = jax.value_and_grad(lambda model: objective(model, batch, None)[0].mean())(model)
+        return value, jax.tree.map(lambda leaf, slope: leaf - rate * slope, model, gradient)
+
+    step = jax.jit(descend)
+    assert step(embedder.model)[0] < 1e-6
+    student = jax.tree.map(lambda leaf: leaf if leaf.ndim < 3 else leaf[..., ::-1], embedder.model)
+    first, student = step(student)
+    for _ in range(5):
+        last, student = step(student)
+    assert last < 0.8 * first
 
 
 def test_mine_options_reach_the_miner(capsys, tiny, pairs, tmp_path):

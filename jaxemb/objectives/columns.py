@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -43,7 +43,7 @@ class ColumnsObjective:
 def on_columns(
     loss: Callable[..., jax.Array],
     *columns: str,
-    others: Sequence[str] = (),
+    others: Sequence[str] | Mapping[str, str] = (),
     chunk: int | None = None,
     **named_columns: str,
 ) -> ColumnsObjective:
@@ -51,6 +51,7 @@ def on_columns(
 
         on_columns(cosent, "first", "second", others=["scores"])
         on_columns(info_nce, "query", "document", negatives="negative", chunk=128)
+        on_columns(margin_mse, "query", "document", "negatives", others={"teacher_scores": "scores"})
 
     Every use of a column has dropout of its own: a column that is named twice is encoded twice, and the two embeddings
     of a text differ, as SimCSE wants, where a key is given and the model drops out. Without a key they are the same and
@@ -63,7 +64,8 @@ def on_columns(
     Args:
       loss: embeddings to one value per record, `[N]`.
       columns: names of the text columns, in the order of the loss's positional arguments.
-      others: names of the batch's arrays (scores, labels) that the loss takes as keyword arguments of the same name.
+      others: names of the batch's arrays (scores, labels) that the loss takes as keyword arguments of the same name; or
+        the names of its keyword arguments = those of the arrays.
       chunk: rows of tokens that go through the model at a time, so that memory does not grow with the batch (see
         `in_chunks`); None for all of them at once.
       named_columns: the loss's keyword argument = name of the text column that it takes.
@@ -79,13 +81,14 @@ def on_columns(
     """
     uses = _uses((*columns, *named_columns.values()))
     wanted = tuple(dict.fromkeys(uses.values()))
+    arrays = dict(others) if isinstance(others, Mapping) else {name: name for name in others}
     if not wanted:
         raise ValueError("on_columns needs at least one text column")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 row; got {chunk}")
 
     def embed(model, batch: Batch, key: jax.Array | None) -> Embeddings:
-        if missing := [name for name in (*wanted, *others, "id") if name not in batch]:
+        if missing := [name for name in (*wanted, *arrays.values(), "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         records = batch["id"].shape[0]
         if key is None:  # one encoding, whatever the number of uses
@@ -99,7 +102,7 @@ def on_columns(
         in_order = [embeddings[use] for use in uses]
         positional = [e[:, 0] if e.shape[1] == 1 else e for e in in_order[: len(columns)]]
         keyword = dict(zip(named_columns, in_order[len(columns) :], strict=True))
-        losses = loss(*positional, **keyword, **{name: batch[name] for name in others})
+        losses = loss(*positional, **keyword, **{argument: batch[name] for argument, name in arrays.items()})
         chex.assert_shape(losses, batch["id"].shape, custom_message="the loss must give one value per record")
         return losses
 

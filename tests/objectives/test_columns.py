@@ -58,9 +58,9 @@ def test_a_column_of_several_texts_per_record_is_record_major():
 
 
 def test_named_columns_always_have_an_axis_of_texts():
-    (_,), keywords, _ = seen_by_loss("query", negatives="negative", others=["score"], extra="hard")
+    (_,), keywords, _ = seen_by_loss("query", negatives="negative", others={"scores": "score"}, extra="hard")
     assert keywords["negatives"].shape == (4, 3, 16) and keywords["extra"].shape == (4, 1, 16)
-    np.testing.assert_array_equal(keywords["score"], BATCH["score"])
+    np.testing.assert_array_equal(keywords["scores"], BATCH["score"])
 
 
 def test_every_column_has_dropout_of_its_own():
