@@ -7,7 +7,7 @@ from jaxemb.data.files import RecordError
 from jaxemb.data.mixtures import Mixture, merge_small, mixture
 from jaxemb.data.packing import bucket, length_buckets, pack, pad, padding_share, row_bucket
 from jaxemb.data.records import Source, concatenate, from_list, huggingface, read
-from jaxemb.data.samplers import GroupByLabel, NoDuplicates, Sampler
+from jaxemb.data.samplers import GroupByLabel, GroupByLength, NoDuplicates, Sampler
 from jaxemb.data.streams import Stream, from_iterable, stream
 from jaxemb.data.tfds import tfds
 from jaxemb.data.tokenizer import Encoded, Tokenizer
@@ -18,6 +18,7 @@ __all__ = [
     "Definitions",
     "Encoded",
     "GroupByLabel",
+    "GroupByLength",
     "Layout",
     "Mixture",
     "NoDuplicates",

@@ -62,7 +62,8 @@ def batches(
     `[N]`, the source's number in the mixture; if its sources have names, "source_name" holds that as static data.
     Every record comes once an epoch.
 
-    A `sampler` decides, within each source, which records share a batch: `NoDuplicates()`, `GroupByLabel()`.
+    A `sampler` decides, within each source, which records share a batch: `NoDuplicates()`, `GroupByLabel()`,
+    `GroupByLength()`.
 
     Batch i is the same whatever the number of processes: a process gets the i-th batch's rows that are its own.
     As shapes must agree, each process makes the whole batch, unless `buckets` is one length (and `pack` is off): then

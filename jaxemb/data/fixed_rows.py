@@ -64,12 +64,12 @@ def plan(
 
 
 def _windows(columns: Mapping[str, Packed], batch_size: int, together: int) -> list[list[np.ndarray]]:
-    """Windows of batches of the sample: of one order after the other, until there are about 8192 records."""
+    """Windows of batches of the sample, of a few orders."""
     seen = min(len(column.lengths) for column in columns.values())
     batches = seen // batch_size
     if not batches:
         return []
-    orders = [np.random.default_rng(i).permutation(seen) for i in range(-(-8192 // seen))]
+    orders = [np.random.default_rng(i).permutation(seen) for i in range(min(-(-4096 // seen), 4))]
     split = [np.split(order[: batches * batch_size], batches) for order in orders]
     return [own[i : i + together] for own in split for i in range(0, batches, together)]
 

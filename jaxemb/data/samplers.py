@@ -1,8 +1,8 @@
 """Batch samplers: which records share a batch, beyond drawing them at random.
 
 `batches(..., sampler=NoDuplicates())` uses one. The work is done by pure functions of arrays (`no_duplicates`,
-`group_by_label`) that put row numbers into batches. An epoch's batches are a function of (seed, epoch) alone, so the
-position of an iterator stays one number; only ids of the records are held in memory, never their texts.
+`group_by_label`, `group_by_length`) that put row numbers into batches. An epoch's batches are a function of (seed, epoch)
+alone, so the position of an iterator stays one number; only ids of the records are held in memory, never their texts.
 Batches of one task each, and the mixing of sources, are `mixture`'s.
 """
 
@@ -284,6 +284,62 @@ def group_by_label(labels: np.ndarray, batch_size: int, random: np.random.Genera
         rows, rest = rows[:-rest], 0
     bounds = np.arange(0, len(rows) + 1, batch_size)
     return RowBatches(rows, np.append(bounds, len(rows)) if rest else bounds)
+
+
+# Lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupByLength:
+    """Every batch holds records whose texts are about as long, so that little of a padded batch is padding.
+
+    See `group_by_length`. Lengths are in characters, of all texts of a record together.
+
+    Attributes:
+      columns: whose texts; None takes the text columns of the batches.
+      batches: how many batches' records are sorted together: the more, the less padding, and the less chance.
+    """
+
+    columns: Sequence[str] | None = None
+    batches: int = 50
+
+    def plan(self, source: Source, texts: Sequence[str], batch_size: int, drop_remainder: bool) -> Plan:
+        columns = texts if self.columns is None else self.columns
+        _require_columns(source, columns)
+        if self.batches < 1:
+            raise ValueError(f"GroupByLength.batches must be positive; got {self.batches}")
+        lengths = np.zeros(len(source), np.int64)
+        for row, record in _records(source):
+            lengths[row] = sum(len(str(value)) for column in columns for value in _listed(record.get(column)))
+        most = len(source) // batch_size + (not drop_remainder and len(source) % batch_size > 0)
+        return Plan(functools.partial(group_by_length, lengths, batch_size, self.batches), most)
+
+
+def group_by_length(
+    lengths: np.ndarray, batch_size: int, batches: int, random: np.random.Generator | None = None
+) -> RowBatches:
+    """The rows, in random order, cut into groups of `batches` batches; each is sorted by length and cut into batches.
+
+    The batches come in random order, but for a last one of less than `batch_size` rows.
+
+    Args:
+      lengths: `[N]`.
+      batch_size: rows of a batch.
+      batches: of a group.
+      random: of rows and of batches; None keeps the order of rows, but for sorting, and that of batches.
+
+    References:
+      transformers' LengthGroupedSampler.
+    """
+    n = len(lengths)
+    order = np.arange(n) if random is None else random.permutation(n)
+    group = np.arange(n) // (batch_size * batches)
+    order = order[np.lexsort((-lengths[order], group))]
+    whole = n // batch_size
+    numbers = np.arange(whole) if random is None else random.permutation(whole)
+    rows = np.append(order[: whole * batch_size].reshape(whole, batch_size)[numbers], order[whole * batch_size :])
+    bounds = np.arange(0, n + 1, batch_size)
+    return RowBatches(rows, bounds if bounds[-1] == n else np.append(bounds, n))
 
 
 # What `batches` does with a sampler

@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxemb.data import GroupByLabel, NoDuplicates, RecordError, batches, concatenate, from_list, merge_small, mixture
-from jaxemb.data.samplers import RowBatches, SharedValues, group_by_label, no_duplicates
+from jaxemb.data import (
+    GroupByLabel,
+    GroupByLength,
+    NoDuplicates,
+    RecordError,
+    batches,
+    concatenate,
+    from_list,
+    merge_small,
+    mixture,
+)
+from jaxemb.data.samplers import RowBatches, SharedValues, group_by_label, group_by_length, no_duplicates
 
 
 def shared_values(table) -> SharedValues:
@@ -90,6 +100,20 @@ def test_labels_take_turns():
     assert first != second and Counter(labels[first].tolist()) == Counter(labels[second].tolist()) == {0: 6, 1: 4, 2: 6}
 
 
+@given(lengths=st.lists(st.integers(1, 99), min_size=1, max_size=60), seed=st.none() | st.integers(0, 99))
+def test_lengths_are_sorted_within_groups_of_batches(lengths, seed):
+    lengths = np.array(lengths)
+    found = group_by_length(lengths, 4, 3, None if seed is None else np.random.default_rng(seed))
+    assert sorted(found.rows.tolist()) == list(range(len(lengths)))
+    assert np.diff(found.bounds).tolist() == [4] * (len(lengths) // 4) + [len(lengths) % 4] * (len(lengths) % 4 > 0)
+    if seed is None:
+        for start in range(0, len(lengths), 12):
+            assert lengths[found.rows[start : start + 12]].tolist() == sorted(lengths[start : start + 12])[::-1]
+    one_group = group_by_length(lengths, 4, 99, np.random.default_rng(0))
+    spans = sorted((lengths[rows].max(), lengths[rows].min()) for rows in one_group)
+    assert all(low[0] <= high[1] for low, high in itertools.pairwise(spans))
+
+
 def test_row_batches_are_indexed_and_selected():
     found = RowBatches(np.arange(7), np.array([0, 3, 4, 7]))
     assert [batch.tolist() for batch in found] == [[0, 1, 2], [3], [4, 5, 6]]
@@ -103,7 +127,8 @@ def test_row_batches_are_indexed_and_selected():
 # 30 records of 12 queries and 20 documents, so that both columns hold duplicates; a query may also be a document.
 RECORDS = [{"query": f"w{i % 12}", "document": f"w{10 + i * 7 % 20}", "label": i % 4, "score": 1.0} for i in range(30)]
 SOURCE = from_list(RECORDS, name="train.csv")
-SAMPLERS = [NoDuplicates(), GroupByLabel()]
+SAMPLERS = [NoDuplicates(), GroupByLabel(), GroupByLength(batches=2)]
+NAMES = ["no_duplicates", "group_by_label", "group_by_length"]
 
 
 def drawn(tokenizer, source=SOURCE, columns=("query", "document"), **options):
@@ -156,7 +181,7 @@ def test_records_are_grouped_by_a_label_that_is_no_column(tokenizer):
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["no_duplicates", "group_by_label"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=NAMES)
 def test_the_order_depends_on_seed_and_epoch_alone(tokenizer, sampler):
     make = lambda seed, **options: drawn(tokenizer, sampler=sampler, seed=seed, **options)
     three = make(3, epochs=3)
@@ -167,7 +192,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(tokenizer, sampler):
     assert make(3, shuffle=False, epochs=2) == in_order * 2
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["no_duplicates", "group_by_label"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=NAMES)
 @pytest.mark.parametrize("mixed", [False, True], ids=["source", "mixture"])
 @pytest.mark.parametrize("seen", [0, 1, 6, 13])
 def test_resuming_is_exact(tokenizer, sampler, mixed, seen):
@@ -189,7 +214,7 @@ def test_resuming_is_exact(tokenizer, sampler, mixed, seen):
 
 @settings(max_examples=20)
 @given(processes=st.sampled_from([2, 4]), seed=st.integers(0, 2**31), fixed=st.booleans())
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["no_duplicates", "group_by_label"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=NAMES)
 def test_processes_share_each_batch_exactly(tokenizer, sampler, processes, seed, fixed):
     options = {"sampler": sampler, "seed": seed, "epochs": 2} | ({"buckets": (8,)} if fixed else {})
     whole = drawn(tokenizer, process_index=0, process_count=1, **options)

@@ -13,6 +13,7 @@ import pytest
 
 from jaxemb.data import (
     GroupByLabel,
+    GroupByLength,
     NoDuplicates,
     RecordError,
     batches,
@@ -150,8 +151,8 @@ def test_hugging_face_iterable_datasets_are_streams():
 
 # In `batches`
 
-SAMPLERS = [None, NoDuplicates(), GroupByLabel()]
-NAMES = ["none", "no_duplicates", "group_by_label"]
+SAMPLERS = [None, NoDuplicates(), GroupByLabel(), GroupByLength(batches=2)]
+NAMES = ["none", "no_duplicates", "group_by_label", "group_by_length"]
 
 
 def streamed(**options):
