@@ -170,9 +170,16 @@ def read(
 def huggingface(name: str, split: str, *, columns: Fields = None, **options: Any) -> Source:
     """A Hugging Face dataset: `datasets.load_dataset(name, split=split, **options)`.
 
+    One that is streamed is `from_iterable(datasets.load_dataset(..., streaming=True))`.
+
     Raises:
+      ValueError: for `streaming=True`.
       ImportError: the package `datasets` is not installed.
     """
+    if options.get("streaming"):
+        raise ValueError(
+            "streaming: what is streamed has no index; make a Stream of it, from_iterable(load_dataset(...))"
+        )
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -1,8 +1,8 @@
 """Batch samplers: which records share a batch, beyond drawing them at random.
 
 `batches(..., sampler=NoDuplicates())` uses one. The work is done by pure functions of arrays (`no_duplicates`,
-`group_by_label`, `group_by_length`) that put row numbers into batches. An epoch's batches are a function of (seed, epoch)
-alone, so the position of an iterator stays one number; only ids of the records are held in memory, never their texts.
+`group_by_label`, `group_by_length`) that put row numbers into batches. An epoch's batches are a function of (seed,
+epoch) alone, so the position of an iterator stays one number; only ids of the records are in memory, never their texts.
 Batches of one task each, and the mixing of sources, are `mixture`'s.
 """
 

@@ -16,8 +16,10 @@ def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Texts may be padded or packed to different shapes in each; all are padded to the largest.
 
     Raises:
-      ValueError: if they have different numbers of records.
+      ValueError: if they have different numbers of records, or are of different sources.
     """
+    if len(names := {batch["source_name"].text for batch in batches if "source_name" in batch}) > 1:
+        raise ValueError(f"micro-batches of one step must be of one source; got {sorted(names)}")
     if len(sizes := {len(batch["id"]) for batch in batches}) > 1:
         raise ValueError(f"micro-batches must have the same number of records; got {sorted(sizes)}")
     columns = {name: [batch[name] for batch in batches] for name in batches[0]}

@@ -13,7 +13,7 @@ from jaxemb.nn import unit
 from jaxemb.train import adamw, decayed, init_state, make_train_step, stack_batches
 from jaxemb.transforms import Transform, ema
 from jaxemb.trees import by_path
-from jaxemb.types import Tokens
+from jaxemb.types import SourceName, Tokens
 
 MODEL = {"w": np.array([1, 2], np.float32)}
 
@@ -179,6 +179,12 @@ class TestStackBatches:
     def test_refuses_different_numbers_of_records(self):
         with pytest.raises(ValueError, match=r"the same number of records; got \[3, 4\]"):
             stack_batches([pair_batch(range(4)), pair_batch(range(3))])
+
+    def test_refuses_different_sources(self):
+        of = lambda name: pair_batch(range(4)) | {"source_name": SourceName(name)}
+        assert stack_batches([of("nli"), of("nli")])["source_name"] == SourceName("nli")
+        with pytest.raises(ValueError, match=r"must be of one source; got \['nli', 'stsb'\]"):
+            stack_batches([of("nli"), of("stsb")])
 
 
 class TestAdamw:
