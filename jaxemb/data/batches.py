@@ -189,7 +189,7 @@ class _Recipe:
         recipe = dataclasses.replace(self, collator=collator)
         if isinstance(source, Stream) and self.sampler is not None and not len(recipe.rows_of(seen, 0, None)):
             raise ValueError(f"{source.name}: no batch of {batch_size} records meets the sampler's condition")
-        if collator.layout.row_length is None:
+        if collator.layout.row_length is None or not collator.text_columns:
             return recipe
         together = 0 if self.sampler is not None else min(max(-(-2048 // batch_size), 2), 64)
         if isinstance(source, Source) and rows is None:
@@ -216,7 +216,7 @@ class _Recipe:
 
         if isinstance(self.source, Stream):
             cut = windows.Windows(self.source, self.window, self.epochs).map(self.cut)
-            return windows.one_by_one(cut, workers, 1)
+            return windows.one_by_one(cut, workers)
         if not self.together:
             return _read_ahead(self.by_index(), workers, prefetch if workers else 0)
         size, batch_size = len(self.source), self.collator.batch_size
@@ -225,7 +225,7 @@ class _Recipe:
         length = groups.per_epoch * self.epochs if self.epochs else sys.maxsize
         # Not read ahead: made by the thread or process that takes them apart.
         read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return windows.one_by_one(grain.MapDataset.range(length).map(groups).to_iter_dataset(read), workers, 1)
+        return windows.one_by_one(grain.MapDataset.range(length).map(groups).to_iter_dataset(read), workers)
 
     def indices(self) -> "grain.MapDataset[np.ndarray]":
         """The record indices of every batch."""

@@ -251,8 +251,6 @@ def planned_rows(
     """
     layout = collator.layout
     texts = {name: column for name, column in collator.columns.items() if isinstance(column, Texts)}
-    if layout.row_length is None:
-        return {}
     if given is not None:
         rows = {name: given for name in texts} if isinstance(given, int) else dict(given)
         if set(rows) != set(texts) or any(count < 1 or count % layout.row_multiple for count in rows.values()):

@@ -4,7 +4,7 @@ The classes are grain's datasets; `jaxemb.data.batches` imports this file when i
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -97,11 +97,9 @@ class _Whole(grain.experimental.FlatMapTransform):
         return element
 
 
-def one_by_one(
-    sequences: grain.IterDataset[Sequence[Any]], workers: int, prefetch: int, read: Callable = list
-) -> grain.IterDataset[Any]:
+def one_by_one(sequences: grain.IterDataset[Sequence[Any]], workers: int) -> grain.IterDataset[Any]:
     """The elements of sequences that make them when asked: in `workers` processes, or in the thread that takes them."""
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        sequences = sequences.map(read).mp_prefetch(options)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        sequences = sequences.map(list).mp_prefetch(options)
     return grain.experimental.FlatMapIterDataset(sequences, _Whole())

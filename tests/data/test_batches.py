@@ -227,6 +227,26 @@ def test_packed_batches_have_one_shape(tokenizer):
     assert len({batch["document"].ids.shape for batch in as_drawn}) <= 2
 
 
+def test_where_there_is_no_text_nothing_is_packed():
+    found = next(iter(batches(SOURCE, None, ["score"], batch_size=4, max_length=8, pack=True)))
+    assert found["score"].shape == (4,)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_packed_batches(tokenizer):
+    make = lambda workers: iter(
+        batches(from_list(LONG), tokenizer, ["document"], batch_size=32, max_length=64, pack=True, workers=workers)
+    )
+    expected, workers = make(0), make(2)
+    for _ in range(50):
+        assert_equal(next(workers), next(expected))
+    state = json.dumps(workers.get_state())
+    wanted = [next(expected) for _ in range(3)]
+    workers.set_state(json.loads(state))
+    for batch in wanted:
+        assert_equal(next(workers), batch)
+
+
 def test_rows_may_be_given(tokenizer):
     options = {"batch_size": 32, "max_length": 64, "pack": True, "epochs": 1}
     found = batches(from_list(LONG), tokenizer, ("query", "document"), rows={"query": 4, "document": 9}, **options)
