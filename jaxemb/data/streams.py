@@ -81,8 +81,8 @@ class Stream:
         """One of `count` shares of the records, for a process that reads nothing else.
 
         Of files whose number is a multiple of `count`, every count-th; else every count-th record. A process that
-        reads a share makes batches of its own. All must have the same shapes, so that lengths (or rows) are to be given,
-        and go on for ever, as shares may end at different times:
+        reads a share makes batches of its own. All must have the same shapes, so that lengths (or rows) are to be
+        given, and go on for ever, as shares may end at different times:
 
             share = stream("corpus-*.jsonl").shard(jax.process_index(), jax.process_count())
             here = {"process_index": 0, "process_count": 1, "batch_size": 1024 // jax.process_count()}
