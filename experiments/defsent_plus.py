@@ -21,7 +21,6 @@ import functools
 import gzip
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,17 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
-from tokenizers.implementations import BertWordPieceTokenizer
 
 import jaxemb
 from experiments import common, stsb
 from jaxemb import isotropy
-from jaxemb.checkpoints import DirectoryFormat
-from jaxemb.checkpoints.weights import CheckpointFormat
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Definitions, Source, Tokenizer, batches, from_list, read_wordnet
 from jaxemb.embedder import Dense, Embedder
-from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.evaluate import StsSet, read_sts
 from jaxemb.nn import Linear
 from jaxemb.objectives import Objective
@@ -165,22 +160,18 @@ def pretrained(preset: Preset) -> Start:
     """A BERT-Tiny after masked language modelling of books. It has no pooler, so that the projection of DefSent+ starts
     with the dense layer of its head, as with RoBERTa."""
     pieces = book_pieces(preset.books)
-    tokenizer = trained_tokenizer(pieces, preset.vocabulary)
-    config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=128,
-        layers=2,
-        heads=2,
-        mlp_dim=512,
-        position_table=128,
-        max_positions=128,
-        token_types=2,
-        dropout=0.0,  # it underfits
-        attention_dropout=0.0,
-    )
+    tokenizer = Tokenizer.train(pieces, preset.vocabulary)
+    config = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+        "max_position_embeddings": 128,
+    }
     key_encoder, key_head = jax.random.split(jax.random.key(0))
-    encoder = jax.jit(lambda key: Transformer.init(key, config))(key_encoder)
-    model = MaskedLanguageModel.init(key_head, Embedder(encoder=encoder))
+    no_dropout = {"dropout": 0.0, "attention_dropout": 0.0}  # it underfits
+    embedder = jaxemb.new("bert", config, tokenizer, key=key_encoder, max_length=_PIECE, **no_dropout)
+    model = MaskedLanguageModel.init(key_head, embedder.model)
     state = train(
         model,
         masked_language_modelling("text", word_pieces(tokenizer), tokenizer.special_ids["mask"]),
@@ -188,9 +179,11 @@ def pretrained(preset: Preset) -> Start:
         drawn(from_list([{"text": piece} for piece in pieces]), tokenizer, ("text",), preset, preset.pretraining, 0),
     )
     model = state.model
-    format = DirectoryFormat(CheckpointFormat({}, (), {}, {}))  # it is never saved
-    embedder = SentenceEmbedder(model.embedder, tokenizer, max_length=_PIECE, format=format)
-    return Start(embedder, EntryPredictor(model.embedder, Dense(linear=model.head.transform, activation="gelu")), model)
+    return Start(
+        embedder.replace(model=model.embedder),
+        EntryPredictor(model.embedder, Dense(linear=model.head.transform, activation="gelu")),
+        model,
+    )
 
 
 def book_pieces(books: int | None) -> list[str]:
@@ -198,15 +191,6 @@ def book_pieces(books: int | None) -> list[str]:
     with gzip.open(common.data_dir() / "books" / "books.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"].split() for line in itertools.islice(file, books)]
     return [" ".join(words[i : i + _WORDS]) for words in texts for i in range(0, len(words), _WORDS)]
-
-
-def trained_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer of `size` tokens, made from the texts."""
-    backend = BertWordPieceTokenizer(lowercase=True)
-    backend.train_from_iterator(texts, vocab_size=size, show_progress=False)
-    with tempfile.TemporaryDirectory() as directory:
-        backend.save_model(directory)
-        return Tokenizer.from_directory(directory)
 
 
 @functools.cache

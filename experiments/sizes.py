@@ -24,12 +24,9 @@ from scipy.stats import spearmanr
 
 import jaxemb
 from experiments import common, stsb
-from jaxemb.checkpoints import DirectoryFormat
-from jaxemb.checkpoints.weights import CheckpointFormat
 from jaxemb.data import Tokenizer, batches, pad
 from jaxemb.embedder import Embedder
 from jaxemb.encode import plan
-from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.losses import cosent, info_nce
 from jaxemb.nn import unit
 from jaxemb.objectives import ColumnsObjective, matryoshka, matryoshka_2d, on_columns
@@ -206,15 +203,11 @@ def intents(training: Training) -> Setting:
     tokenizer = word_tokenizer(queries)
     ids = tokenizer(queries, _LENGTH["intents"])
     of_intent = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    config = TransformerConfig(
-        vocab_size=tokenizer.vocab_size, dim=96, layers=4, heads=4, mlp_dim=192, position_table=_LENGTH["intents"],
-        max_positions=_LENGTH["intents"],
-    )  # fmt: skip
+    # BERT without token types.
+    config = {"dim": 96, "n_layers": 4, "n_heads": 4, "hidden_dim": 192, "max_position_embeddings": _LENGTH["intents"]}
 
     def start(seed: int) -> SentenceEmbedder:
-        model = Embedder(jax.jit(lambda key: Transformer.init(key, config))(jax.random.key(seed)))
-        format = DirectoryFormat(CheckpointFormat({}, (), {}, {}))  # it is never saved
-        return SentenceEmbedder(model, tokenizer, max_length=_LENGTH["intents"], format=format)
+        return jaxemb.new("distilbert", config, tokenizer, key=jax.random.key(seed))
 
     def data(embedder: SentenceEmbedder, seed: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(seed)

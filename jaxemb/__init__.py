@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from jaxemb.classifiers.linear import Classifier
     from jaxemb.embedder import Embedder
-    from jaxemb.sentence_embedder import SentenceEmbedder, load
+    from jaxemb.sentence_embedder import SentenceEmbedder, load, new
     from jaxemb.types import Tokens
 
 __version__ = "0.1.0"
@@ -56,6 +56,7 @@ __all__ = [
     "load",
     "losses",
     "merging",
+    "new",
     "nn",
     "objectives",
     "parallel",
@@ -73,6 +74,7 @@ _HOMES = {
     "SentenceEmbedder": "jaxemb.sentence_embedder",
     "Tokens": "jaxemb.types",
     "load": "jaxemb.sentence_embedder",
+    "new": "jaxemb.sentence_embedder",
 }
 
 

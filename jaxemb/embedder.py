@@ -1,26 +1,17 @@
 """Encoder, pooling and heads as one module."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb import pooling
+from jaxemb.encoders.encoder import Encoder, LayeredEncoder
 from jaxemb.encoders.transformer import Transformer
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, unit
-from jaxemb.types import Tokens
-
-# The names that sentence-transformers gives them in a model directory.
-POOLINGS: Mapping[str, pooling.Pooling] = {
-    "cls": pooling.cls,
-    "mean": pooling.mean,
-    "max": pooling.max,
-    "mean_sqrt_len_tokens": pooling.mean_sqrt_length,
-    "weightedmean": pooling.weighted_mean,
-    "lasttoken": pooling.last_token,
-}
+from jaxemb.pooling import Mean, Pooling
 
 
 @nnx.dataclass
@@ -51,56 +42,57 @@ Head = Dense | Normalize | Norm
 
 @nnx.dataclass
 class Embedder(Module):
-    """Tokens to one vector per text: encoder, then pooling (several are concatenated), then heads in order.
+    """A batch to one vector per text (or image): any encoder, then a pooling, then heads in order.
 
     Raises:
-      ValueError: for no pooling, or one that is not in `POOLINGS`.
+      TypeError: for a pooling that is no `jaxemb.pooling.Pooling`.
     """
 
-    encoder: Transformer = nnx.data()
+    encoder: Encoder = nnx.data()
     heads: tuple[Head, ...] = nnx.data(default=())
-    pooling: tuple[str, ...] = nnx.static(default=("mean",))
+    pooling: Pooling = nnx.data(default_factory=Mean)
 
     def __post_init__(self):
-        if not self.pooling or isinstance(self.pooling, str) or not set(self.pooling) <= POOLINGS.keys():
-            raise ValueError(f"pooling must be a tuple of some of {sorted(POOLINGS)}; got {self.pooling!r}")
+        if not isinstance(self.pooling, Pooling):
+            raise TypeError(f"pooling must be a jaxemb.pooling.Pooling, such as Mean(); got {self.pooling!r}")
 
-    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, dim: int | None = None) -> jax.Array:
-        """Embeddings of the texts, f32 `[N, D]`.
+    def __call__(self, batch: Any, *, key: jax.Array | None = None, dim: int | None = None) -> jax.Array:
+        """Embeddings f32 `[N, D]`.
 
         Args:
-          tokens: N texts, one or several per row.
+          batch: what the encoder reads, such as `Tokens` of N texts, one or several per row.
           key: dropout key; None turns dropout off.
           dim: keep the first `dim` dimensions (Matryoshka); re-normalised if the model normalises.
 
         Raises:
           ValueError: if `dim` is not in 1..D.
         """
-        return self._cut(self._through_heads(self._pool(self.encoder(tokens, key=key), tokens)), dim)
+        return self._cut(self._through_heads(self.pooling(self.encoder(batch, key=key), batch)), dim)
 
-    def at_layers(self, tokens: Tokens, layers: Sequence[int], *, key: jax.Array | None = None) -> jax.Array:
+    def at_layers(self, batch: Any, layers: Sequence[int], *, key: jax.Array | None = None) -> jax.Array:
         """The embeddings that this model cut to each of several depths gives, of one pass, f32 `[N, len(layers), D]`.
 
         Args:
-          tokens: N texts, one or several per row.
+          batch: what the encoder reads.
           layers: numbers of layers, in any order; 0 is the encoder's embedding layer alone.
           key: dropout key; None turns dropout off.
 
         Raises:
           ValueError: if a number of layers is not in 0..L.
+          TypeError: if the encoder has no layers.
         """
-        pooled = self.encoder.at_layers(tokens, layers, lambda states: self._pool(states, tokens), key=key)
+        pooled = self._layered().at_layers(batch, layers, lambda states: self.pooling(states, batch), key=key)
         return self._through_heads(pooled).swapaxes(0, 1)
 
     def at_sizes(
-        self, tokens: Tokens, sizes: Sequence[tuple[int, int]], *, key: jax.Array | None = None
+        self, batch: Any, sizes: Sequence[tuple[int, int]], *, key: jax.Array | None = None
     ) -> tuple[jax.Array, ...]:
         """The embeddings at each of `sizes` = ((layers, dim), ...), of one pass: a tuple of f32 `[N, dim]`.
 
         Each is what `self.truncate(layers, dim)` gives. Raises ValueError for a size that the model does not have.
         """
         layers = sorted({n for n, _ in sizes})
-        x = self.at_layers(tokens, layers, key=key)
+        x = self.at_layers(batch, layers, key=key)
         return tuple(self._cut(x[:, layers.index(n)], dim) for n, dim in sizes)
 
     def truncate(self, layers: int | None = None, dim: int | None = None) -> "Embedder":
@@ -111,8 +103,9 @@ class Embedder(Module):
 
         Raises:
           ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
+          TypeError: for `layers`, if the encoder has none.
         """
-        encoder = self.encoder if layers is None else self.encoder.truncate(layers)
+        encoder = self.encoder if layers is None else self._layered().truncate(layers)
         if dim is None or dim == self.dim:
             return dataclasses.replace(self, encoder=encoder)
         self._check_dim(dim, self.dim)
@@ -125,11 +118,10 @@ class Embedder(Module):
             before = (*before, Dense(linear=Linear(jnp.eye(self.dim, dim))))
         return dataclasses.replace(self, encoder=encoder, heads=(*before, *after))
 
-    def _pool(self, states: jax.Array, tokens: Tokens) -> jax.Array:
-        """States `[B, T, D]` to `[N, D * poolings]`."""
-        x = jnp.concatenate([POOLINGS[name](states, tokens) for name in self.pooling], axis=-1)
-        x = x.reshape(-1, x.shape[-1])
-        return x if tokens.slots is None else x[tokens.slots]
+    def _layered(self) -> LayeredEncoder:
+        if not isinstance(self.encoder, LayeredEncoder):
+            raise TypeError(f"the encoder, a {type(self.encoder).__name__}, has no layers to cut or read")
+        return self.encoder
 
     def _through_heads(self, x: jax.Array) -> jax.Array:
         for head in self.heads:
@@ -156,4 +148,16 @@ class Embedder(Module):
     def dim(self) -> int:
         """Dimension D of the embeddings."""
         kernels = [head.linear.kernel for head in self.heads if isinstance(head, Dense)]
-        return kernels[-1].shape[-1] if kernels else self.encoder.config.dim * len(self.pooling)
+        return kernels[-1].shape[-1] if kernels else self.pooling.output_dim(self.encoder.dim)
+
+    @property
+    def depth(self) -> int:
+        """The encoder's number of layers L. Raises TypeError if it has none."""
+        return self._layered().depth
+
+
+def transformer_of(model: Embedder) -> Transformer:
+    """The model's encoder, where it has to be a transformer over tokens. Raises TypeError for another."""
+    if not isinstance(model.encoder, Transformer):
+        raise TypeError(f"the encoder must be a Transformer; got a {type(model.encoder).__name__}")
+    return model.encoder

@@ -1,20 +1,25 @@
-"""A model as people use it (`SentenceEmbedder`): load, encode, compare, save."""
+"""A model as people use it (`SentenceEmbedder`): load or make, encode, compare, save."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxemb.backends import without_absent_tpu
 from jaxemb.checkpoints.hub import resolve
+from jaxemb.checkpoints.new import new_directory
 from jaxemb.checkpoints.sentence_transformers import ModelDirectory, read_directory, write_directory
 from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
+from jaxemb.data.tokenizer import Tokenizer
+from jaxemb.embedder import Head
 from jaxemb.encode import encode
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
+from jaxemb.pooling import Pooling
 from jaxemb.similarity import similarity
 
 
@@ -24,6 +29,7 @@ def load(
     revision: str | None = None,
     layers: int | None = None,
     dim: int | None = None,
+    encoder_only: bool = False,
     mesh: Mesh | None = None,
     rules: Rules = ENCODER_RULES,
     param_dtype: str = "float32",
@@ -36,6 +42,8 @@ def load(
       revision: branch, tag or commit of a hub id.
       layers: keep the first layers of the encoder only.
       dim: keep the first dimensions of the embeddings only.
+      encoder_only: of a checkpoint of another kind of model, such as a cross-encoder, take the encoder to be trained as
+        an embedding model, with mean pooling, and drop the rest.
       mesh: share the weights among the devices of this mesh: each shard is read from the files by its own device's
         process, and no device or host ever holds the whole model. None for the default device.
       rules: path rules that say how.
@@ -47,13 +55,53 @@ def load(
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
-      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation;
-        if the model has less layers or dimensions than are to be kept, or an array does not split as `rules` say.
+      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation; if it
+        holds another kind of model, of which its encoder is only a part; if the model has less layers or dimensions
+        than are to be kept; or if an array does not split as `rules` say.
     """
     without_absent_tpu()
     placement = Placement(mesh, rules, param_dtype)
-    contents = read_directory(resolve(path_or_id, revision=revision), placement, **overrides)
+    path = resolve(path_or_id, revision=revision)
+    contents = read_directory(path, placement, encoder_only=encoder_only, **overrides)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
+
+
+def new(
+    family: str,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    key: jax.Array,
+    pooling: Pooling | None = None,
+    heads: Sequence[Head] = (),
+    max_length: int | None = None,
+    **overrides: Any,
+) -> "SentenceEmbedder":
+    """A model with random weights, to be trained, saved and loaded as any other, here and by other software.
+
+        tokenizer = Tokenizer.train(texts, 8000)
+        sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+        embedder = jaxemb.new("bert", sizes, tokenizer, key=jax.random.key(0))
+
+    Args:
+      family: a `model_type` of `jaxemb.encoders.families.FAMILIES`.
+      config: what its `config.json` is to say, in the names of that family. Vocabulary and padding are the tokenizer's;
+        what is left out has the family's defaults.
+      tokenizer: texts to token ids.
+      key: random key of the weights.
+      pooling: None for `pooling.Mean()`.
+      heads: what follows the pooling, such as `(Normalize(),)`.
+      max_length: longest text in tokens; None for what tokenizer and positions allow.
+      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
+
+    Raises:
+      CheckpointError: if `config` lacks a key that the family needs, or has less embeddings than the tokenizer tokens.
+      ValueError: for an unknown family, an option that it cannot honour, a max_length above the positions of the model;
+        or a tokenizer without padding, or with one that is not where family or `config` have it.
+    """
+    without_absent_tpu()
+    options: dict[str, Any] = {"pooling": pooling, "heads": heads, "max_length": max_length, **overrides}
+    return SentenceEmbedder(**vars(new_directory(family, config, tokenizer, key=key, **options)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +109,15 @@ class SentenceEmbedder(ModelDirectory):
     """A model as people use it: texts in, vectors out. `jaxemb.load` returns one; the attributes are its files'."""
 
     def save(self, path: str | Path) -> None:
-        """Writes a sentence-transformers directory, which other software loads; all or nothing."""
+        """Writes a sentence-transformers directory, which other software loads; all or nothing.
+
+        A `pooling.Attention` is written as a module of jaxemb's own, which no other software has.
+
+        Raises:
+          FileExistsError: if `path` is a file, or a directory of something else.
+          ValueError: for a model that a directory cannot hold: with another pooling, a head that is a norm other than
+            LayerNorm, or other shapes than its checkpoint.
+        """
         write_directory(path, self)
 
     def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":

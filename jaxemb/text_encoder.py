@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """Anything that encodes texts as `SentenceEmbedder` does."""
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray: ...
@@ -32,11 +32,11 @@ class Configured:
         return self.embedder.encode(texts, prompt_name=prompt_name, **self.options)
 
 
-Evaluator = Callable[[Encoder], dict[str, float]]
+Evaluator = Callable[[TextEncoder], dict[str, float]]
 """A measurement of a model: named numbers, such as `{"cosine_spearman": 0.867}`. What `Run.evaluators` holds."""
 
 
-def encode_finite(encoder: Encoder, texts: Sequence[str], prompt_name: str | None, what: str) -> np.ndarray:
+def encode_finite(encoder: TextEncoder, texts: Sequence[str], prompt_name: str | None, what: str) -> np.ndarray:
     """The embeddings `[N, D]` of `texts`, checked.
 
     Raises:
@@ -54,7 +54,7 @@ def encode_finite(encoder: Encoder, texts: Sequence[str], prompt_name: str | Non
     return embeddings
 
 
-def stored_prompt(encoder: Encoder, *names: str) -> str | None:
+def stored_prompt(encoder: TextEncoder, *names: str) -> str | None:
     """The first of `names` that the encoder has a prompt for."""
     prompts = getattr(encoder, "prompts", {})
     return next((name for name in names if name in prompts), None)

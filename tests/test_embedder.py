@@ -1,9 +1,21 @@
-"""What an embedder does with its vectors; the real MiniLM is compared with its peers in the tests of parity."""
+"""What an embedder is made of, and what it does with its vectors; the tests of parity compare the real MiniLM."""
 
+import dataclasses
+
+import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from tiny_run import pair_batch, tiny_model
 
 import jaxemb
+from jaxemb.data import pad
+from jaxemb.embedder import Embedder, Normalize, transformer_of
+from jaxemb.losses import info_nce
+from jaxemb.nn import Module
+from jaxemb.objectives import on_columns
+from jaxemb.pooling import Attention, Cls, Concatenation, Mean
 from jaxemb.similarity import similarity
 
 
@@ -40,3 +52,54 @@ def test_similarity_names_what_is_wrong(ours):
         ours.similarity(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="kind must be one of cosine, dot, euclidean, manhattan; got 'angle'"):
         similarity(np.ones(3), np.ones(3), "angle")
+
+
+@nnx.dataclass
+class Table(Module):
+    """The smallest encoder: static token embeddings, in one state."""
+
+    rows: jax.Array = nnx.data()
+
+    @property
+    def dim(self) -> int:
+        return self.rows.shape[-1]
+
+    def __call__(self, tokens, *, key=None, all_states=False):
+        states = self.rows[tokens.ids]
+        return states[None] if all_states else states
+
+
+def test_any_encoder_will_do():
+    rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    model = Embedder(Table(rows), (Normalize(),), Concatenation((Mean(), Cls())))
+    texts = [np.array([1, 2, 3]), np.array([4, 4])]
+    whole = np.stack([np.concatenate([rows[t].mean(0), rows[t[0]]]) for t in texts])
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    assert model.dim == 8
+    np.testing.assert_allclose(jax.jit(lambda m, t: m(t))(model, pad(texts)), unit(whole), rtol=1e-5)
+    cut = model.truncate(dim=3)
+    np.testing.assert_allclose(jax.jit(lambda m, t: m(t))(cut, pad(texts)), unit(whole[:, :3]), rtol=1e-5)
+    for ask in (lambda: model.depth, lambda: model.truncate(layers=1), lambda: model.at_layers(pad(texts), [1])):
+        with pytest.raises(TypeError, match="the encoder, a Table, has no layers to cut or read"):
+            ask()
+    with pytest.raises(TypeError, match="the encoder must be a Transformer; got a Table"):
+        transformer_of(model)
+
+
+def test_a_pooling_with_weights_is_trained():
+    model = tiny_model()
+    model = dataclasses.replace(model, pooling=Attention.init(jax.random.key(0), model.encoder.dim, 8))
+    objective, batch = on_columns(info_nce, "query", "document"), pair_batch(range(8))
+    optimizer = optax.adam(1e-2)
+
+    def step(carry, _):
+        model, state = carry
+        value, gradient = jax.value_and_grad(lambda model: objective(model, batch, None)[0].mean())(model)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(model, updates), state), value
+
+    (trained, _), values = jax.jit(lambda model: jax.lax.scan(step, (model, optimizer.init(model)), None, 10))(model)
+    assert values[-1] < values[0]
+    assert np.any(trained.pooling.context) and not np.allclose(
+        trained.pooling.linear.kernel, model.pooling.linear.kernel
+    )

@@ -29,7 +29,12 @@ FLOORS = (
     ("cli",),
 )
 #: What is made of arrays alone knows no more of jaxemb than this.
-PURE = {"nn": {"trees"}, "losses": {"nn", "trees", "parallel.mesh"}, "pooling": {"types"}, "evaluate.metrics": set()}
+PURE = {
+    "nn": {"trees"},
+    "losses": {"nn", "trees", "parallel.mesh"},
+    "pooling": {"types", "nn"},
+    "evaluate.metrics": set(),
+}
 
 
 def _imports() -> dict[str, set[str]]:

@@ -3,9 +3,7 @@
 What a step costs depends on shapes alone, so that random weights and made-up texts are enough to compile a run.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -14,9 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jaxemb
-from jaxemb.data import batches, read
-from jaxemb.embedder import Embedder
-from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer, batches, read
 from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
@@ -34,36 +30,19 @@ def tokenized(file: str, columns: Sequence[str], size: int, length: int):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Untokenized:
-    """What a run asks of an embedder, without a tokenizer."""
-
-    model: Any
-
-    def replace(self, **changes) -> "Untokenized":
-        return dataclasses.replace(self, **changes)
-
-    def save(self, path: Path) -> None:
-        """Makes an empty directory: random weights are not worth keeping."""
-        path.mkdir(exist_ok=True)
-
-
-def bert(dim: int, layers: int, *, vocab_size: int, dropout: float) -> Untokenized:
-    """A BERT of random weights, otherwise as `pretrained` would load it."""
-    config = TransformerConfig(
-        vocab_size=vocab_size,
-        dim=dim,
-        layers=layers,
-        heads=dim // 64,
-        mlp_dim=4 * dim,
-        position_table=512,
-        token_types=2,
-        dropout=dropout,
-        attention_dropout=dropout,
-        dtype="bfloat16",
-        remat=True,
-    )
-    return Untokenized(Embedder(encoder=Transformer.init(jax.random.key(0), config)))
+def bert(dim: int, layers: int, *, vocab_size: int, dropout: float) -> SentenceEmbedder:
+    """A BERT of random weights, otherwise as `pretrained` would load it; its tokenizer knows no word."""
+    config = {
+        "vocab_size": vocab_size,
+        "hidden_size": dim,
+        "num_hidden_layers": layers,
+        "num_attention_heads": dim // 64,
+        "intermediate_size": 4 * dim,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    tokenizer = Tokenizer.word_piece(SPECIAL_TOKENS)
+    return jaxemb.new("bert", config, tokenizer, key=jax.random.key(0), dtype="bfloat16", remat=True)
 
 
 def records(texts_per_record: Mapping[str, int], size: int, length: int):

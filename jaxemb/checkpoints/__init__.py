@@ -1,6 +1,8 @@
 """Checkpoints people already have: Hugging Face and sentence-transformers directories as plain values."""
 
+from jaxemb.checkpoints.heads import read_head, write_head
 from jaxemb.checkpoints.hub import resolve
+from jaxemb.checkpoints.new import new_directory
 from jaxemb.checkpoints.sentence_transformers import (
     DirectoryFormat,
     ModelDirectory,
@@ -19,10 +21,13 @@ __all__ = [
     "Placement",
     "load_encoder",
     "load_weights",
+    "new_directory",
     "read_directory",
+    "read_head",
     "read_tensors",
     "resolve",
     "save_weights",
     "write_directory",
+    "write_head",
     "write_tensors",
 ]

@@ -5,19 +5,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxemb.checkpoints.heads import without_heads
+from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, load_weights, save_weights
 from jaxemb.data.tokenizer import Tokenizer
-from jaxemb.embedder import POOLINGS, Dense, Embedder, Head, Normalize
-from jaxemb.encoders.families import family_of
-from jaxemb.encoders.transformer import Transformer
+from jaxemb.embedder import Dense, Embedder, Head, Normalize
+from jaxemb.encoders.families import Family, HfConfig, family_of
+from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.nn import Linear, Norm
+from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
 from jaxemb.similarity import PAIRED
 
 # The flags by which releases before 5.4 say the pooling mode, in the order in which they concatenate several.
@@ -38,6 +41,8 @@ _ACTIVATIONS = {
     "silu": "torch.nn.modules.activation.SiLU",
 }
 _ACTIVATION_OF_CLASS = {path.rpartition(".")[2]: name for name, path in _ACTIVATIONS.items()}
+_OWN = "jaxemb.pooling.Attention"  # how `modules.json` calls a pooling that sentence-transformers does not have
+_BI_ENCODER, _TASK = "SentenceTransformer", "feature-extraction"
 _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has no option for it
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
@@ -82,27 +87,39 @@ class ModelDirectory:
     similarity_fn_name: str = "cosine"
 
 
-def read_directory(root: str | Path, placement: Placement = ONE_DEVICE, **overrides: Any) -> ModelDirectory:
+def read_directory(
+    root: str | Path, placement: Placement = ONE_DEVICE, *, encoder_only: bool = False, **overrides: Any
+) -> ModelDirectory:
     """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
     Args:
       root: a local directory.
       placement: where the weights go.
+      encoder_only: of a checkpoint of another kind of model, such as a cross-encoder, take the encoder alone.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
-      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation.
+      ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation; or holds
+        another kind of model, of which this would be a part.
     """
     root = Path(root)
-    modules = _modules(root)
     config = _json(root / "config_sentence_transformers.json", {})
+    if encoder_only:
+        config = {}
+    elif (kind := config.get("model_type") or _BI_ENCODER) != _BI_ENCODER:
+        raise ValueError(f"{root}: is a {kind} of sentence-transformers, but a {_BI_ENCODER} is read here. {REMEDY}")
+    modules = _encoder_alone(root) if encoder_only else _modules(root)
     similarity = config.get("similarity_fn_name") or "cosine"
     if similarity not in PAIRED:
         raise ValueError(f"{root}: similarity_fn_name must be one of {list(PAIRED)}; got {similarity!r}")
     encoder_path = root / modules[0]["path"]
     encoder, encoder_format = load_encoder(encoder_path, placement, **overrides)
-    pooling = _read_pooling(root / modules[1]["path"]) if len(modules) > 1 else ("mean",)
+    if encoder_only:
+        encoder_format = without_heads(encoder_format)
+    elif len(modules) == 1:  # with a pooling, the directory says itself what its encoder is used for
+        refuse_parts(encoder_path, encoder_format)
+    pooling = _read_pooling(modules[1]["type"], root / modules[1]["path"]) if len(modules) > 1 else Mean()
     heads, dtypes = [], []
     for module in modules[2:]:
         head, dtype = _read_head(module["type"], root / module["path"])
@@ -110,16 +127,18 @@ def read_directory(root: str | Path, placement: Placement = ONE_DEVICE, **overri
         dtypes += [dtype] if dtype else []
     sentence_configs = (_json(encoder_path / name, None) for name in _SENTENCE_CONFIGS)
     sentence_config: Mapping[str, Any] = next((c for c in sentence_configs if c is not None), {})
+    if not encoder_only and (task := sentence_config.get("transformer_task") or _TASK) != _TASK:
+        raise ValueError(f"{encoder_path}: transformer_task must be {_TASK!r}; got {task!r}. {REMEDY}")
     do_lower_case = bool(sentence_config.get("do_lower_case", False))
     tokenizer = Tokenizer.from_directory(encoder_path, lower_case=do_lower_case)
-    if tokenizer.vocab_size > encoder.config.vocab_size:
-        raise CheckpointError(
-            f"{encoder_path}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
-            f"{encoder.config.vocab_size} embeddings"
-        )
+    check_vocabulary(str(encoder_path), tokenizer, encoder.config)
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
     return ModelDirectory(
-        model=Embedder(encoder=encoder, heads=placement.put("heads", tuple(heads)), pooling=pooling),
+        model=Embedder(
+            encoder=encoder,
+            heads=placement.put("heads", tuple(heads)),
+            pooling=placement.put("pooling", pooling),
+        ),
         tokenizer=tokenizer,
         max_length=min(stated_length or encoder.config.max_positions, encoder.config.max_positions),
         format=DirectoryFormat(encoder_format, dtypes[0] if dtypes else "float32", do_lower_case),
@@ -141,11 +160,25 @@ def load_encoder(
     if (hf_config := _json(path / "config.json", None)) is None:
         raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
     family = family_of(hf_config)
-    try:
-        config = dataclasses.replace(family.config(hf_config), **overrides)
-    except KeyError as error:
-        raise CheckpointError(f"{path / 'config.json'}: key {error} is missing") from error
+    config = mapped(str(path / "config.json"), family, hf_config, overrides)
     return load_weights(config, read_tensors(path), family, hf_config, placement)
+
+
+def mapped(where: str, family: Family, hf_config: HfConfig, overrides: Mapping[str, Any]) -> TransformerConfig:
+    """What a family makes of a `config.json`, some fields replaced. Raises CheckpointError for an absent key."""
+    try:
+        return dataclasses.replace(family.config(hf_config), **overrides)
+    except KeyError as error:
+        raise CheckpointError(f"{where}: key {error} is missing") from error
+
+
+def check_vocabulary(where: str, tokenizer: Tokenizer, config: TransformerConfig) -> None:
+    """Raises CheckpointError if the tokenizer has more tokens than the model has embeddings."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
+            f"{config.vocab_size} embeddings"
+        )
 
 
 def write_directory(path: str | Path, contents: ModelDirectory) -> None:
@@ -191,65 +224,96 @@ def _write(contents: ModelDirectory, root: Path) -> None:
             "similarity_fn_name": contents.similarity_fn_name,
         },
     )
-    _write_json(_folder(root / "1_Pooling") / "config.json", _pooling_config(model.encoder.config.dim, model.pooling))
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    # Newer releases write longer paths, but these are the ones that every release and other software know.
+    names = "sentence_transformers.models."
+    kind = _OWN if isinstance(model.pooling, Attention) else f"{names}Pooling"
+    modules = [(f"{names}Transformer", ""), (kind, f"1_{kind.rpartition('.')[2]}")]
+    _write_pooling(_folder(root / modules[1][1]), model.pooling, model.encoder.dim, format.head_dtype)
     for number, head in enumerate(model.heads, start=2):
         kind = {Dense: "Dense", Norm: "LayerNorm", Normalize: "Normalize"}[type(head)]
-        modules.append((kind, f"{number}_{kind}"))
+        modules.append((f"{names}{kind}", f"{number}_{kind}"))
         _write_head(_folder(root / f"{number}_{kind}"), head, format.head_dtype)
-    # Newer releases write longer paths, but these are the ones that every release and other software know.
     _write_json(
         root / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for i, (kind, path) in enumerate(modules)
-        ],
+        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)],
     )
 
 
 def _modules(root: Path) -> list[dict[str, str]]:
     """The entries of `modules.json`, with `type` reduced to the class name: an encoder, a pooling, then heads."""
-    known = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
     entries = _json(root / "modules.json", None)
     if entries is None:
         return [{"type": "Transformer", "path": ""}]
-    modules = []
-    for entry in sorted(entries, key=lambda entry: entry["idx"]):
-        package, _, kind = entry["type"].rpartition(".")
-        if not package.startswith("sentence_transformers.") or kind not in known:
-            raise ValueError(
-                f"{root / 'modules.json'}: module type {entry['type']!r} is not supported; expected one of "
-                f"{', '.join(known)} of sentence_transformers"
-            )
-        modules.append({"type": kind, "path": entry["path"]})
+    modules = [
+        {"type": _module_kind(root, entry["type"]), "path": entry["path"]}
+        for entry in sorted(entries, key=lambda entry: entry["idx"])
+    ]
     kinds = [module["type"] for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+    poolings = {"Pooling", _OWN}
+    if kinds[:1] != ["Transformer"] or not poolings & set(kinds[1:2]) or {"Transformer", *poolings} & set(kinds[2:]):
         raise ValueError(
             f"{root / 'modules.json'}: modules are {kinds}; expected Transformer, Pooling, then any of "
-            "Dense, LayerNorm, Normalize"
+            f"Dense, LayerNorm, Normalize. {REMEDY}"
         )
     return modules
 
 
-def _read_pooling(path: Path) -> tuple[str, ...]:
+def _module_kind(root: Path, path: str) -> str:
+    known = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
+    package, _, kind = path.rpartition(".")
+    if path == _OWN or (package.startswith("sentence_transformers.") and kind in known):
+        return path if path == _OWN else kind
+    raise ValueError(
+        f"{root / 'modules.json'}: module type {path!r} is not supported; expected one of "
+        f"{', '.join(known)} of sentence_transformers. {REMEDY}"
+    )
+
+
+def _encoder_alone(root: Path) -> list[dict[str, str]]:
+    """The first of the directory's modules, whatever it is called: the encoder."""
+    entries = _json(root / "modules.json", None) or [{"idx": 0, "path": ""}]
+    return [{"type": "Transformer", "path": min(entries, key=lambda entry: entry["idx"])["path"]}]
+
+
+def _read_pooling(kind: str, path: Path) -> Pooling:
     config = _json(path / "config.json", {})
+    if kind == _OWN:
+        weight, bias, context = _read_head_tensors(path, {"linear.weight": 2, "linear.bias": 1, "context": 1})
+        return Attention(Linear(weight.T, bias), context)
     if not config.get("include_prompt", True):
         raise ValueError(f"{path / 'config.json'}: include_prompt=false is not supported; expected true")
     if "pooling_mode" not in config:
-        return tuple(mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)) or ("mean",)
+        return named(tuple(mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)) or ("mean",))
     modes = config["pooling_mode"]
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     if unknown := [mode for mode in modes if mode not in POOLINGS]:
         raise ValueError(f"{path / 'config.json'}: pooling_mode must be among {list(POOLINGS)}; got {unknown}")
-    return modes
+    return named(modes)
 
 
-def _pooling_config(dim: int, pooling: Sequence[str]) -> dict[str, Any]:
+def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
+    """In a new folder; a pooling with weights is a module of a class that only jaxemb has."""
+    if isinstance(pooling, Attention):
+        linear = pooling.linear
+        assert linear.bias is not None  # as `Attention.init` makes it
+        tensors = {"linear.weight": linear.kernel.T, "linear.bias": linear.bias, "context": pooling.context}
+        _write_json(path / "config.json", dict(zip(("in_features", "hidden"), linear.kernel.shape, strict=True)))
+        write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
+    elif (names := names_of(pooling)) is not None:
+        _write_json(path / "config.json", _pooling_config(dim, names))
+    else:
+        raise ValueError(
+            f"a {type(pooling).__name__} pooling cannot be saved: a model directory holds one or several of "
+            f"{', '.join(POOLINGS)}, or an Attention"
+        )
+
+
+def _pooling_config(dim: int, names: tuple[str, ...]) -> dict[str, Any]:
     """The flags that every release reads; the newer key only for an order of concatenation that flags cannot say."""
-    if tuple(pooling) == tuple(mode for mode in _POOLING_FLAGS.values() if mode in pooling):
-        flags = {flag: mode in pooling for flag, mode in _POOLING_FLAGS.items()}
+    if names == tuple(mode for mode in _POOLING_FLAGS.values() if mode in names):
+        flags = {flag: mode in names for flag, mode in _POOLING_FLAGS.items()}
         return {"word_embedding_dimension": dim, **flags, "include_prompt": True}
-    return {"embedding_dimension": dim, "pooling_mode": list(pooling), "include_prompt": True}
+    return {"embedding_dimension": dim, "pooling_mode": list(names), "include_prompt": True}
 
 
 def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:

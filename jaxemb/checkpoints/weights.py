@@ -13,7 +13,8 @@ from jax.sharding import Mesh, Sharding
 
 from jaxemb import parallel
 from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
-from jaxemb.encoders.families import Family, Weight
+from jaxemb.encoders.encoder import Encoder
+from jaxemb.encoders.families import Family, Weight, modern
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.trees import PyTree, by_path
@@ -21,8 +22,6 @@ from jaxemb.trees import PyTree, by_path
 PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
-_LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's BERT
-
 _DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
 _OF_LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
@@ -114,18 +113,13 @@ def load_weights(
       CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16.
       ValueError: naming the leaf that `placement` cannot split.
     """
-    like = jax.eval_shape(lambda key: Transformer.init(key, config), jax.random.key(0))
+    like = jax.eval_shape(lambda key: family.init(key, config), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in by_path(like).items()}
     shardings = placement.shardings("encoder", like)
     names, table = _match(tensors, family)
-    rows = {
-        short: (weight, layer)
-        for weight in table
-        if all(leaf in shapes for leaf in weight.leaves)
-        for short, layer in _instances(weight, config.layers)
-    }
+    rows = _rows(table, shapes, config.layers)
     left = {short: name for short, name in names.items() if short not in rows}
-    unused = {s: name for s, name in left.items() if any(re.fullmatch(p, s) for p in family.ignored)}
+    unused = {s: name for s, name in left.items() if family.leaves_unused(s)}
     problems = [f"missing: {short}" for short in rows if short not in names]
     problems += [f"not part of the model: {name}" for short, name in left.items() if short not in unused]
 
@@ -153,7 +147,16 @@ def load_weights(
     return model, format
 
 
-def save_weights(model: Transformer, format: CheckpointFormat) -> dict[str, np.ndarray]:
+def new_format(config: TransformerConfig, family: Family, hf_config: Mapping[str, Any]) -> CheckpointFormat:
+    """The format to save a new encoder in: all tensors f32, under the names of the family's first table."""
+    like = jax.eval_shape(lambda key: family.init(key, config), jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in by_path(like).items()}
+    rows = _rows(family.tables[0], shapes, config.layers)
+    stored = (StoredTensor(name, weight, layer, np.dtype(np.float32)) for name, (weight, layer) in rows.items())
+    return CheckpointFormat(dict(hf_config), tuple(stored), {}, shapes)
+
+
+def save_weights(model: Encoder, format: CheckpointFormat) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint that `model` came from, with its present values; the inverse of `load_weights`.
 
     An untouched model gives the bytes that were read. A gradient, or any other tree of the model's structure, comes
@@ -258,17 +261,23 @@ def _match(tensors: Mapping[str, np.ndarray], family: Family) -> tuple[dict[str,
         patterns = {weight.name for weight in table}
         return sum(re.sub(r"(?<=\.)\d+(?=\.)", "{}", name) in patterns for name in names)
 
-    readings = [{_short(name, prefix): name for name in tensors} for prefix in ("", *family.prefixes)]
+    readings = [{modern(name.removeprefix(prefix)): name for name in tensors} for prefix in ("", *family.prefixes)]
     readings = [names for names in readings if len(names) == len(tensors)]  # else two names became one
     return max(((names, table) for names in readings for table in family.tables), key=known)
 
 
-def _short(name: str, prefix: str) -> str:
-    name = name.removeprefix(prefix)
-    for old, new in _LEGACY_NAMES.items():
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
+def _rows(
+    table: Sequence[Weight], shapes: Mapping[str, tuple[int, ...]], layers: int
+) -> dict[str, tuple[Weight, int | None]]:
+    """The tensors of a checkpoint by short name: the row that each stands in, and its layer."""
+    if missing := shapes.keys() - {leaf for weight in table for leaf in weight.leaves}:
+        raise ValueError(f"the family's table has no row for {', '.join(sorted(missing))} of its model")
+    return {
+        short: (weight, layer)
+        for weight in table
+        if all(leaf in shapes for leaf in weight.leaves)
+        for short, layer in _instances(weight, layers)
+    }
 
 
 def _instances(weight: Weight, layers: int) -> list[tuple[str, int | None]]:

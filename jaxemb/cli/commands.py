@@ -405,9 +405,11 @@ def _describe_model(name: str) -> dict[str, Any]:
     import jax
 
     import jaxemb
+    from jaxemb.embedder import transformer_of
+    from jaxemb.pooling import names_of
 
     embedder = jaxemb.load(name)
-    model, config = embedder.model, embedder.model.encoder.config
+    model, config = embedder.model, transformer_of(embedder.model).config
     checkpoint = embedder.format.encoder
     return {
         "model": name,
@@ -417,7 +419,7 @@ def _describe_model(name: str) -> dict[str, Any]:
         "hidden_dim": config.dim,
         "attention_heads": config.heads,
         "vocabulary": config.vocab_size,
-        "pooling": list(model.pooling),
+        "pooling": list(names_of(model.pooling) or [type(model.pooling).__name__]),
         "heads": [type(head).__name__ for head in model.heads],
         "embedding_dim": model.dim,
         "unit_length": model.normalizes,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxemb.classifiers.probes import Classify, Fit
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
-from jaxemb.evaluate import Encoder, RetrievalSet, StsSet, retrieval, score_run, sts
+from jaxemb.evaluate import RetrievalSet, StsSet, TextEncoder, retrieval, score_run, sts
 from jaxemb.retrieval import topk_search
 from jaxemb.text_encoder import encode_finite, stored_prompt
 from jaxemb.train import TrainState, apply_transform
@@ -167,7 +167,7 @@ class _Probe:
         return np.concatenate(found)[: count(inputs)]
 
 
-Embed = Callable[[TrainState], Encoder]
+Embed = Callable[[TrainState], TextEncoder]
 
 
 def embedding_score(

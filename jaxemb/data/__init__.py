@@ -10,9 +10,10 @@ from jaxemb.data.records import Source, concatenate, from_list, huggingface, rea
 from jaxemb.data.samplers import GroupByLabel, GroupByLength, NoDuplicates, Sampler
 from jaxemb.data.streams import Stream, from_iterable, stream
 from jaxemb.data.tfds import tfds
-from jaxemb.data.tokenizer import Encoded, Tokenizer
+from jaxemb.data.tokenizer import SPECIAL_TOKENS, Encoded, Tokenizer
 
 __all__ = [
+    "SPECIAL_TOKENS",
     "Batch",
     "Column",
     "Definitions",

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from tokenizers import normalizers
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # Everything a checkpoint directory may say about its tokenizer; kept verbatim, so that saving loses nothing.
 _FILES = (
@@ -145,6 +147,47 @@ class Tokenizer:
         return np.concatenate([ids[: self._n_prefix], ids[len(ids) - (max_length - self._n_prefix) :]])
 
     @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        lower_case: bool = True,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    ) -> "Tokenizer":
+        """A new tokenizer of BERT's kind whose word pieces are made from `texts`, for a model from scratch.
+
+        Args:
+          texts: as many as are at hand.
+          vocab_size: most tokens that it may have, special ones and single characters included.
+          lower_case: lower-case texts and strip accents.
+          special_tokens: those of BERT, in the order of their ids from 0 (MPNet's padding must have the id 1).
+        """
+        backend = tokenizers.BertWordPieceTokenizer(lowercase=lower_case)
+        backend.train_from_iterator(
+            texts, vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False
+        )
+        ids = backend.get_vocab()
+        return cls.word_piece(sorted(ids, key=ids.__getitem__), lower_case=lower_case)
+
+    @classmethod
+    def word_piece(cls, vocabulary: Sequence[str], *, lower_case: bool = True) -> "Tokenizer":
+        """A tokenizer of BERT's kind: words, and their continuations "##...", in the order of their ids.
+
+        Raises:
+          ValueError: if one of `SPECIAL_TOKENS` is absent, or a token is there twice.
+        """
+        ids = {token: i for i, token in enumerate(vocabulary)}
+        if absent := [token for token in SPECIAL_TOKENS if token not in ids]:
+            raise ValueError(
+                f"vocabulary must have the tokens {', '.join(SPECIAL_TOKENS)}; it lacks {', '.join(absent)}"
+            )
+        if len(ids) < len(vocabulary):
+            raise ValueError(f"vocabulary must have each token once; got {len(vocabulary)}, {len(ids)} different ones")
+        backend = _word_piece(ids, {}, {"do_lower_case": lower_case})
+        return cls(backend, special_ids={token.strip("[]").lower(): ids[token] for token in SPECIAL_TOKENS})
+
+    @classmethod
     def from_directory(cls, directory: str | Path, *, lower_case: bool = False) -> "Tokenizer":
         """The tokenizer of a checkpoint directory: its `tokenizer.json`, else WordPiece from its `vocab.txt`.
 
@@ -168,7 +211,8 @@ class Tokenizer:
         if "tokenizer.json" in files:
             backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
         elif "vocab.txt" in files:
-            backend = _word_piece(files["vocab.txt"], specials, config)
+            words = files["vocab.txt"].decode("utf-8").splitlines()
+            backend = _word_piece({token: i for i, token in enumerate(words)}, specials, config)
         else:
             found = ", ".join(files) or "no tokenizer files"
             raise FileNotFoundError(
@@ -189,13 +233,31 @@ class Tokenizer:
         )
 
     def save(self, directory: str | Path) -> None:
-        """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case."""
+        """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case.
+
+        With the `tokenizer.json` of a new tokenizer goes a `tokenizer_config.json`, by which transformers knows its
+        special tokens.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (directory / name).write_bytes(content)
         if "tokenizer.json" not in self.files:
             (directory / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+        if not self.files:
+            config = json.dumps(self._config(), indent=2, ensure_ascii=False)
+            (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+
+    def _config(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says of it: a tokenizer that `tokenizer.json` describes, of no model's class."""
+        length = {} if self.model_max_length is None else {"model_max_length": self.model_max_length}
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "truncation_side": self.truncation_side,
+            **length,
+            **{f"{role}_token": self.backend.id_to_token(i) for role, i in self.special_ids.items()},
+        }
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -211,9 +273,8 @@ def _content(token: str | Mapping[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, Mapping) else token
 
 
-def _word_piece(vocabulary: bytes, specials: dict[str, str], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from its `vocab.txt`; fills in the names of special tokens that `specials` lacks."""
-    vocab = {token: i for i, token in enumerate(vocabulary.decode("utf-8").splitlines())}
+def _word_piece(vocab: dict[str, int], specials: dict[str, str], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer of ids by token; fills in the names of special tokens that `specials` lacks."""
     for role in ("pad", "unk", "cls", "sep", "mask"):
         specials.setdefault(role, f"[{role.upper()}]")
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=specials["unk"]))

@@ -342,6 +342,16 @@ class Transformer(Module):
             config=config,
         )
 
+    @property
+    def dim(self) -> int:
+        """D, the size of a state."""
+        return self.config.dim
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return self.config.layers
+
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, all_states: bool = False) -> jax.Array:
         """Hidden states of every token.
 

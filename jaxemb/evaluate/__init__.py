@@ -12,16 +12,16 @@ from jaxemb.evaluate.retrieval import (
     score_run,
 )
 from jaxemb.evaluate.sts import StsSet, read_sts, sts, sts_evaluator
-from jaxemb.text_encoder import Encoder, Evaluator
+from jaxemb.text_encoder import Evaluator, TextEncoder
 
 __all__ = [
     "Cell",
-    "Encoder",
     "Evaluator",
     "Grid",
     "RetrievalScores",
     "RetrievalSet",
     "StsSet",
+    "TextEncoder",
     "grid",
     "metrics",
     "read_beir",

@@ -114,7 +114,7 @@ def grid(
     Raises:
       ValueError: for sizes that the model does not have, or an unknown metric.
     """
-    depth, width = embedder.model.encoder.config.layers, embedder.model.dim
+    depth, width = embedder.model.depth, embedder.model.dim
     steps = min(depth, 6)
     layers = [round(depth * i / steps) for i in range(1, steps + 1)] if layers is None else layers
     dims = [2**i for i in range(5, width.bit_length()) if 2**i < width] if dims is None else dims

@@ -10,7 +10,7 @@ import numpy as np
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
-from jaxemb.text_encoder import Encoder, Evaluator, encode_finite, stored_prompt
+from jaxemb.text_encoder import Evaluator, TextEncoder, encode_finite, stored_prompt
 
 Qrels = Mapping[str, Mapping[str, int]]
 TieBreak = Literal["trec", "lower_id"]
@@ -66,14 +66,14 @@ class RetrievalScores:
 
 
 def retrieval(
-    embedder: Encoder, queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels, **options: Any
+    embedder: TextEncoder, queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels, **options: Any
 ) -> dict[str, float]:
     """The means of `retrieval_per_query`, such as `{"ndcg@10": 0.41, ...}`; same arguments."""
     return retrieval_per_query(embedder, queries, corpus, qrels, **options).means()
 
 
 def retrieval_per_query(
-    embedder: Encoder,
+    embedder: TextEncoder,
     queries: Mapping[str, str],
     corpus: Mapping[str, str],
     qrels: Qrels,
@@ -148,7 +148,7 @@ def retrieval_per_query(
 def retrieval_evaluator(data: RetrievalSet, **options: Any) -> Evaluator:
     """`retrieval` on `data`, as a function of the model alone; options as for `retrieval_per_query`."""
 
-    def evaluate(embedder: Encoder) -> dict[str, float]:
+    def evaluate(embedder: TextEncoder) -> dict[str, float]:
         return retrieval(embedder, data.queries, data.corpus, data.qrels, **options)
 
     return evaluate

@@ -9,7 +9,7 @@ import numpy as np
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.similarity import PAIRED
-from jaxemb.text_encoder import Encoder, Evaluator, encode_finite
+from jaxemb.text_encoder import Evaluator, TextEncoder, encode_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StsSet:
 
 
 def sts(
-    embedder: Encoder,
+    embedder: TextEncoder,
     first: Sequence[str],
     second: Sequence[str],
     scores: Sequence[float] | np.ndarray,
@@ -71,7 +71,7 @@ def sts_evaluator(
 ) -> Evaluator:
     """`sts` on `data`, as a function of the model alone."""
 
-    def evaluate(embedder: Encoder) -> dict[str, float]:
+    def evaluate(embedder: TextEncoder) -> dict[str, float]:
         return sts(embedder, data.first, data.second, data.scores, similarities=similarities, prompt_name=prompt_name)
 
     return evaluate

@@ -11,7 +11,7 @@ class Module(nnx.Module):
 
     Assigning to or deleting an attribute raises `dataclasses.FrozenInstanceError`.
 
-        embedder = dataclasses.replace(embedder, pooling=("cls",))  # a copy that shares all else
+        embedder = dataclasses.replace(embedder, pooling=Cls())  # a copy that shares all else
     """
 
     if not TYPE_CHECKING:  # so that an assignment is an error for type checkers, too

@@ -173,7 +173,7 @@ def adaptive_layers(
     _check_per_step("layers_per_step", layers_per_step, math.inf if prior is None else len(prior))
 
     def needed(model: Embedder) -> tuple[int, ...]:
-        return (*_before_last(prior, model), model.encoder.config.layers)
+        return (*_before_last(prior, model), model.depth)
 
     def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
         count = next(iter(embeddings.values())).shape[-2] - 1
@@ -275,7 +275,7 @@ def espresso(
     unit = _unit if normalize else lambda x: x
 
     def needed(model: Embedder) -> tuple[int, ...]:
-        return (*_before_last(prior, model), model.encoder.config.layers)
+        return (*_before_last(prior, model), model.depth)
 
     def alignment(x: Embeddings) -> jax.Array:
         """A, of each record the mean over its texts, `[N]`."""
@@ -374,7 +374,7 @@ def starbucks(
     unit = _unit if normalize else lambda x: x
 
     def needed(model: Embedder) -> tuple[int, ...]:
-        if sizes[-1] != (full := (model.encoder.config.layers, model.dim)):
+        if sizes[-1] != (full := (model.depth, model.dim)):
             raise ValueError(f"the last of sizes must be the full size {full}; got {sizes[-1]}")
         return tuple(n for n, _ in sizes)
 
@@ -455,7 +455,7 @@ def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
 
 def _before_last(prior: tuple[int, ...] | None, model: Embedder) -> Sequence[int]:
     """The layers `prior`, or all before the last."""
-    last = model.encoder.config.layers
+    last = model.depth
     if prior is not None and max(prior) >= last:
         raise ValueError(f"layers must be before the last, {last}; got {prior}")
     return range(1, last) if prior is None else prior

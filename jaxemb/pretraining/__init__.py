@@ -7,7 +7,6 @@ from jaxemb.pretraining.definitions import (
     entry_cross_entropy,
     entry_embeddings,
     isotropic_entries,
-    mask_pooling,
     prompted,
 )
 from jaxemb.pretraining.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
@@ -32,7 +31,6 @@ __all__ = [
     "entry_cross_entropy",
     "entry_embeddings",
     "isotropic_entries",
-    "mask_pooling",
     "mask_tokens",
     "mask_words",
     "masked_autoencoding",

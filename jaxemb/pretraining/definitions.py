@@ -26,20 +26,17 @@ import scipy.linalg
 from flax import nnx
 
 from jaxemb import isotropy
-from jaxemb.embedder import Dense, Embedder
+from jaxemb.checkpoints.heads import read_head
+from jaxemb.embedder import Dense, Embedder, transformer_of
+from jaxemb.encoders.families import family_of
 from jaxemb.nn import Linear, Module
 from jaxemb.objectives.columns import Batch, Objective
-from jaxemb.pooling import Pooling
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel
 from jaxemb.types import Tokens
 
 if TYPE_CHECKING:
     from jaxemb.data import Definitions
     from jaxemb.sentence_embedder import SentenceEmbedder
-
-# Of checkpoints, the layer whose weights the projection starts with, and its activation. RoBERTa has no pre-trained
-# pooler, so that the head of its language model comes first.
-_POOLERS = (("lm_head.dense", "gelu"), ("pooler.dense", "tanh"), ("cls.predictions.transform.dense", "gelu"))
 
 
 def definition_to_word(column: str = "definition", word: str = "word") -> Objective:
@@ -69,9 +66,9 @@ def definition_to_word(column: str = "definition", word: str = "word") -> Object
         if not isinstance(model, MaskedLanguageModel):
             raise TypeError(f"definition_to_word trains a MaskedLanguageModel; got {type(model).__name__}")
         _require(batch, column, word)
-        encoder = model.embedder.encoder
-        if model.embedder.dim != encoder.config.dim:
-            raise ValueError(f"embeddings must have the states' {encoder.config.dim} dims; got {model.embedder.dim}")
+        encoder = transformer_of(model.embedder)
+        if model.embedder.dim != encoder.dim:
+            raise ValueError(f"embeddings must have the states' {encoder.dim} dims; got {model.embedder.dim}")
         embeddings = jax.lax.stop_gradient(encoder.embeddings)
         embedder = dataclasses.replace(model.embedder, encoder=dataclasses.replace(encoder, embeddings=embeddings))
         h = embedder(batch[column], key=key)
@@ -98,15 +95,22 @@ class EntryPredictor(Module):
         Raises:
           ValueError: if its embeddings have not the dimension that the layer takes.
         """
-        dim = embedder.model.dim
-        stored = embedder.format.encoder.unused
-        for layer, activation in _POOLERS:
-            if weight := next((name for name in stored if name.endswith(f"{layer}.weight")), None):
-                kernel = jnp.asarray(stored[weight], jnp.float32).T
-                if kernel.shape[0] != dim:
-                    raise ValueError(f"{weight} takes {kernel.shape[0]} dims; the embeddings have {dim}")
-                bias = jnp.asarray(stored[weight.removesuffix("weight") + "bias"], jnp.float32)
-                return cls(embedder.model, Dense(linear=Linear(kernel, bias), activation=activation))
+        dim, format = embedder.model.dim, embedder.format.encoder
+        layers = [
+            (read_head(format, "masked_language"), "transform", "gelu"),
+            (read_head(format, "pooler"), "dense", "tanh"),
+        ]
+        # RoBERTa has no pre-trained pooler, so that the head of its language model comes first.
+        for stored, layer, activation in reversed(layers) if family_of(format.config).pooler_is_trained else layers:
+            if (kernel := stored.get(f"{layer}.kernel")) is None:
+                continue
+            if kernel.shape[0] != dim:
+                raise ValueError(
+                    f"the checkpoint's {layer} layer takes {kernel.shape[0]} dims; the embeddings have {dim}"
+                )
+            bias = stored.get(f"{layer}.bias")
+            linear = Linear(jnp.asarray(kernel), None if bias is None else jnp.asarray(bias))
+            return cls(embedder.model, Dense(linear=linear, activation=activation))
         return cls(embedder.model, Dense(linear=Linear(jnp.eye(dim), jnp.zeros(dim)), activation="tanh"))
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
@@ -238,24 +242,13 @@ def isotropic_entries(
 
 
 def prompted(texts: Sequence[str], mask: str = "[MASK]") -> list[str]:
-    """`This sentence : "<text>" means [MASK] . `, of which `mask_pooling` takes the state at the mask token.
+    """`This sentence : "<text>" means [MASK] . `, of which `pooling.AtToken` takes the state at the mask token.
 
     Raises ValueError for a text that has a mask token itself.
     """
     if (found := next((text for text in texts if mask in text), None)) is not None:
         raise ValueError(f"texts must not contain {mask}; got {found!r}")
     return [f'This sentence : "{text}" means {mask} . ' for text in texts]
-
-
-def mask_pooling(mask_id: int) -> Pooling:
-    """The pooling that takes the state at a text's token `mask_id`; of several their mean, of none NaN."""
-
-    def pool(states: jax.Array, tokens: Tokens) -> jax.Array:
-        slots = jnp.arange(1, tokens.texts_per_row + 1)[:, None]
-        at_mask = ((tokens.segment_ids[:, None] == slots) & (tokens.ids == mask_id)[:, None]).astype(states.dtype)
-        return jnp.einsum("bst,btd->bsd", at_mask, states) / at_mask.sum(axis=-1, keepdims=True)
-
-    return pool
 
 
 def _require(batch: dict[str, Any], column: str, target: str, *others: str) -> None:

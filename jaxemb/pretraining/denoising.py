@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.embedder import Embedder
+from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.transformer import Layer, Transformer, make_norm
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
@@ -112,7 +112,8 @@ class Decoder(Module):
     @classmethod
     def init(cls, key: jax.Array, embedder: Embedder, layers: int | None = None) -> "Decoder":
         """A randomly initialised decoder; `layers` as in `DenoisingAutoEncoder.init`."""
-        c = embedder.encoder.config
+        encoder = transformer_of(embedder)
+        c = encoder.config
         depth = c.layers if layers is None else layers
         km, kt, kl = jax.random.split(key, 3)
         init = lambda k: Linear.init(k, embedder.dim, c.dim, True, c.initializer_range)
@@ -122,7 +123,7 @@ class Decoder(Module):
             memory_norm=norms if c.norm_placement == "post" else None,
             transform=Linear.init(kt, c.dim, c.dim, True, c.initializer_range),
             transform_norm=make_norm(c, c.dim),
-            bias=jnp.zeros(embedder.encoder.embeddings.tokens.shape[0]),
+            bias=jnp.zeros(encoder.embeddings.tokens.shape[0]),
             layers=None if layers is None else jax.vmap(lambda k: Layer.init(k, c))(jax.random.split(kl, depth)),
         )
 
@@ -206,8 +207,8 @@ class DenoisingAutoEncoder(Module):
         Raises:
           ValueError: for fewer than one layer, or more than the encoder has.
         """
-        if layers is not None and not 1 <= layers <= embedder.encoder.config.layers:
-            raise ValueError(f"layers must be in 1..{embedder.encoder.config.layers} or None; got {layers}")
+        if layers is not None and not 1 <= layers <= embedder.depth:
+            raise ValueError(f"layers must be in 1..{embedder.depth} or None; got {layers}")
         return cls(embedder=embedder, decoder=Decoder.init(key, embedder, layers))
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
@@ -245,7 +246,7 @@ def denoising(column: str, pieces: np.ndarray, *, ratio: float = 0.6) -> Objecti
         noise, encoder_key, decoder_key = (None, None, None) if key is None else jax.random.split(key, 3)
         damaged = tokens if noise is None else delete_words(tokens, noise, pieces, ratio=ratio)
         embeddings = model.embedder(damaged, key=encoder_key)
-        losses = model.decoder.losses(model.embedder.encoder, tokens, embeddings, key=decoder_key)
+        losses = model.decoder.losses(transformer_of(model.embedder), tokens, embeddings, key=decoder_key)
         return losses, {column: embeddings}
 
     return objective

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb import pooling
+from jaxemb.embedder import transformer_of
 from jaxemb.encoders.transformer import Embeddings, Layer, Transformer
 from jaxemb.nn import Module
 from jaxemb.objectives.columns import Batch, Objective, text_column
+from jaxemb.pooling import Cls, to_slots
 from jaxemb.pretraining.denoising import CONTINUATION, SPECIAL
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel, replace_masked
 from jaxemb.types import Tokens
@@ -41,7 +42,7 @@ class MaskedAutoEncoder(Module):
     @classmethod
     def of(cls, language_model: MaskedLanguageModel) -> "MaskedAutoEncoder":
         """The model with a copy of its first layer as decoder."""
-        layers = language_model.embedder.encoder.layers
+        layers = transformer_of(language_model.embedder).layers
         return cls(language_model, jax.tree.map(lambda leaf: jnp.array(leaf[:1]), layers))
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
@@ -49,7 +50,7 @@ class MaskedAutoEncoder(Module):
 
     def decode(self, tokens: Tokens, bottlenecks: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The decoder's states `[B, T, D]` of texts whose first token is their bottleneck vector, of `[B, S, D]`."""
-        encoder = self.language_model.embedder.encoder
+        encoder = transformer_of(self.language_model.embedder)
         c = encoder.config
         embeddings = _WithBottlenecks(embeddings=encoder.embeddings, bottlenecks=bottlenecks)
         return Transformer(
@@ -88,13 +89,14 @@ class MaskedAutoEncoder(Module):
         (seen, hidden), (seen_by_decoder, hidden_from_decoder) = encoded, decoded
         key_encoder, key_decoder = (None, None) if key is None else jax.random.split(key)
         keys = None if key_decoder is None else jax.random.split(key_decoder, len(sizes))
-        states = model.embedder.encoder.at_layers(seen, [n for n, _ in sizes], lambda x: x, key=key_encoder)
+        encoder = transformer_of(model.embedder)
+        states = encoder.at_layers(seen, [n for n, _ in sizes], lambda x: x, key=key_encoder)
         # The same as slices, but one program for all sizes.
         kept = jnp.arange(states.shape[-1]) < jnp.array([d for _, d in sizes])[:, None, None, None]
 
         def of_size(inputs):
             states, dropout = inputs
-            bottlenecks = model.head.hidden(pooling.cls(states, seen).astype(states.dtype))
+            bottlenecks = model.head.hidden(to_slots(Cls()(states, seen), seen).astype(states.dtype))
             restored = self.decode(seen_by_decoder, bottlenecks, key=dropout)
             by_head = model.losses(states, tokens, hidden, most=most[0])
             by_decoder = model.losses(restored, tokens, hidden_from_decoder, most=most[1])
@@ -196,9 +198,9 @@ def masked_autoencoding(
     def objective(model: MaskedAutoEncoder, batch: Batch, key: jax.Array | None):
         if not isinstance(model, MaskedAutoEncoder):
             raise TypeError(f"masked_autoencoding trains a MaskedAutoEncoder; got {type(model).__name__}")
-        c = model.language_model.embedder.encoder.config
-        if sizes[-1] != (c.layers, c.dim):
-            raise ValueError(f"the last of sizes must be the full size {(c.layers, c.dim)}; got {sizes[-1]}")
+        encoder = transformer_of(model.language_model.embedder)
+        if sizes[-1] != (full := (encoder.depth, encoder.dim)):
+            raise ValueError(f"the last of sizes must be the full size {full}; got {sizes[-1]}")
         tokens = text_column(batch, column)
         key_words, key_encoder, key_decoder, key_dropout = jax.random.split(
             jax.random.key(0) if key is None else key, 4

@@ -18,26 +18,20 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxemb.embedder import Embedder
+from jaxemb.checkpoints.heads import read_head, write_head
+from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.transformer import TransformerConfig, make_norm
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pretraining.denoising import SPECIAL
+from jaxemb.trees import by_path
 from jaxemb.types import Tokens
 
 if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
-# What checkpoints call the head's dense layer, its norm, and the bias of the output.
-_NAMES = (
-    ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
-    ("cls.predictions.transform.dense", "cls.predictions.transform.layer_norm", "cls.predictions.bias"),
-    ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
-    ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-    ("head.dense", "head.norm", "decoder.bias"),
-)
-# Copies of the bias and of the embeddings that checkpoints may hold as well.
-_TIED = ("cls.predictions.decoder.", "lm_head.decoder.", "vocab_projector.weight", "decoder.weight")
+# The leaves without which there is no head in a checkpoint.
+_NEEDED = {"transform.kernel", "norm.weight", "bias"}
 
 
 @nnx.dataclass
@@ -77,44 +71,39 @@ class MaskedLanguageModel(Module):
 
     @classmethod
     def init(cls, key: jax.Array, embedder: Embedder) -> "MaskedLanguageModel":
-        """A new head for an embedder."""
-        encoder = embedder.encoder
+        """A new head for an embedder. Raises TypeError if its encoder is no transformer."""
+        encoder = transformer_of(embedder)
         return cls(embedder, MaskedLanguageHead.init(key, encoder.config, encoder.embeddings.tokens.shape[0]))
 
     @classmethod
     def of(cls, embedder: "SentenceEmbedder", key: jax.Array) -> "MaskedLanguageModel":
-        """The model of `embedder` with the head that its checkpoint has, or a new one if it has none."""
-        model = cls.init(key, embedder.model)
-        if (names := _head_names(embedder)) is None:
+        """The model of `embedder` with the head that its checkpoint has, or a new one if it has none.
+
+        Raises:
+          TypeError: if its encoder is no transformer.
+          ValueError: if the output matrix of the checkpoint's head is not the token embeddings.
+        """
+        model, format = cls.init(key, embedder.model), embedder.format.encoder
+        stored = {leaf: jnp.asarray(array) for leaf, array in read_head(format, "masked_language").items()}
+        if not stored.keys() >= _NEEDED:
             return model
-        dense, norm, bias = names
-        stored = {name: jnp.asarray(a, jnp.float32) for name, a in embedder.format.encoder.unused.items()}
+        if not format.config.get("tie_word_embeddings", True):
+            raise ValueError("config.json: tie_word_embeddings=false is not supported for a masked language model")
+        weight, bias = stored["norm.weight"], stored.get("norm.bias")
         head = MaskedLanguageHead(
-            transform=Linear(stored[f"{dense}.weight"].T, stored.get(f"{dense}.bias")),
-            norm=dataclasses.replace(
-                model.head.norm, weight=stored[f"{norm}.weight"], bias=stored.get(f"{norm}.bias"), weight_offset=0.0
-            ),
-            bias=stored[bias],
+            transform=Linear(stored["transform.kernel"], stored.get("transform.bias")),
+            norm=dataclasses.replace(model.head.norm, weight=weight, bias=bias, weight_offset=0.0),
+            bias=stored["bias"],
         )
         return dataclasses.replace(model, head=head)
 
     def into(self, embedder: "SentenceEmbedder") -> "SentenceEmbedder":
         """`embedder` with this model; it is saved with this head if its checkpoint has one."""
-        if (names := _head_names(embedder)) is None:
+        format = embedder.format.encoder
+        if not read_head(format, "masked_language").keys() >= _NEEDED:
             return embedder.replace(model=self.embedder)
-        dense, norm, bias = names
-        now = {
-            f"{dense}.weight": self.head.transform.kernel.T,
-            f"{dense}.bias": self.head.transform.bias,
-            f"{norm}.weight": self.head.norm.weight,
-            f"{norm}.bias": self.head.norm.bias,
-            bias: self.head.bias,
-        }
-        encoder = embedder.format.encoder
-        unused = {name: a for name, a in encoder.unused.items() if not name.startswith(_TIED)}
-        unused |= {n: np.ascontiguousarray(now[n], a.dtype) for n, a in unused.items() if n in now}
-        format = dataclasses.replace(embedder.format, encoder=dataclasses.replace(encoder, unused=unused))
-        return embedder.replace(model=self.embedder, format=format)
+        format = write_head(format, "masked_language", by_path(self.head))
+        return embedder.replace(model=self.embedder, format=dataclasses.replace(embedder.format, encoder=format))
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
         return self.embedder(tokens, key=key)
@@ -134,7 +123,7 @@ class MaskedLanguageModel(Module):
         size = hidden.size if most is None else min(most, hidden.size)
         (where,) = jnp.nonzero(hidden.ravel(), size=size, fill_value=hidden.size)
         pick = lambda x: jnp.take(x.reshape(-1, *x.shape[2:]), where, axis=0, mode="clip")
-        logits = self.head(pick(states), self.embedder.encoder.embeddings.tokens)
+        logits = self.head(pick(states), transformer_of(self.embedder).embeddings.tokens)
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, pick(jnp.asarray(tokens.ids)))
         losses = jnp.where(where < hidden.size, losses, 0.0)
         slots = jnp.arange(tokens.ids.shape[0])[:, None] * tokens.texts_per_row + jnp.maximum(tokens.segment_ids - 1, 0)
@@ -246,8 +235,3 @@ def _check(ratio: float, random: float, kept: float, mask_id: int, vocabulary: i
         raise ValueError(f"random and kept must be shares >= 0 of a sum <= 1; got {random=}, {kept=}")
     if not 0 <= mask_id < vocabulary:
         raise ValueError(f"mask_id must be in 0..{vocabulary - 1}, the tokens of pieces; got {mask_id}")
-
-
-def _head_names(embedder: "SentenceEmbedder") -> tuple[str, str, str] | None:
-    unused = embedder.format.encoder.unused
-    return next((n for n in _NAMES if {f"{n[0]}.weight", f"{n[1]}.weight", n[2]} <= unused.keys()), None)

@@ -20,9 +20,9 @@ import numpy as np
 import jaxemb
 from jaxemb.data import batches, from_list, mixture, python_code
 from jaxemb.evaluate import (
-    Encoder,
     RetrievalScores,
     RetrievalSet,
+    TextEncoder,
     metrics,
     retrieval_per_query,
 )
@@ -155,13 +155,13 @@ def search_task(records: Sequence[Pair]) -> RetrievalSet:
     )
 
 
-def evaluate(encoder: Encoder, records: Sequence[Pair]) -> RetrievalScores:
+def evaluate(encoder: TextEncoder, records: Sequence[Pair]) -> RetrievalScores:
     """Retrieval metrics per query on `search_task(records)`."""
     task = search_task(records)
     return retrieval_per_query(encoder, task.queries, task.corpus, task.qrels, ks=_KS)
 
 
-def _validate(encoder: Encoder, records: Sequence[Pair]) -> dict[str, float]:
+def _validate(encoder: TextEncoder, records: Sequence[Pair]) -> dict[str, float]:
     means = evaluate(encoder, records).means()
     return {name: means[name] for name in ("ndcg@10", "recall@10")}
 
@@ -232,7 +232,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
 class _Remembering:
     """An encoder that encodes no text twice."""
 
-    embedder: Encoder
+    embedder: TextEncoder
     known: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> np.ndarray:
@@ -274,7 +274,7 @@ def _build_index(out: Path, code_base: Sequence[Pair], embedder: SentenceEmbedde
     return build_index(out / "index", records, embedder, model=model, show_progress=progress)
 
 
-def _examples(before: Encoder, after: Encoder, records: Sequence[Pair]) -> list[Example]:
+def _examples(before: TextEncoder, after: TextEncoder, records: Sequence[Pair]) -> list[Example]:
     """Questions whose answer moved, evenly from the large rises to the large falls, with their first hits."""
     queries, bodies = [pair["query"] for pair in records], [pair["body"] for pair in records]
     found = [topk_search(encoder.encode(queries), encoder.encode(bodies), len(records)) for encoder in (before, after)]

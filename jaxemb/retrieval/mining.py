@@ -13,7 +13,7 @@ import numpy as np
 from jaxemb.data.records import Source
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.similarity import PAIRED
-from jaxemb.text_encoder import Encoder, stored_prompt
+from jaxemb.text_encoder import TextEncoder, stored_prompt
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -305,7 +305,7 @@ _FORMATS = {
 
 
 def mine_hard_negatives(
-    embedder: Encoder,
+    embedder: TextEncoder,
     records: Source | Sequence[Mapping[str, Any]],
     corpus: Sequence[str] | None = None,
     *,

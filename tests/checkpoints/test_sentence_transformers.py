@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from jaxemb.checkpoints import CheckpointError, read_tensors, write_tensors
 from jaxemb.embedder import Dense, Normalize
-from jaxemb.nn import Norm
+from jaxemb.nn import Linear, Norm
+from jaxemb.pooling import Attention, AtToken, Cls, Concatenation, Mean, names_of
 from jaxemb.sentence_embedder import load
 
 
@@ -60,7 +62,7 @@ def directory(write_encoder) -> Path:
 
 def test_everything_in_a_directory_is_read(directory):
     embedder = load(directory)
-    assert embedder.model.pooling == ("cls", "mean")
+    assert embedder.model.pooling == Concatenation((Cls(), Mean()))
     dense, norm, normalize = embedder.model.heads
     assert isinstance(dense, Dense)
     assert isinstance(norm, Norm)
@@ -103,7 +105,7 @@ def test_saving_what_was_loaded_gives_the_same_directory(directory, tmp_path):
 
 def test_minilm_round_trip_is_byte_equal(minilm, tmp_path):
     embedder = load(minilm)
-    assert (embedder.model.pooling, embedder.max_length, embedder.model.encoder.config.layers) == (("mean",), 256, 6)
+    assert (embedder.model.pooling, embedder.max_length, embedder.model.depth) == (Mean(), 256, 6)
     embedder.save(tmp_path / "saved")
     original, saved = read_tensors(minilm), read_tensors(tmp_path / "saved")
     assert set(saved) == set(original)
@@ -119,7 +121,7 @@ def test_minilm_round_trip_is_byte_equal(minilm, tmp_path):
 
 def test_a_bare_encoder_gets_mean_pooling(write_encoder):
     embedder = load(write_encoder())
-    assert (embedder.model.pooling, embedder.model.heads) == (("mean",), ())
+    assert (embedder.model.pooling, embedder.model.heads) == (Mean(), ())
     assert embedder.max_length == 9  # what the position table holds
     assert embedder.similarity_fn_name == "cosine"
 
@@ -157,9 +159,31 @@ def test_pooling_in_old_and_new_keys_is_read_and_kept(directory, tmp_path, confi
     _write_json(directory / "modules.json", modules)
     _write_json(directory / "1_Pooling" / "config.json", config)
     embedder = load(directory)
-    assert embedder.model.pooling == expected
+    assert names_of(embedder.model.pooling) == expected
     embedder.save(tmp_path / "saved")
-    assert load(tmp_path / "saved").model.pooling == expected
+    assert names_of(load(tmp_path / "saved").model.pooling) == expected
+
+
+def test_a_pooling_with_weights_is_written_as_a_module_of_our_own(directory, tmp_path):
+    embedder = load(directory)  # whose heads are stored in f16
+    draw = lambda *shape: np.random.default_rng(2).normal(size=shape).astype(np.float16).astype(np.float32)
+    attention = Attention(Linear(draw(4, 3), draw(3)), draw(3))
+    model = dataclasses.replace(embedder.model, pooling=attention, heads=())
+    embedder.replace(model=model).save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    jax.tree.map(np.testing.assert_array_equal, again.model, model)
+    assert again.model.dim == 4
+    types = [module["type"] for module in json.loads((tmp_path / "saved" / "modules.json").read_text())]
+    assert types == ["sentence_transformers.models.Transformer", "jaxemb.pooling.Attention"]
+
+
+def test_a_pooling_that_the_format_cannot_say_is_not_saved(directory, tmp_path):
+    embedder = load(directory)
+    for pooling, name in ((AtToken(4), "AtToken"), (Concatenation((Mean(), AtToken(4))), "Concatenation")):
+        with pytest.raises(
+            ValueError, match=f"a {name} pooling cannot be saved: a model directory holds one or several"
+        ):
+            embedder.replace(model=dataclasses.replace(embedder.model, pooling=pooling)).save(tmp_path / "saved")
 
 
 def test_module_paths_of_newer_releases_are_read(directory):
@@ -237,9 +261,7 @@ def test_a_norm_that_the_format_cannot_say_is_not_saved(directory, tmp_path):
     embedder = load(directory)
     dense, norm, normalize = embedder.model.heads
     other = Norm(norm.weight, norm.bias, kind="layer", eps=1e-12)
-    model = type(embedder.model)(
-        encoder=embedder.model.encoder, heads=(dense, other, normalize), pooling=("cls", "mean")
-    )
+    model = dataclasses.replace(embedder.model, heads=(dense, other, normalize))
     with pytest.raises(ValueError, match="a norm head must be a LayerNorm with bias and eps=1e-05"):
         embedder.replace(model=model).save(tmp_path / "saved")
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]  # nothing half-written stays behind

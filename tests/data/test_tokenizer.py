@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxemb.data import Tokenizer
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer
 
 
 def test_a_vocabulary_alone_gives_bert_word_pieces(tokenizer):
@@ -73,3 +73,28 @@ def test_a_directory_without_a_tokenizer_says_how_to_make_one(tmp_path):
         FileNotFoundError, match=r"expected tokenizer.json or vocab.txt; found spiece.model.*save_pretrained"
     ):
         Tokenizer.from_directory(tmp_path)
+
+
+def test_a_tokenizer_is_made_from_texts(tmp_path):
+    tokenizer = Tokenizer.train(["the cat sat on the mat", "The cats sat"] * 9, 40)
+    assert tokenizer.vocab_size <= 40 and tokenizer.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    pieces = [tokenizer.backend.id_to_token(i) for i in tokenizer(["The cats!"])[0]]
+    assert pieces[:2] == ["[CLS]", "the"] and pieces[-2:] == ["[UNK]", "[SEP]"]
+    tokenizer.save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.special_ids == tokenizer.special_ids
+    np.testing.assert_array_equal(again(["The cats!"])[0], tokenizer(["The cats!"])[0])
+    padding_second = Tokenizer.train(["a b"], 40, special_tokens=("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"))
+    assert padding_second.pad_id == 1
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (("[PAD]", "a"), r"vocabulary must have the tokens .*; it lacks \[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
+        ((*SPECIAL_TOKENS, "a", "a"), "vocabulary must have each token once; got 7, 6 different ones"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(vocabulary, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.word_piece(vocabulary)

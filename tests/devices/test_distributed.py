@@ -90,8 +90,7 @@ class Bag:
     dim = 16
 
     def __call__(self, tokens, *, key=None, dim=None):
-        x = pooling.mean(jnp.tanh(self.table[tokens.ids] @ self.kernel), tokens).reshape(-1, self.dim)
-        return x if tokens.slots is None else x[tokens.slots]
+        return pooling.Mean()(jnp.tanh(self.table[tokens.ids] @ self.kernel), tokens)
 
 
 def small_model() -> Bag:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxemb import pooling
 from jaxemb.embedder import Dense, Embedder, Normalize
 from jaxemb.encoders.hashed_bag import HashedBag
 from jaxemb.nn import Linear, Norm
@@ -45,13 +46,17 @@ def test_what_modules_refuse():
         lambda: Norm(np.ones(2), kind="batch"): "kind must be 'layer' or 'rms'; got 'batch'",
         lambda: Norm(np.ones(2), eps=0.0): "eps must be > 0; got 0.0",
         lambda: dataclasses.replace(HEAD, activation="relo"): "activation must be one of .*; got 'relo'",
-        lambda: Embedder(None, pooling="mean"): "pooling must be a tuple of some of .*; got 'mean'",
-        lambda: Embedder(None, pooling=()): r"pooling must be a tuple of some of .*; got \(\)",
-        lambda: Embedder(None, pooling=("mean", "men")): r"pooling must be .*; got \('mean', 'men'\)",
+        lambda: pooling.named("mean"): "pooling must be one or several of .*; got 'mean'",
+        lambda: pooling.named(()): r"pooling must be one or several of .*; got \(\)",
+        lambda: pooling.named(("mean", "men")): r"pooling must be .*; got \('mean', 'men'\)",
+        lambda: pooling.Concatenation(()): "parts must be one pooling or several; got none",
+        lambda: pooling.Attention.init(jax.random.key(0), 0): "dim and hidden must be at least 1; got 0 and 0",
         lambda: HashedBag.init(jax.random.key(0), dim=0): "dim must be at least 1 and std > 0; got 32768, 0 and 0.1",
     }.items():
         with pytest.raises(ValueError, match=message):
             make()
+    with pytest.raises(TypeError, match=r"pooling must be a jaxemb.pooling.Pooling, such as Mean\(\); got 'mean'"):
+        Embedder(None, pooling="mean")
 
 
 def test_every_module_of_the_library_is_frozen():

@@ -3,12 +3,16 @@
 `test_families_transformers` compares with transformers itself, in more ways, and is slow.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxemb
 from jaxemb.checkpoints import load_encoder, load_weights, read_tensors, save_weights
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer
 from jaxemb.encoders.families import family_of
 from jaxemb.types import Tokens
 
@@ -106,3 +110,25 @@ def test_nomic_bert_is_read_under_both_namings(families):
     assert any("attn.Wqkv" in name for name in read_tensors(published))
     assert any("self_attn.q_proj" in name for name in read_tensors(native))
     jax.tree.map(np.testing.assert_array_equal, load_encoder(published)[0], load_encoder(native)[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_new_model_is_written_as_transformers_writes_it(families, name, tmp_path):
+    """The names, shapes and types of tensors, but for poolers and buffers, which are no part of an encoder."""
+    directory = families[1] / ("nomic_bert-native" if name == "nomic_bert" else name)
+    config, theirs = json.loads((directory / "config.json").read_text()), read_tensors(directory)
+    words = [*SPECIAL_TOKENS, *map(str, range(20))]
+    words[0], words[config["pad_token_id"]] = words[config["pad_token_id"]], words[0]
+    made = []
+
+    def make():  # traced: how weights are drawn need not be compiled to know their shapes
+        made.append(jaxemb.new(name, config, Tokenizer.word_piece(words), key=jax.random.key(0)))
+        return made[0].model
+
+    model = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(make))
+    made[0].replace(model=model).save(tmp_path / "model")
+    ours, family = read_tensors(tmp_path / "model"), family_of(config)
+    expected = {n: tensor for n, tensor in theirs.items() if not family.leaves_unused(n)}
+    assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in expected.items()}
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
+    assert config["architectures"] == [family.model_types[name]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxemb.checkpoints import save_weights
+from jaxemb.pooling import Cls
 from jaxemb.pretraining import EntryPredictor, MaskedLanguageModel, definition_to_entry, definition_to_word
 from jaxemb.sentence_embedder import load
 from jaxemb.types import Tokens
@@ -48,7 +49,7 @@ def test_defsent(kept):
 
 def test_defsent_plus(kept):
     arrays, embedder = kept
-    embedder = embedder.replace(model=dataclasses.replace(embedder.model, pooling=("cls",)))
+    embedder = embedder.replace(model=dataclasses.replace(embedder.model, pooling=Cls()))
     model, batch = EntryPredictor.of(embedder), batch_of(arrays) | {"entries": arrays["entries"]}
     objective = definition_to_entry(chunk=5)
     value, gradient = value_and_gradient(lambda model: objective(model, batch, None)[0].mean(), model)
@@ -88,14 +89,24 @@ def test_a_head_is_written_and_read_again(kept, tmp_path):
 def test_where_the_projection_comes_from(kept):
     encoder = kept[1].format.encoder
 
-    def of(**layers):
-        unused = {name: encoder.unused[source] for name, source in layers.items()}
-        format = dataclasses.replace(kept[1].format, encoder=dataclasses.replace(encoder, unused=unused))
-        return EntryPredictor.of(kept[1].replace(format=format)).pooler
+    def of(model_type, **layers):
+        unused = {
+            f"{name}.{n}": encoder.unused[f"{source}.{n}"] for name, source in layers.items() for n in ("weight", "bias")
+        }
+        format = dataclasses.replace(encoder, config={"model_type": model_type}, unused=unused)
+        embedder = kept[1].replace(format=dataclasses.replace(kept[1].format, encoder=format))
+        return EntryPredictor.of(embedder).pooler
 
-    pooler = {f"bert.pooler.dense.{n}": f"bert.pooler.dense.{n}" for n in ("weight", "bias")}
-    head = {f"lm_head.dense.{n}": f"cls.predictions.transform.dense.{n}" for n in ("weight", "bias")}
-    transform = np.asarray(encoder.unused["cls.predictions.transform.dense.weight"]).T
-    assert (of(**pooler).activation, of(**pooler, **head).activation) == ("tanh", "gelu")
-    np.testing.assert_array_equal(of(**pooler, **head).linear.kernel, transform)
-    assert of().activation == "tanh" and np.array_equal(of().linear.kernel, np.eye(16))
+    pooler, transform = "bert.pooler.dense", "cls.predictions.transform.dense"
+    kernel = {name: np.asarray(encoder.unused[f"{name}.weight"]).T for name in (pooler, transform)}
+    bert, roberta = {pooler: pooler, transform: transform}, {"roberta.pooler.dense": pooler, "lm_head.dense": transform}
+    for model_type, layers, expected in (
+        ("bert", bert, (kernel[pooler], "tanh")),
+        ("bert", {transform: transform}, (kernel[transform], "gelu")),
+        ("roberta", roberta, (kernel[transform], "gelu")),
+        ("roberta", {"roberta.pooler.dense": pooler}, (kernel[pooler], "tanh")),
+        ("roberta", {}, (np.eye(16), "tanh")),
+    ):
+        found = of(model_type, **layers)
+        np.testing.assert_array_equal(found.linear.kernel, expected[0])
+        assert found.activation == expected[1]

@@ -11,6 +11,7 @@ from tiny_run import text_batch, tiny_model
 from jaxemb.data import Definitions
 from jaxemb.embedder import Dense
 from jaxemb.nn import Linear
+from jaxemb.pooling import AtToken, Cls, Concatenation, Mean
 from jaxemb.pretraining import (
     EntryPredictor,
     MaskedLanguageModel,
@@ -19,7 +20,6 @@ from jaxemb.pretraining import (
     entry_cross_entropy,
     entry_embeddings,
     isotropic_entries,
-    mask_pooling,
     prompted,
 )
 from jaxemb.types import Tokens
@@ -114,8 +114,8 @@ def test_the_state_at_the_mask_is_taken():
         texts_per_row=2,
     )
     states = np.arange(10, dtype=np.float32).reshape(2, 5, 1)
-    pooled = np.asarray(jax.jit(mask_pooling(9))(states, tokens))[..., 0]
-    np.testing.assert_array_equal(pooled, [[1, 3], [5, np.nan]])
+    pooled = np.asarray(jax.jit(lambda s, t: AtToken(9)(s, t))(states, tokens))[..., 0]
+    np.testing.assert_array_equal(pooled, [1, 3, 5, np.nan])
     assert prompted(["a dog"]) == ['This sentence : "a dog" means [MASK] . ']
     with pytest.raises(ValueError, match=r"must not contain \[MASK\]; got 'a \[MASK\]'"):
         prompted(["ok", "a [MASK]"])
@@ -137,7 +137,7 @@ def traced(objective, model, batch=BATCH):
                 jax.eval_shape(
                     MaskedLanguageModel.init,
                     jax.random.key(0),
-                    dataclasses.replace(tiny_model(), pooling=("cls", "mean")),
+                    dataclasses.replace(tiny_model(), pooling=Concatenation((Cls(), Mean()))),
                 ),
             ),
             ValueError,

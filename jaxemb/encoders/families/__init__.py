@@ -1,7 +1,20 @@
 """Checkpoint families: one file each, a config mapping and a weight table. `FAMILIES` is the one list of them."""
 
 from jaxemb.encoders.families import bert, distilbert, modernbert, mpnet, nomic_bert, roberta
-from jaxemb.encoders.families.family import Family, HfConfig, Weight
+from jaxemb.encoders.families.family import (
+    Family,
+    HeadKind,
+    HfConfig,
+    StoredHead,
+    Weight,
+    activation,
+    array,
+    linear,
+    modern,
+    norm,
+    require,
+    rope,
+)
 
 FAMILIES: dict[str, Family] = {
     model_type: module.FAMILY
@@ -18,4 +31,19 @@ def family_of(config: HfConfig) -> Family:
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "Family", "HfConfig", "Weight", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "HeadKind",
+    "HfConfig",
+    "StoredHead",
+    "Weight",
+    "activation",
+    "array",
+    "family_of",
+    "linear",
+    "modern",
+    "norm",
+    "require",
+    "rope",
+]

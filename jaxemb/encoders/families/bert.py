@@ -3,7 +3,19 @@
 Devlin et al. 2018 (arXiv:1810.04805): post-norm, learned positions, token types, exact gelu.
 """
 
-from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm, require
+from jaxemb.encoders.families.family import (
+    TASK_HEADS,
+    Family,
+    HfConfig,
+    StoredHead,
+    activation,
+    array,
+    linear,
+    masked_language_head,
+    norm,
+    pooler,
+    require,
+)
 from jaxemb.encoders.transformer import TransformerConfig
 
 
@@ -43,15 +55,21 @@ BERT_TABLE = (
 )
 
 FAMILY = Family(
-    model_types=("bert",),
+    model_types={"bert": "BertModel"},
     config=bert_config,
     tables=(BERT_TABLE,),
     prefixes=("bert.",),
-    ignored=(
-        r"embeddings\.(position_ids|token_type_ids)",
-        r"pooler\..*",
-        r"cls\..*",
-        r"classifier\..*",
-        r"qa_outputs\..*",
-    ),
+    heads={
+        "masked_language": masked_language_head(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.bias",
+            tensors=r"cls\.predictions\..*",
+        ),
+        "next_sentence": StoredHead(r"cls\.seq_relationship\..*"),
+        "pooler": pooler(),
+        **TASK_HEADS,
+    },
+    buffers=(r"embeddings\.(position_ids|token_type_ids)",),
+    pooler_is_trained=True,
 )

@@ -1,6 +1,15 @@
 """DistilBERT: BERT without token types, under names of its own. Sanh et al. 2019 (arXiv:1910.01108)."""
 
-from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm
+from jaxemb.encoders.families.family import (
+    TASK_HEADS,
+    Family,
+    HfConfig,
+    activation,
+    array,
+    linear,
+    masked_language_head,
+    norm,
+)
 from jaxemb.encoders.transformer import TransformerConfig
 
 
@@ -23,7 +32,7 @@ def distilbert_config(c: HfConfig) -> TransformerConfig:
 
 
 FAMILY = Family(
-    model_types=("distilbert",),
+    model_types={"distilbert": "DistilBertModel"},
     config=distilbert_config,
     tables=(
         (
@@ -41,10 +50,14 @@ FAMILY = Family(
         ),
     ),
     prefixes=("distilbert.",),
-    ignored=(
-        r"embeddings\.position_ids",
-        r"vocab_(transform|layer_norm|projector)\..*",
-        r"(pre_)?classifier\..*",
-        r"qa_outputs\..*",
-    ),
+    heads={
+        "masked_language": masked_language_head(
+            "vocab_transform",
+            "vocab_layer_norm",
+            "vocab_projector.bias",
+            tensors=r"vocab_(transform|layer_norm|projector)\..*",
+        ),
+        **TASK_HEADS,
+    },
+    buffers=(r"embeddings\.position_ids",),
 )

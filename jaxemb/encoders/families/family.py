@@ -1,10 +1,13 @@
-"""What a checkpoint family is: a mapping of its `config.json` and a table of its tensors. Nothing more."""
+"""What a checkpoint family is: a mapping of its `config.json` and tables of its tensors. Nothing more."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from jaxemb.encoders.transformer import RopeConfig, TransformerConfig
+import jax
+
+from jaxemb.encoders.transformer import RopeConfig, Transformer, TransformerConfig
 
 HfConfig = Mapping[str, Any]
 
@@ -31,23 +34,97 @@ class Weight:
 Table = tuple[Weight, ...]
 
 
+HeadKind = Literal[
+    "masked_language", "next_sentence", "pooler", "language", "classification", "question_answering", "projection"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredHead:
+    """A head that checkpoints of a family may hold beside the body.
+
+    Attributes:
+      tensors: a regular expression of the names of all its tensors, without prefix, also of those that only repeat
+        what is stored elsewhere (an output matrix that is the token embeddings).
+      table: the tensors that a module holds and its leaves, such as `MaskedLanguageHead`; () where there is no module.
+        Several rows of one leaf are spellings of which a checkpoint has one.
+    """
+
+    tensors: str
+    table: Table = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A checkpoint family.
 
     Attributes:
-      model_types: the values of `model_type` in `config.json` that belong to it.
+      model_types: the values of `model_type` in `config.json` that belong to it, and what transformers calls the
+        encoder of each.
       config: maps `config.json` to a `TransformerConfig`; raises ValueError for options it cannot honour.
-      tables: the weight tables in use for this family, one per published naming; the one that fits best is taken.
-      prefixes: what may stand before every name of the body (`bert.` when saved with a task head).
-      ignored: regular expressions of tensors, without prefix, that the encoder does not use (heads, buffers).
+      tables: the weight tables in use for this family, one per published naming; of a checkpoint, the one that fits
+        best is taken, and a new model is written in the first.
+      init: from a key and the configuration to an encoder with random weights.
+      prefixes: what may stand before every name of the body (`bert.` when saved with a head).
+      heads: the heads that its checkpoints may hold, by kind.
+      buffers: regular expressions of tensors, without prefix, that hold nothing learned.
+      pooler_is_trained: whether pre-training trains the pooler, as BERT's does by predicting the next sentence;
+        elsewhere checkpoints hold one that somebody's program added.
+      pad_id: the padding id that published code assumes whatever the configuration says; None where it does not.
     """
 
-    model_types: tuple[str, ...]
+    model_types: Mapping[str, str]
     config: Callable[[HfConfig], TransformerConfig]
     tables: tuple[Table, ...]
+    init: Callable[[jax.Array, TransformerConfig], Transformer] = Transformer.init
     prefixes: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    heads: Mapping[HeadKind, StoredHead] = dataclasses.field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+    pooler_is_trained: bool = False
+    pad_id: int | None = None
+
+    def short(self, name: str) -> str:
+        """The name of a tensor without prefix, and with today's names for those of TensorFlow's BERT."""
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        return modern(name.removeprefix(prefix))
+
+    def head_of(self, short: str) -> HeadKind | None:
+        """The kind of head that a tensor belongs to, by its short name."""
+        return next((kind for kind, head in self.heads.items() if re.fullmatch(head.tensors, short)), None)
+
+    def leaves_unused(self, short: str) -> bool:
+        """Whether a tensor is known not to be part of the encoder: that of a head, or a buffer."""
+        return self.head_of(short) is not None or any(re.fullmatch(pattern, short) for pattern in self.buffers)
+
+
+_LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's BERT
+
+
+def modern(name: str) -> str:
+    """The name of a tensor with today's suffixes."""
+    for old, new in _LEGACY_NAMES.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def masked_language_head(dense: str, norm_name: str, bias: str, tensors: str) -> StoredHead:
+    """A `MaskedLanguageHead`: a dense layer, a norm and the output's bias; its matrix is the token embeddings."""
+    table = (*linear(dense, "transform"), *norm(norm_name, "norm"), *array(bias, "bias"))
+    return StoredHead(tensors, table)
+
+
+def pooler() -> StoredHead:
+    """BERT's pooler: a `Linear`, called "dense", and tanh after it."""
+    return StoredHead(r"pooler\..*", linear("pooler.dense", "dense"))
+
+
+#: The heads of fine-tuned models of BERT's kind, and the projection of ColBERT's tokens.
+TASK_HEADS: Mapping[HeadKind, StoredHead] = {
+    "classification": StoredHead(r"(pre_)?classifier\..*"),
+    "question_answering": StoredHead(r"qa_outputs\..*"),
+    "projection": StoredHead(r"linear\.(weight|bias)"),
+}
 
 
 def array(name: str, leaf: str) -> Table:

@@ -3,7 +3,18 @@
 Warner et al. 2024 (arXiv:2412.13663). Local layers see the keys with |i - j| <= local_attention / 2.
 """
 
-from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm, require, rope
+from jaxemb.encoders.families.family import (
+    TASK_HEADS,
+    Family,
+    HfConfig,
+    activation,
+    array,
+    linear,
+    masked_language_head,
+    norm,
+    require,
+    rope,
+)
 from jaxemb.encoders.transformer import TransformerConfig
 
 
@@ -46,7 +57,7 @@ def modernbert_config(c: HfConfig) -> TransformerConfig:
 
 
 FAMILY = Family(
-    model_types=("modernbert",),
+    model_types={"modernbert": "ModernBertModel"},
     config=modernbert_config,
     tables=(
         (
@@ -62,5 +73,12 @@ FAMILY = Family(
         ),
     ),
     prefixes=("model.",),
-    ignored=(r"head\..*", r"decoder\..*", r"classifier\..*", r".*rotary_emb\.inv_freq"),
+    heads={
+        # Classifiers have a `head` of these names as well, before their `classifier`.
+        "masked_language": masked_language_head(
+            "head.dense", "head.norm", "decoder.bias", tensors=r"(head|decoder)\..*"
+        ),
+        **TASK_HEADS,
+    },
+    buffers=(r".*rotary_emb\.inv_freq",),
 )

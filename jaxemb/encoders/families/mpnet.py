@@ -3,7 +3,8 @@
 Song et al. 2020 (arXiv:2004.09297). The relative bias has 32 buckets up to distance 128.
 """
 
-from jaxemb.encoders.families.family import Family, HfConfig, activation, array, linear, norm
+from jaxemb.encoders.families.family import TASK_HEADS, Family, HfConfig, activation, array, linear, norm, pooler
+from jaxemb.encoders.families.roberta import LM_HEAD
 from jaxemb.encoders.transformer import TransformerConfig
 
 _POSITION_OFFSET = 2  # the published implementation fixes the padding id at 1, whatever the configuration says
@@ -32,7 +33,7 @@ def mpnet_config(c: HfConfig) -> TransformerConfig:
 
 
 FAMILY = Family(
-    model_types=("mpnet",),
+    model_types={"mpnet": "MPNetModel"},
     config=mpnet_config,
     tables=(
         (
@@ -51,5 +52,7 @@ FAMILY = Family(
         ),
     ),
     prefixes=("mpnet.",),
-    ignored=(r"embeddings\.position_ids", r"pooler\..*", r"lm_head\..*", r"classifier\..*", r"qa_outputs\..*"),
+    heads={"masked_language": LM_HEAD, "pooler": pooler(), **TASK_HEADS},
+    buffers=(r"embeddings\.position_ids",),
+    pad_id=_POSITION_OFFSET - 1,
 )

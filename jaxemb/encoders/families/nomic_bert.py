@@ -4,7 +4,20 @@ Nussbaum et al. 2024 (arXiv:2402.01613). Its configuration and tensors exist und
 published checkpoints (GPT-2's keys, fused `Wqkv`, `fc11` the value and `fc12` the gate) and that of transformers.
 """
 
-from jaxemb.encoders.families.family import Family, HfConfig, Table, activation, array, linear, norm, require, rope
+from jaxemb.encoders.families.family import (
+    TASK_HEADS,
+    Family,
+    HfConfig,
+    StoredHead,
+    Table,
+    activation,
+    array,
+    linear,
+    norm,
+    pooler,
+    require,
+    rope,
+)
 from jaxemb.encoders.transformer import TransformerConfig
 
 
@@ -104,9 +117,23 @@ _TRANSFORMERS: Table = (
 )
 
 FAMILY = Family(
-    model_types=("nomic_bert",),
+    model_types={"nomic_bert": "NomicBertModel"},
     config=nomic_bert_config,
-    tables=(_PUBLISHED, _TRANSFORMERS),
+    tables=(_TRANSFORMERS, _PUBLISHED),
     prefixes=("bert.", "nomic_bert."),
-    ignored=(r"pooler\..*", r"cls\..*", r"classifier\..*", r".*rotary_emb\.inv_freq"),
+    heads={
+        "masked_language": StoredHead(
+            r"cls\.predictions\..*",
+            (
+                *linear("cls.predictions.transform.dense", "transform"),
+                *norm("cls.predictions.transform.layer_norm", "norm"),
+                *norm("cls.predictions.transform.LayerNorm", "norm"),  # in transformers
+                *array("cls.predictions.bias", "bias"),
+            ),
+        ),
+        "next_sentence": StoredHead(r"cls\.seq_relationship\..*"),
+        "pooler": pooler(),
+        **TASK_HEADS,
+    },
+    buffers=(r".*rotary_emb\.inv_freq",),
 )

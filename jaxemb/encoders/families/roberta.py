@@ -7,7 +7,7 @@ Liu et al. 2019 (arXiv:1907.11692). Positions count from `pad_token_id + 1`, so 
 import dataclasses
 
 from jaxemb.encoders.families.bert import BERT_TABLE, bert_config
-from jaxemb.encoders.families.family import Family, HfConfig
+from jaxemb.encoders.families.family import TASK_HEADS, Family, HfConfig, masked_language_head, pooler
 from jaxemb.encoders.transformer import TransformerConfig
 
 
@@ -18,16 +18,13 @@ def roberta_config(c: HfConfig) -> TransformerConfig:
     return dataclasses.replace(config, position_offset=offset, max_positions=config.position_table - offset)
 
 
+LM_HEAD = masked_language_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", tensors=r"lm_head\..*")
+
 FAMILY = Family(
-    model_types=("roberta", "xlm-roberta", "camembert"),
+    model_types={"roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel", "camembert": "CamembertModel"},
     config=roberta_config,
     tables=(BERT_TABLE,),
     prefixes=("roberta.",),
-    ignored=(
-        r"embeddings\.(position_ids|token_type_ids)",
-        r"pooler\..*",
-        r"lm_head\..*",
-        r"classifier\..*",
-        r"qa_outputs\..*",
-    ),
+    heads={"masked_language": LM_HEAD, "pooler": pooler(), **TASK_HEADS},
+    buffers=(r"embeddings\.(position_ids|token_type_ids)",),
 )

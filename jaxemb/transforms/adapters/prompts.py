@@ -40,6 +40,10 @@ class PromptedTransformer(Module):
     def config(self) -> TransformerConfig:
         return self.transformer.config
 
+    @property
+    def dim(self) -> int:
+        return self.transformer.dim
+
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, **options: Any) -> jax.Array:
         """As `Transformer`: the states of the texts' own tokens, `[B, T, D]`, so that pooling sees no prompt."""
         inner, longer, places = self._prompted(tokens)

@@ -1,0 +1,61 @@
+"""The heads that stand beside an encoder in its checkpoint, under the names that its family gives them."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxemb.checkpoints.weights import CheckpointFormat
+from jaxemb.encoders.families import HeadKind, family_of
+
+
+def read_head(format: CheckpointFormat, kind: HeadKind) -> dict[str, np.ndarray]:
+    """The leaves of a head, f32 by dotted path; those that the checkpoint lacks are absent, all of them if it has none.
+
+    read_head(embedder.format.encoder, "masked_language")  # {"transform.kernel": [D, D], ...}
+    """
+    head = family_of(format.config).heads.get(kind)
+    names = _short_names(format)
+    return {
+        weight.leaves[0]: np.asarray(tensor.T if weight.transpose else tensor, np.float32)
+        for weight in (head.table if head else ())
+        if weight.name in names
+        for tensor in [format.unused[names[weight.name]]]
+    }
+
+
+def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.ndarray]) -> CheckpointFormat:
+    """The format with these leaves in place of those that the checkpoint has, each stored as it was.
+
+    Tensors that only repeat what is stored elsewhere are left out: who reads the checkpoint ties them.
+    """
+    family = family_of(format.config)
+    rows = {weight.name: weight for weight in family.heads[kind].table}
+    unused = {}
+    for name, tensor in format.unused.items():
+        short = family.short(name)
+        if family.head_of(short) != kind:
+            unused[name] = tensor
+        elif short in rows:
+            leaf = np.asarray(leaves[rows[short].leaves[0]])
+            unused[name] = np.ascontiguousarray(leaf.T if rows[short].transpose else leaf, tensor.dtype)
+    return dataclasses.replace(format, unused=unused)
+
+
+def tensors_of(format: CheckpointFormat, *kinds: HeadKind) -> tuple[str, ...]:
+    """The names of the checkpoint's tensors that belong to heads of these kinds."""
+    family = family_of(format.config)
+    return tuple(name for name in format.unused if family.head_of(family.short(name)) in kinds)
+
+
+def without_heads(format: CheckpointFormat) -> CheckpointFormat:
+    """The format of the encoder alone, with the architecture that transformers calls it by."""
+    family = family_of(format.config)
+    unused = {name: tensor for name, tensor in format.unused.items() if family.head_of(family.short(name)) is None}
+    architecture = family.model_types[format.config["model_type"]]
+    return dataclasses.replace(format, config={**format.config, "architectures": [architecture]}, unused=unused)
+
+
+def _short_names(format: CheckpointFormat) -> dict[str, str]:
+    family = family_of(format.config)
+    return {family.short(name): name for name in format.unused}

@@ -1,0 +1,76 @@
+"""What a pooling is, and how it reads rows that several texts share."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxemb.nn import Module
+from jaxemb.types import Tokens
+
+
+@nnx.dataclass
+class Pooling(Module):
+    """From states `[B, T, D]` of tokens to one vector per text, `[N, output_dim(D)]`; texts may share rows.
+
+    A subclass defines `__call__`, and `output_dim` if its vectors have another size than states; weights of its own are
+    trained with the model. `of_texts` and `members` do the bookkeeping of packed rows.
+
+        @nnx.dataclass
+        class Sum(Pooling):
+            def __call__(self, states, tokens):
+                return of_texts(jnp.einsum("bst,btd->bsd", members(tokens), states), tokens)
+    """
+
+    def __call__(self, states: jax.Array, tokens: Tokens) -> jax.Array:
+        """Vectors f32 `[N, output_dim(D)]` of the states `[B, T, D]`; zeros for a text without tokens."""
+        raise NotImplementedError
+
+    def output_dim(self, dim: int) -> int:
+        """The size of the vectors that states of `dim` dimensions give."""
+        return dim
+
+
+@nnx.dataclass
+class Concatenation(Pooling):
+    """The vectors of several poolings, one after the other, `[N, sum of their sizes]`. Raises ValueError for none."""
+
+    parts: tuple[Pooling, ...] = nnx.data()
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError("parts must be one pooling or several; got none")
+
+    def __call__(self, states: jax.Array, tokens: Tokens) -> jax.Array:
+        return jnp.concatenate([part(states, tokens) for part in self.parts], axis=-1)
+
+    def output_dim(self, dim: int) -> int:
+        return sum(part.output_dim(dim) for part in self.parts)
+
+
+def members(tokens: Tokens, dtype=jnp.float32) -> jax.Array:
+    """1 where token t belongs to text s of its row, `[B, S, T]`, S = `tokens.texts_per_row`."""
+    slots = jnp.arange(1, tokens.texts_per_row + 1)
+    return (tokens.segment_ids[:, None, :] == slots[None, :, None]).astype(dtype)
+
+
+def weighted_sum(states: jax.Array, weights: jax.Array) -> jax.Array:
+    """`sum_t w_st x_t`, f32 `[B, S, D]`, of states `[B, T, D]` and weights `[B, S, T]`."""
+    chex.assert_rank(states, 3)
+    chex.assert_equal_shape_prefix([states, weights.swapaxes(1, 2)], 2)
+    return jnp.einsum("bst,btd->bsd", weights, states, preferred_element_type=jnp.float32)
+
+
+def of_texts(by_slot: jax.Array, tokens: Tokens) -> jax.Array:
+    """What is in the text slots of rows, `[B, S, ...]`, by text, `[N, ...]`."""
+    flat = by_slot.reshape(-1, *by_slot.shape[2:])
+    return flat if tokens.slots is None else flat[tokens.slots]
+
+
+def to_slots(by_text: jax.Array, tokens: Tokens) -> jax.Array:
+    """What belongs to texts, `[N, ...]`, by the text slots of rows, `[B, S, ...]`; zeros where no text is."""
+    rows, per_row = tokens.ids.shape[0], tokens.texts_per_row
+    if tokens.slots is not None:
+        empty = jnp.zeros((rows * per_row, *by_text.shape[1:]), by_text.dtype)
+        by_text = empty.at[tokens.slots].set(by_text)
+    return by_text.reshape(rows, per_row, *by_text.shape[1:])
