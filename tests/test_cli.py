@@ -476,11 +476,12 @@ def test_an_option_that_run_does_not_take(capsys, tmp_path):
 
 
 TOY = """
-from tiny_run import FakeEmbedder, toy_run
+from tiny_run import toy_run
 import jax.numpy as jnp
+from jaxemb.checkpoints import Parameters
 
 def run(size=5):
-    return toy_run(embedder=lambda: FakeEmbedder({"w": jnp.zeros(5), "more": jnp.zeros((2**18, size))}))
+    return toy_run(embedder=lambda: Parameters({"w": jnp.zeros(5), "more": jnp.zeros((2**18, size))}))
 """
 
 

@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxemb
+from jaxemb.checkpoints import Parameters, read_tensors
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer
 from jaxemb.embedder import Embedder
 from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.nn import unit
 from jaxemb.objectives import on_columns
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import Run, adamw
 from jaxemb.types import Tokens
 
@@ -35,24 +39,22 @@ def tiny_model(seed: int = 0, **changes) -> Embedder:
     return Embedder(encoder=jax.tree_util.tree_map_with_path(draw, shapes))
 
 
-@dataclasses.dataclass(frozen=True)
-class FakeEmbedder:
-    """What `fit` asks of a SentenceEmbedder."""
-
-    model: Embedder
-
-    def replace(self, **changes) -> "FakeEmbedder":
-        return dataclasses.replace(self, **changes)
-
-    def save(self, path: Path) -> None:
-        path.mkdir(exist_ok=True)
-        leaves = jax.tree_util.tree_leaves_with_path(self.model)
-        np.savez(path / "model.npz", **{jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves})
+@functools.cache
+def tiny_embedder() -> SentenceEmbedder:
+    """A model of the same sizes that has a tokenizer and is saved as a directory."""
+    config = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+    }
+    tokenizer = Tokenizer.word_piece([*SPECIAL_TOKENS, *map(str, range(45))])
+    return jaxemb.new("bert", config, tokenizer, key=jax.random.key(0))
 
 
 def read_model(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path / "model.npz") as arrays:
-        return dict(arrays)
+    return dict(read_tensors(path))
 
 
 def text_batch(indices, texts_per_record: int = 1) -> Tokens:
@@ -103,14 +105,14 @@ CONTRASTIVE = on_columns(in_batch_softmax, "query", "document")
 PAIRWISE = on_columns(distance, "query", "document")
 
 
-def mean_similarity(embedder: FakeEmbedder) -> dict[str, float]:
+def mean_similarity(embedder: SentenceEmbedder) -> dict[str, float]:
     losses, _ = jax.jit(PAIRWISE)(embedder.model, pair_batch(range(8)), None)
     return {"similarity": float(jnp.mean(1 - losses))}
 
 
 def tiny_run(**changes) -> Run:
     settings = {
-        "embedder": lambda: FakeEmbedder(tiny_model()),
+        "embedder": tiny_embedder,
         "data": pairs,
         "objective": CONTRASTIVE,
         "optimizer": adamw(1e-2, 12),
@@ -140,7 +142,7 @@ def toy_objective(model, batch, key):
 def toy_run(**changes) -> Run:
     """A `tiny_run` without a transformer, for tests of the loop itself."""
     settings = {
-        "embedder": lambda: FakeEmbedder({"w": jnp.asarray(np.full(5, 0.5, np.float32))}),
+        "embedder": lambda: Parameters({"w": jnp.asarray(np.full(5, 0.5, np.float32))}),
         "objective": toy_objective,
         "evaluators": {"toy": lambda embedder: {"error": float(np.sum(np.abs(embedder.model["w"] - SCORES)))}},
     }

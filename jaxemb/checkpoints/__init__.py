@@ -3,6 +3,7 @@
 from jaxemb.checkpoints.heads import read_head, write_head
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.new import new_directory
+from jaxemb.checkpoints.parameters import Parameters
 from jaxemb.checkpoints.sentence_transformers import (
     DirectoryFormat,
     ModelDirectory,
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointFormat",
     "DirectoryFormat",
     "ModelDirectory",
+    "Parameters",
     "Placement",
     "load_encoder",
     "load_weights",

@@ -113,7 +113,7 @@ def write_tensors(
         if shards[-1] and tensor.nbytes > free:
             shards.append({})
             free = max_bytes
-        shards[-1][name] = np.ascontiguousarray(tensor)
+        shards[-1][name] = np.asarray(tensor, order="C")  # `ascontiguousarray` would give a scalar an axis
         free -= tensor.nbytes
     metadata = {"format": "pt"}  # transformers reads no file without it
     if len(shards) == 1:

@@ -32,7 +32,8 @@ class Run:
 
     Attributes:
       embedder: makes the embedder to start from, such as `lambda: jaxemb.load(...)`; with a mesh, what does not fit on
-        one device is loaded there: `lambda: jaxemb.load(..., mesh=mesh, rules=rules)`.
+        one device is loaded there: `lambda: jaxemb.load(..., mesh=mesh, rules=rules)`. Of a model that is none,
+        `lambda: checkpoints.Parameters(model)`.
       data: from the embedder to the batches: an iterable whose iterators have `get_state` and `set_state`, as grain's
         do. A batch is a dict of `Tokens` and arrays, with the record ids under "id".
       objective: `(model, batch, key) -> (losses [N], outputs)`.

@@ -7,13 +7,14 @@ import grain
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import CONTRASTIVE, FakeEmbedder, pair_batch, tiny_model, tiny_run, toy_run
+from tiny_run import CONTRASTIVE, pair_batch, tiny_model, tiny_run, toy_run
 
 from jaxemb import parallel
 from jaxemb.aot.compile import _overflow, compile_run
 from jaxemb.aot.hlo import Program
 from jaxemb.aot.report import Report, Setup
 from jaxemb.aot.slices import CHIPS, Slice, tpu_slice
+from jaxemb.checkpoints import Parameters
 from jaxemb.train import load_run
 
 GIB = 2**30
@@ -69,7 +70,7 @@ def test_a_run_keeps_its_own_mesh(four):
 
 
 def test_a_model_too_large_for_this_machine_is_not_made(four):
-    run = toy_run(embedder=lambda: FakeEmbedder({"w": jnp.zeros(5), "more": jnp.zeros((2**18, 2**20))}))
+    run = toy_run(embedder=lambda: Parameters({"w": jnp.zeros(5), "more": jnp.zeros((2**18, 2**20))}))
     report = compile_run(run, four)
     assert not report.fits and report.program is None and report.seconds is None
     assert report.parameters == 2**38 + 5 and report.memory.arguments == pytest.approx(3 * 2**40, rel=1e-3)
@@ -92,14 +93,14 @@ def test_a_batch_too_large_for_the_chips_is_reported(four):
 def test_an_embedder_that_cannot_be_traced(four):
     def make():
         w = np.asarray(jnp.full(5, 0.5)) * 2  # reads the numbers
-        return FakeEmbedder({"w": jnp.asarray(w)})
+        return Parameters({"w": jnp.asarray(w)})
 
     assert compile_run(toy_run(embedder=make), four).parameters == 5
 
 
 @pytest.mark.slow
 def test_the_state_is_split_by_the_rules(four):
-    wide = toy_run(embedder=lambda: FakeEmbedder({"w": jnp.zeros(4096), "key": {"kernel": jnp.zeros((1024, 1024))}}))
+    wide = toy_run(embedder=lambda: Parameters({"w": jnp.zeros(4096), "key": {"kernel": jnp.zeros((1024, 1024))}}))
     whole = compile_run(wide, four).memory.arguments
     mesh = parallel.make_mesh(data=1, fsdp=4, devices=four.devices)
     assert compile_run(wide, four, mesh=mesh).memory.arguments < 0.3 * whole
@@ -209,7 +210,7 @@ def assert_scales(report: Report, *, dim: int, candidates: int) -> None:
 
 @pytest.mark.slow
 def test_attention_for_tpus_is_compiled_for_tpus(four):
-    run = tiny_run(embedder=lambda: FakeEmbedder(tiny_model(dropout=0.0, attention_dropout=0.0)))
+    run = tiny_run(embedder=lambda: Parameters(tiny_model(dropout=0.0, attention_dropout=0.0)))
     names = [i.op_name for c in compile_run(run, four).program.computations.values() for i in c.values()]
     assert any("BTNH,BSNH->BNTS" in name for name in names)  # jax.nn.dot_product_attention's
     assert not any("bhtd,bhsd->bhts" in name for name in names)  # ours, for CPUs

@@ -21,11 +21,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 from processes import finish, start
-from tiny_run import FakeEmbedder, read_model
+from tiny_run import read_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from jaxemb import pooling
+from jaxemb.checkpoints import Parameters
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import Number, Text, Tokenizer, batches
 from jaxemb.data.records import Source
@@ -110,7 +111,7 @@ def run_of(name: str, mesh, rows: Rows) -> Run:
         Source(rows, "made"), TOKENIZER, columns, batch_size=BATCH, max_length=8, buckets=(8,), seed=1
     )
     return Run(
-        embedder=lambda: FakeEmbedder(small_model()),
+        embedder=lambda: Parameters(small_model()),
         data=data,
         objective=OBJECTIVES[name],
         optimizer=optax.sgd(0.1, momentum=0.9),  # Adam would make steps of the rounding of gradients that are 0

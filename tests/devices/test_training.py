@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_run import FakeEmbedder, tiny_model, tiny_run, toy_run
+from tiny_run import tiny_model, tiny_run, toy_run
 
+from jaxemb.checkpoints import Parameters
 from jaxemb.data.tokenizer import Encoded
 from jaxemb.encode import encode
 from jaxemb.losses import info_nce
@@ -30,7 +31,7 @@ SETTINGS = {"steps": 4, "log_every": 1, "checkpoint_every": 4, "evaluators": {}}
 def encoder_run(**changes):
     """Without dropout, which takes as long to compile as the rest; the toy runs below have noise of their own."""
     model = tiny_model(dropout=0.0, attention_dropout=0.0)
-    return tiny_run(embedder=lambda: FakeEmbedder(model), **SETTINGS | changes)
+    return tiny_run(embedder=lambda: Parameters(model), **SETTINGS | changes)
 
 
 @pytest.fixture(scope="module")
