@@ -143,7 +143,7 @@ class Setting:
 
     def measured(self, embedder: SentenceEmbedder) -> Grid:
         """Quality x 100 at every number of layers and dims, by set."""
-        model, layers = embedder.model, range(1, embedder.model.encoder.config.layers + 1)
+        model, layers = embedder.model, range(1, embedder.model.depth + 1)
         at_layers = jax.jit(lambda model, tokens: model.at_layers(tokens, layers))
         vectors = np.zeros((len(layers), len(self.texts), model.dim), np.float32)
         length = embedder.max_length

@@ -92,12 +92,13 @@ def new(
       pooling: None for `pooling.Mean()`.
       heads: what follows the pooling, such as `(Normalize(),)`.
       max_length: longest text in tokens; None for what tokenizer and positions allow.
-      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
+      **overrides: fields of `TransformerConfig` that say how to compute, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
       CheckpointError: if `config` lacks a key that the family needs, or has less embeddings than the tokenizer tokens.
-      ValueError: for an unknown family, an option that it cannot honour, a max_length above the positions of the model;
-        or a tokenizer without padding, or with one that is not where family or `config` have it.
+      ValueError: for an unknown family, an option that it cannot honour, an override that `config` should say, or a
+        max_length above the positions of the model; for a tokenizer without padding, or with one that is not where
+        family or `config` have it.
     """
     without_absent_tpu()
     options: dict[str, Any] = {"pooling": pooling, "heads": heads, "max_length": max_length, **overrides}

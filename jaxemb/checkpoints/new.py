@@ -13,6 +13,9 @@ from jaxemb.embedder import Embedder, Head
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.pooling import Mean, Pooling
 
+# The fields of `TransformerConfig` that a directory need not say, as they do not change what a trained model gives.
+_OF_COMPUTATION = ("dropout", "attention_dropout", "initializer_range", "dtype", "remat", "unroll")
+
 
 def new_directory(
     family: str,
@@ -26,6 +29,9 @@ def new_directory(
     **overrides: Any,
 ) -> ModelDirectory:
     """What a directory of a new model with random weights would hold; arguments as of `jaxemb.new`."""
+    if unsaid := overrides.keys() - _OF_COMPUTATION:
+        expected = f"overrides may be {', '.join(_OF_COMPUTATION)}; what else there is, `config` says, which is saved"
+        raise ValueError(f"{expected}; got {', '.join(sorted(unsaid))}")
     of_family = family_of({"model_type": family})
     hf_config = _complete(family, of_family, config, tokenizer)
     model_config = mapped("config", of_family, hf_config, overrides)
@@ -45,12 +51,14 @@ def new_directory(
 
 def _complete(model_type: str, family: Family, config: HfConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The `config.json`, with what family and tokenizer say of it."""
+    if config.get("model_type", model_type) != model_type:
+        raise ValueError(f"config: model_type must be {model_type!r}, the family's; got {config['model_type']!r}")
     if "pad" not in tokenizer.special_ids:
         raise ValueError("tokenizer must have a padding token, as other software pads; this one has none")
     pad_id = tokenizer.pad_id
-    if (stated := config.get("pad_token_id", pad_id)) != pad_id:
-        raise ValueError(f"config: pad_token_id must be {pad_id}, the tokenizer's; got {stated}")
+    if config.get("pad_token_id", pad_id) != pad_id:
+        raise ValueError(f"config: pad_token_id must be {pad_id}, the tokenizer's; got {config['pad_token_id']}")
     if family.pad_id not in (None, pad_id):
         raise ValueError(f"tokenizer: the padding of {model_type} must have the id {family.pad_id}; it has {pad_id}")
-    stated = {"vocab_size": tokenizer.vocab_size, "pad_token_id": pad_id, **config}
-    return {"architectures": [family.model_types[model_type]], "model_type": model_type, **stated}
+    of_tokenizer = {"vocab_size": tokenizer.vocab_size, "pad_token_id": pad_id}
+    return {"model_type": model_type, **of_tokenizer, **config, "architectures": [family.model_types[model_type]]}

@@ -64,6 +64,12 @@ def test_a_smaller_size_is_saved(embedder, tmp_path):
         ({"config": SIZES | {"pad_token_id": 3}}, ValueError, "pad_token_id must be 0, the tokenizer's; got 3"),
         ({"config": SIZES | {"hidden_act": "mish"}}, ValueError, "activation 'mish' is not supported"),
         ({"family": "mpnet"}, ValueError, "the padding of mpnet must have the id 1; it has 0"),
+        (
+            {"config": SIZES | {"model_type": "mpnet"}},
+            ValueError,
+            "model_type must be 'bert', the family's; got 'mpnet'",
+        ),
+        ({"norm_eps": 1e-5}, ValueError, "what else there is, `config` says, which is saved; got norm_eps"),
         ({"max_length": 513}, ValueError, "max_length must be in 1..512, the positions of the model; got 513"),
         ({"pooling": "mean"}, TypeError, "pooling must be a jaxemb.pooling.Pooling, such as Mean()"),
     ],

@@ -71,7 +71,7 @@ def test_sharded_parameters_give_the_same_losses_and_stay_sharded(tmp_path, one_
     kernel = result.state.model.encoder.layers.mlp.up.kernel
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size
     assert result.metrics["seen/share"] == 0.5
-    alone = FakeEmbedder(jax.device_put(jax.device_get(result.embedder.model), jax.devices()[0]))
+    alone = Parameters(jax.device_put(jax.device_get(result.embedder.model), jax.devices()[0]))
     np.testing.assert_allclose(result.metrics["seen/first"], embed(alone)[0, 0], atol=1e-5)
 
 

@@ -91,7 +91,9 @@ def test_where_the_projection_comes_from(kept):
 
     def of(model_type, **layers):
         unused = {
-            f"{name}.{n}": encoder.unused[f"{source}.{n}"] for name, source in layers.items() for n in ("weight", "bias")
+            f"{name}.{n}": encoder.unused[f"{source}.{n}"]
+            for name, source in layers.items()
+            for n in ("weight", "bias")
         }
         format = dataclasses.replace(encoder, config={"model_type": model_type}, unused=unused)
         embedder = kept[1].replace(format=dataclasses.replace(kept[1].format, encoder=format))
