@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 
 
 def start(out: Path, seconds_per_batch: float = 0.0) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])  # this checkout, not an installed one
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(HERE / "train_tiny.py"), str(out), str(seconds_per_batch)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
