@@ -75,6 +75,9 @@ def new(
     pooling: Pooling | None = None,
     heads: Sequence[Head] = (),
     max_length: int | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = ENCODER_RULES,
+    param_dtype: str = "float32",
     **overrides: Any,
 ) -> "SentenceEmbedder":
     """A model with random weights, to be trained, saved and loaded as any other, here and by other software.
@@ -92,6 +95,7 @@ def new(
       pooling: None for `pooling.Mean()`.
       heads: what follows the pooling, such as `(Normalize(),)`.
       max_length: longest text in tokens; None for what tokenizer and positions allow.
+      mesh, rules, param_dtype: as of `load`: the encoder's weights are made on the devices that share them.
       **overrides: fields of `TransformerConfig` that say how to compute, such as `dtype="bfloat16"` or `remat=True`.
 
     Raises:
@@ -101,8 +105,10 @@ def new(
         family or `config` have it.
     """
     without_absent_tpu()
+    placement = Placement(mesh, rules, param_dtype)
     options: dict[str, Any] = {"pooling": pooling, "heads": heads, "max_length": max_length, **overrides}
-    return SentenceEmbedder(**vars(new_directory(family, config, tokenizer, key=key, **options)))
+    contents = new_directory(family, config, tokenizer, key=key, placement=placement, **options)
+    return SentenceEmbedder(**vars(contents))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from jaxemb.checkpoints.sentence_transformers import DirectoryFormat, ModelDirectory, check_vocabulary, mapped
-from jaxemb.checkpoints.weights import new_format
+from jaxemb.checkpoints.weights import ONE_DEVICE, Placement, new_format
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder, Head
 from jaxemb.encoders.families import Family, HfConfig, family_of
+from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.pooling import Mean, Pooling
 
 # The fields of `TransformerConfig` that a directory need not say, as they do not change what a trained model gives.
@@ -26,6 +27,7 @@ def new_directory(
     pooling: Pooling | None = None,
     heads: Sequence[Head] = (),
     max_length: int | None = None,
+    placement: Placement = ONE_DEVICE,
     **overrides: Any,
 ) -> ModelDirectory:
     """What a directory of a new model with random weights would hold; arguments as of `jaxemb.new`."""
@@ -42,11 +44,21 @@ def new_directory(
     shapes = jax.eval_shape(lambda key: of_family.init(key, model_config), key)
     model = Embedder(shapes, tuple(heads), Mean() if pooling is None else pooling)  # says what is wrong with it
     return ModelDirectory(
-        model=dataclasses.replace(model, encoder=jax.jit(of_family.init, static_argnums=1)(key, model_config)),
+        model=dataclasses.replace(model, encoder=_initial(of_family, key, model_config, placement, shapes)),
         tokenizer=tokenizer,
         max_length=max_length or min(tokenizer.model_max_length or longest, longest),
         format=DirectoryFormat(new_format(model_config, of_family, hf_config)),
     )
+
+
+def _initial(family: Family, key: jax.Array, config: TransformerConfig, placement: Placement, shapes: Any) -> Any:
+    """The encoder, made where its weights belong: no device ever holds more than its share."""
+
+    def init(key: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(placement.dtype), family.init(key, config))
+
+    where = list(placement.shardings("encoder", shapes).values())
+    return jax.jit(init, out_shardings=jax.tree.unflatten(jax.tree.structure(shapes), where))(key)
 
 
 def _complete(model_type: str, family: Family, config: HfConfig, tokenizer: Tokenizer) -> dict[str, Any]:

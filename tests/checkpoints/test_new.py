@@ -10,6 +10,7 @@ import jaxemb
 from jaxemb.checkpoints import CheckpointError
 from jaxemb.data import SPECIAL_TOKENS, Tokenizer
 from jaxemb.embedder import Normalize
+from jaxemb.parallel import make_mesh
 from jaxemb.pooling import Cls
 
 WORDS = (*SPECIAL_TOKENS, *"abcdef", "##a", "##b")
@@ -47,6 +48,17 @@ def test_weights_follow_the_key_and_the_configuration(embedder):
     for model, std in ((embedder.model, 0.02), (other.model, 0.3)):
         np.testing.assert_allclose(np.std(model.encoder.embeddings.tokens), std, rtol=0.2)
     assert other.format.encoder.config["pad_token_id"] == 0 and other.format.encoder.config["vocab_size"] == len(WORDS)
+
+
+def test_weights_are_made_on_the_devices_that_share_them(embedder):
+    mesh = make_mesh(data=2, fsdp=4)
+    config = SIZES | {"max_position_embeddings": 12, "vocab_size": 16}
+    make = lambda **options: new(config=config, **options).model.encoder
+    sharded, whole = make(mesh=mesh, param_dtype="bfloat16"), make()
+    kernel = sharded.layers.mlp.up.kernel
+    assert kernel.dtype == "bfloat16" and not kernel.sharding.is_fully_replicated
+    close = lambda a, b: np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=1e-3)
+    jax.tree.map(close, sharded, whole)
 
 
 def test_a_smaller_size_is_saved(embedder, tmp_path):
