@@ -440,10 +440,8 @@ def _sample(key: jax.Array | None, name: int, count: int, per_step: int | None) 
 
 def _check_objective(objective: ColumnsObjective, name: str) -> None:
     if not isinstance(objective, ColumnsObjective):
-        raise ValueError(
-            f"{name} changes the embeddings that a loss sees, and so takes an objective of on_columns, where they "
-            f"stand apart; got {getattr(objective, '__name__', type(objective).__name__)}"
-        )
+        got = getattr(objective, "__qualname__", type(objective).__name__).partition(".")[0]
+        raise ValueError(f"{name} cuts the embeddings that a loss sees; it takes an objective of on_columns, not {got}")
 
 
 def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def contexts(transform: Transform, objective, state: TrainState, frozen: PyTree)
         return transform.batch(batch, context(trained, key), trained.params, state.method_state)
 
     def context(trained: Trained, key: jax.Array | None, **others) -> Context:
-        own = None if key is None else jax.random.fold_in(key, _METHOD)
+        own: Any = None if key is None else jax.random.fold_in(key, _METHOD)
         same = {"prepare": prepare, "objective_key": key, "stored": stored(trained)}
         return Context(state.step, own, objective, apply, trained, **same, **others)
 

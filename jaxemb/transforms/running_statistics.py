@@ -28,7 +28,8 @@ def running_statistics(momentum: float = 0.1) -> Transform:
         raise ValueError(f"momentum must be in (0, 1]; got {momentum}")
 
     def trains(model: PyTree) -> PyTree:
-        return jax.tree.map(lambda node: Statistics(False, False) if _is_one(node) else True, model, is_leaf=_is_one)
+        frozen = lambda node: jax.tree.map(lambda _: not _is_one(node), node)
+        return jax.tree.map(frozen, model, is_leaf=_is_one)
 
     def updates(updates: Trained, context: Context, params: PyTree, state: PyTree) -> Trained:
         new, old = _all(output_of(context, "statistics", "running_statistics")), _all(context.stored)

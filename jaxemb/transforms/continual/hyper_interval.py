@@ -147,7 +147,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         logits = jnp.full((config.tasks, config.embed_dim), 1 / config.embed_dim, jnp.float32)
         network, embeddings, chunks = hyper.init_network(config, key, model)
         params = HyperIntervalParams(network, embeddings, chunks, logits)
-        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros(config.embed_dim)
+        zero, middle = jnp.zeros((), jnp.int32), jnp.zeros(config.embed_dim)
         state = HyperIntervalState(
             task=zero,
             begun=zero,
@@ -156,12 +156,11 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
             old=old(params, model),
             residual=jnp.zeros(config.tasks),
             candidate=config.lookahead.init(params) if config.lookahead else (),
-            given=(CentredBox(nothing, nothing), jnp.zeros((), bool)),
+            given=(CentredBox(middle, middle), jnp.zeros((), bool)),
         )
         return Variables(params, state)
 
-    def old(params: HyperIntervalParams, model: PyTree):
-        return params if config.targets == "recompute" else _all_weights(config, params, model)
+    old = functools.partial(_old, config)
 
     def begin_task(task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState):
         hyper.check_number(config, task.number)
@@ -181,9 +180,6 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
 
     def model(model: PyTree, params: HyperIntervalParams, state: HyperIntervalState) -> PyTree:
         return hyper.put(config, model, _present_weights(config, params, state, model).centre)
-
-    def auxiliary_loss(context: Context, params: HyperIntervalParams, state: HyperIntervalState) -> jax.Array:
-        return config.beta * _regulariser(config, context, params, state)
 
     def updates(updates: Trained, context: Context, params, state: HyperIntervalState) -> Trained:
         updates = hyper.only_task(updates, state.task, ("embeddings", "radius_logits"))
@@ -207,7 +203,7 @@ def hyper_interval(config: HyperIntervalConfig) -> Transform:
         begin_task=begin_task,
         model=model,
         loss=functools.partial(_loss, config),
-        auxiliary_loss=auxiliary_loss,
+        auxiliary_loss=functools.partial(_regulariser, config),
         gradients=lambda grads, context, params, state: hyper.computed_once(grads, state.task),
         updates=updates,
         after_step=after_step,
@@ -273,6 +269,11 @@ def weight_boxes(
     return CentredBox(*map(flat, made))
 
 
+def _old(config: HyperIntervalConfig, params: HyperIntervalParams, model: PyTree):
+    """`HyperIntervalState.old`."""
+    return params if config.targets == "recompute" else _all_weights(config, params, model)
+
+
 def _all_weights(config: HyperIntervalConfig, params: HyperIntervalParams, model: PyTree) -> jax.Array:
     """Lower, middle and upper weights of all tasks with the full gamma, `[T, 3, P]`."""
     box = weight_boxes(config, params, task_boxes(config, params, config.gamma), model)
@@ -289,7 +290,7 @@ def _moved(config: HyperIntervalConfig, params: HyperIntervalParams, old: Any, m
 def _regulariser(
     config: HyperIntervalConfig, context: Context, params: HyperIntervalParams, state: HyperIntervalState
 ) -> jax.Array:
-    """R, between the weights of the old tasks now and before this task."""
+    """beta R, between the weights of the old tasks now and before this task."""
     params = hyper.frozen_embeddings(hyper.ahead(config, context, params, state.candidate))
     params = params._replace(radius_logits=jax.lax.stop_gradient(params.radius_logits))
     stored = context.stored
@@ -304,7 +305,7 @@ def _regulariser(
         before = held(state.old)
     else:
         before = state.old if config.regularises_all else state.old[:, 1]
-    return hyper.output_regulariser(config, held(params), jax.lax.stop_gradient(before), state.task)
+    return config.beta * hyper.output_regulariser(config, held(params), jax.lax.stop_gradient(before), state.task)
 
 
 def _present_weights(

@@ -123,12 +123,8 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
     def contracting(state: InterContiNetState) -> jax.Array:
         return state.step >= state.steps - config.contraction_steps
 
-    def worst_logits(batch: PyTree, key: jax.Array, model: PyTree, params: InterContiNetParams, state):
-        radius = jax.tree.map(kept, params.shift, params.scale, state.radius)
-        lower, upper = jax.tree.map(jnp.subtract, model, radius), jax.tree.map(jnp.add, model, radius)
-        logits = lambda model: model(batch[config.input], key=key)
-        labels, classes = batch[config.label], batch.get(config.classes)
-        return competing(worst_case_logits(*bound(logits)((lower,), (upper,)), labels), classes)
+    def worst_logits(batch: PyTree, key: jax.Array | None, model: PyTree, params: InterContiNetParams, state):
+        return _worst_logits(config, batch, key, model, jax.tree.map(kept, params.shift, params.scale, state.radius))
 
     def loss(losses: jax.Array, context: Context, params: InterContiNetParams, state: InterContiNetState) -> jax.Array:
         output_of(context, "logits", "intercontinet")
@@ -176,6 +172,14 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
         after_step=after_step,
         end_task=end_task,
     )
+
+
+def _worst_logits(config: InterContiNetConfig, batch: PyTree, key: jax.Array | None, model: PyTree, radius: PyTree):
+    """The worst logits of the classes that compete, over the interval around the model, `[N, C]`."""
+    lower, upper = jax.tree.map(jnp.subtract, model, radius), jax.tree.map(jnp.add, model, radius)
+    logits = lambda model: model(batch[config.input], key=key)
+    labels, classes = batch[config.label], batch.get(config.classes)
+    return competing(worst_case_logits(*bound(logits)((lower,), (upper,)), labels), classes)
 
 
 def _shifted(config: InterContiNetConfig, stored: jax.Array, shift: jax.Array, radius: jax.Array) -> jax.Array:
