@@ -201,6 +201,7 @@ def matryoshka_2d(
     layers_per_step: int | None = 1,
     dims_per_step: int | None = 1,
     normalize: bool = True,
+    targets: Sequence[str] = (),
     **options: Any,
 ) -> ColumnsObjective:
     """2D Matryoshka sentence embeddings. With a layer n < L and a length d drawn each step, as published:
@@ -216,7 +217,7 @@ def matryoshka_2d(
 
     Args:
       objective: of `on_columns`.
-      dims, dims_per_step, normalize: as of `matryoshka`.
+      dims, dims_per_step, normalize, targets: as of `matryoshka`.
       layers, layers_per_step: as of `adaptive_layers`.
       **options: others of `adaptive_layers`.
 
@@ -226,7 +227,9 @@ def matryoshka_2d(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776v1, eq. 1-6.
     """
-    both = matryoshka(objective, dims, dims_per_step=dims_per_step, always_full=True, normalize=normalize)
+    both = matryoshka(
+        objective, dims, dims_per_step=dims_per_step, always_full=True, normalize=normalize, targets=targets
+    )
     return adaptive_layers(both, layers, layers_per_step=layers_per_step, **options)
 
 
