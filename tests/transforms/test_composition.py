@@ -13,7 +13,6 @@ from jaxemb import transforms
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composition.md"
 #: One of every kind; all others are slow.
 FAST = {
-    ("trained_temperature", "matryoshka_2d"),
     ("lora", "in chunks"),
     ("agem", "accumulated"),
     ("experience_replay", "sharded"),
