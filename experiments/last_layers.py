@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,7 @@ from flax import nnx
 
 from jaxemb.data import pad
 from jaxemb.embedder import Embedder
-from jaxemb.encoders import TransformerConfig
-from jaxemb.nn import Module
+from jaxemb.nn import Layout, Module, Stack, StackConfig
 from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.types import Tokens
 
@@ -27,11 +27,18 @@ class States(Tokens):
 
 
 @nnx.dataclass
-class Given(Module):
-    """Stands for the embeddings and the layers that never change: their output comes with the batch."""
+class LastLayers(Module):
+    """An encoder without the embeddings and the layers that never change: their output comes with the batch."""
 
-    def __call__(self, tokens: States, config: TransformerConfig, key: jax.Array | None) -> jax.Array:
-        return tokens.states.astype(config.dtype)
+    stack: Stack = nnx.data()
+
+    @property
+    def config(self) -> StackConfig:
+        return self.stack.config
+
+    def __call__(self, tokens: States, *, key: jax.Array | None = None) -> jax.Array:
+        """`[B, T, D]`."""
+        return self.stack(tokens.states, Layout(tokens.segment_ids, tokens.positions), key=key)
 
 
 def cut(embedder: Embedder, layers: int) -> tuple[Embedder, Embedder]:
@@ -41,14 +48,14 @@ def cut(embedder: Embedder, layers: int) -> tuple[Embedder, Embedder]:
     """
     encoder = embedder.encoder
     below = encoder.config.layers - layers
-    take = lambda which, number: dataclasses.replace(
-        encoder,
-        layers=jax.tree.map(lambda a: a[which], encoder.layers),
-        config=dataclasses.replace(encoder.config, layers=number),
+    take = lambda part, which, number: dataclasses.replace(
+        part,
+        layers=jax.tree.map(lambda a: a[which], part.layers),
+        config=dataclasses.replace(part.config, layers=number),
     )
-    upper = dataclasses.replace(take(slice(below, None), layers), embeddings=Given())
+    upper: Any = LastLayers(take(encoder.stack, slice(below, None), layers))
     return (
-        dataclasses.replace(embedder, encoder=take(slice(below), below), heads=()),
+        dataclasses.replace(embedder, encoder=take(encoder, slice(below), below), heads=()),
         dataclasses.replace(embedder, encoder=upper, heads=()),
     )
 

@@ -50,7 +50,7 @@ def load(
       param_dtype: of the weights at rest, "float32" or "bfloat16"; the latter halves their memory, and is for weights
         that are not trained, or were stored so.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` (that of the computation) or
-        `remat=True`.
+        `remat="full"`.
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
@@ -96,7 +96,7 @@ def new(
       heads: what follows the pooling, such as `(Normalize(),)`.
       max_length: longest text in tokens; None for what tokenizer and positions allow.
       mesh, rules, param_dtype: as of `load`: the encoder's weights are made on the devices that share them.
-      **overrides: fields of `TransformerConfig` that say how to compute, such as `dtype="bfloat16"` or `remat=True`.
+      **overrides: fields of `TransformerConfig` that say how to compute, such as `dtype="bfloat16"` or `remat="full"`.
 
     Raises:
       CheckpointError: if `config` lacks a key that the family needs, or has less embeddings than the tokenizer tokens.

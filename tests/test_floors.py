@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxemb"
 FLOORS = (
     ("packages",),
     ("types", "trees", "similarity", "progress", "compilation", "backends"),
-    ("nn", "parallel"),
+    ("parallel",),
+    ("nn",),
     ("losses", "pooling", "interval", "isotropy"),
     ("encoders", "data"),
     ("embedder",),
@@ -30,7 +31,7 @@ FLOORS = (
 )
 #: What is made of arrays alone knows no more of jaxemb than this.
 PURE = {
-    "nn": {"trees"},
+    "nn": {"trees", "parallel.mesh"},
     "losses": {"nn", "trees", "parallel.mesh"},
     "pooling": {"types", "nn"},
     "evaluate.metrics": set(),

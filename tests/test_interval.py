@@ -17,7 +17,7 @@ from jaxemb import interval
 from jaxemb.encoders import Mlp
 from jaxemb.interval import bilinear
 from jaxemb.nn import ACTIVATIONS, Norm
-from jaxemb.nn.attention import _average
+from jaxemb.nn.dense_attention import _average
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4)).astype(np.float32)

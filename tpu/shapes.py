@@ -19,7 +19,7 @@ from jaxemb.types import Tokens
 
 def pretrained(model: str, dropout: float, mesh: Mesh) -> Callable[[], SentenceEmbedder]:
     """Loads a model onto a mesh, to compute in bf16 and to recompute its layers in the backward pass."""
-    options = {"dtype": "bfloat16", "remat": True, "dropout": dropout, "attention_dropout": dropout, "mesh": mesh}
+    options = {"dtype": "bfloat16", "remat": "full", "dropout": dropout, "attention_dropout": dropout, "mesh": mesh}
     return lambda: jaxemb.load(model, **options)
 
 
@@ -42,7 +42,7 @@ def bert(dim: int, layers: int, *, vocab_size: int, dropout: float) -> SentenceE
         "attention_probs_dropout_prob": dropout,
     }
     tokenizer = Tokenizer.word_piece(SPECIAL_TOKENS)
-    return jaxemb.new("bert", config, tokenizer, key=jax.random.key(0), dtype="bfloat16", remat=True)
+    return jaxemb.new("bert", config, tokenizer, key=jax.random.key(0), dtype="bfloat16", remat="full")
 
 
 def records(texts_per_record: Mapping[str, int], size: int, length: int):

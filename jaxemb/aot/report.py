@@ -217,7 +217,7 @@ def advice_on_memory(
     if len(stacks) > 1 and kept > 0.2 * memory.temporaries:
         yield (
             f"what the layers keep for the backward pass, {len(stacks)} arrays per layer, takes {_size(kept)}: "
-            "remat=True in the encoder keeps one and recomputes the others"
+            'remat="full" in the encoder keeps one and recomputes the others'
         )
     wide = total(lambda b: b.dtype == "f32" and len(b.shape) > 2 and math.prod(b.shape) > rows * b.shape[-1])
     if wide > 0.2 * memory.temporaries:

@@ -96,7 +96,7 @@ def read_directory(
       root: a local directory.
       placement: where the weights go.
       encoder_only: of a checkpoint of another kind of model, such as a cross-encoder, take the encoder alone.
-      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat=True`.
+      **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat="full"`.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.

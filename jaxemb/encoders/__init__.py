@@ -4,7 +4,7 @@ from jaxemb.encoders.convolutional import AlexNet, LeNet, ResNet18, Statistics
 from jaxemb.encoders.encoder import Encoder, LayeredEncoder
 from jaxemb.encoders.hashed_bag import Bags, HashedBag, hashed_ngrams
 from jaxemb.encoders.mlp import Mlp
-from jaxemb.encoders.transformer import RopeConfig, Transformer, TransformerConfig
+from jaxemb.encoders.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "AlexNet",
@@ -15,7 +15,6 @@ __all__ = [
     "LeNet",
     "Mlp",
     "ResNet18",
-    "RopeConfig",
     "Statistics",
     "Transformer",
     "TransformerConfig",

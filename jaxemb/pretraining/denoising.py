@@ -7,7 +7,7 @@ What is wanted is `model.embedder`; the decoder is thrown away after training. B
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from jaxemb.embedder import Embedder, transformer_of
-from jaxemb.encoders.transformer import Layer, Transformer, make_norm
-from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
+from jaxemb.encoders.transformer import Transformer, layout_of, split_key
+from jaxemb.nn import ACTIVATIONS, Layer, Linear, Module, Norm, make_norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.types import Tokens
 
@@ -124,7 +124,7 @@ class Decoder(Module):
             transform=Linear.init(kt, c.dim, c.dim, True, c.initializer_range),
             transform_norm=make_norm(c, c.dim),
             bias=jnp.zeros(encoder.embeddings.tokens.shape[0]),
-            layers=None if layers is None else jax.vmap(lambda k: Layer.init(k, c))(jax.random.split(kl, depth)),
+            layers=None if layers is None else Layer.init_stacked(kl, c, depth),
         )
 
     def __call__(
@@ -147,23 +147,19 @@ class Decoder(Module):
             by_slot = jnp.zeros((rows * tokens.texts_per_row, embeddings.shape[-1])).at[tokens.slots].set(embeddings)
         memory = jax.vmap(lambda linear: linear(by_slot))(self.memory)
         depth = memory.shape[0]
-        slots = jnp.maximum(tokens.segment_ids - 1, 0)
-        c = dataclasses.replace(encoder.config, causal=True)
-        if self.layers is not None:
-            c = dataclasses.replace(c, layers=depth, windows=c.windows[:depth], rope_of_layer=c.rope_of_layer[:depth])
-        layers = _DecoderLayer(
-            layer=encoder.layers if self.layers is None else self.layers,
+        cross_attention = _CrossAttention(
             memory=memory.reshape(depth, rows, tokens.texts_per_row, -1),
-            memory_norm=self.memory_norm,
-            slots=jnp.broadcast_to(slots, (depth, rows, length)),
+            norm=self.memory_norm,
+            slots=jnp.broadcast_to(jnp.maximum(tokens.segment_ids - 1, 0), (depth, rows, length)),
         )
-        states = Transformer(
-            embeddings=encoder.embeddings,
-            layers=cast(Layer, layers),  # is called as one
-            final_norm=encoder.final_norm,
-            relative_bias=encoder.relative_bias,
-            config=c,
-        )(tokens, key=key)
+        stack = dataclasses.replace(
+            encoder.stack,
+            layers=encoder.layers if self.layers is None else self.layers,
+            config=dataclasses.replace(encoder.config.truncate(depth), causal=True),
+        )
+        key_embeddings, key_layers = split_key(key)
+        x = encoder.embeddings(tokens, encoder.config, key_embeddings)
+        states = stack(x, layout_of(tokens), key=key_layers, before=cross_attention)
         states = self.transform_norm(ACTIVATIONS["gelu"](self.transform(states)))
         table = encoder.embeddings.tokens.astype(states.dtype)
         return jnp.einsum("btd,vd->btv", states, table, preferred_element_type=jnp.float32) + self.bias
@@ -253,18 +249,16 @@ def denoising(column: str, pieces: np.ndarray, *, ratio: float = 0.6) -> Objecti
 
 
 @nnx.dataclass
-class _DecoderLayer(Module):
-    """One layer with its cross-attention in front; stands where a `Transformer` expects a `Layer`."""
+class _CrossAttention(Module):
+    """What stands in front of every layer of the decoder; as one it has all layers', `[L, ...]`."""
 
-    layer: Layer = nnx.data()
     memory: jax.Array = nnx.data()  # [B, S, D], what each text's embedding adds
     slots: jax.Array = nnx.data()  # [B, T], the text of each token
-    memory_norm: Norm | None = nnx.data(default=None)
+    norm: Norm | None = nnx.data(default=None)
 
-    def __call__(self, x, c, **seen) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = x + jnp.take_along_axis(self.memory, self.slots[..., None], axis=1).astype(x.dtype)
-        x = x if self.memory_norm is None else self.memory_norm(x)
-        return self.layer(x, c, **seen)
+        return x if self.norm is None else self.norm(x)
 
 
 def _shifted(x: jax.Array) -> jax.Array:

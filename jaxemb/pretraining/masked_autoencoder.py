@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from jaxemb.embedder import transformer_of
-from jaxemb.encoders.transformer import Embeddings, Layer, Transformer
-from jaxemb.nn import Module
+from jaxemb.encoders.transformer import layout_of, split_key
+from jaxemb.nn import Layer, Module
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pooling import Cls, to_slots
 from jaxemb.pretraining.denoising import CONTINUATION, SPECIAL
@@ -51,15 +50,13 @@ class MaskedAutoEncoder(Module):
     def decode(self, tokens: Tokens, bottlenecks: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The decoder's states `[B, T, D]` of texts whose first token is their bottleneck vector, of `[B, S, D]`."""
         encoder = transformer_of(self.language_model.embedder)
-        c = encoder.config
-        embeddings = _WithBottlenecks(embeddings=encoder.embeddings, bottlenecks=bottlenecks)
-        return Transformer(
-            embeddings=cast(Embeddings, embeddings),  # is called as one
-            layers=self.decoder,
-            final_norm=encoder.final_norm,
-            relative_bias=encoder.relative_bias,
-            config=dataclasses.replace(c, layers=1, windows=c.windows[:1], rope_of_layer=c.rope_of_layer[:1]),
-        )(tokens, key=key)
+        key_embeddings, key_layers = split_key(key)
+        x = encoder.embeddings(tokens, encoder.config, key_embeddings)
+        slots = jnp.maximum(tokens.segment_ids - 1, 0)[..., None]
+        is_first = (tokens.mask & (tokens.positions == 0))[..., None]
+        x = jnp.where(is_first, jnp.take_along_axis(bottlenecks, slots, axis=1).astype(x.dtype), x)
+        stack = dataclasses.replace(encoder.stack, layers=self.decoder, config=encoder.config.truncate(1))
+        return stack(x, layout_of(tokens), key=key_layers)
 
     def losses(
         self,
@@ -217,17 +214,3 @@ def masked_autoencoding(
         return losses, {}
 
     return objective
-
-
-@nnx.dataclass
-class _WithBottlenecks(Module):
-    """Embeddings of tokens, those of the first tokens of texts replaced; stands where a `Transformer` has its own."""
-
-    embeddings: Embeddings = nnx.data()
-    bottlenecks: jax.Array = nnx.data()  # [B, S, D]
-
-    def __call__(self, tokens: Tokens, c, key) -> jax.Array:
-        x = self.embeddings(tokens, c, key)
-        slots = jnp.maximum(tokens.segment_ids - 1, 0)[..., None]
-        is_first = (tokens.mask & (tokens.positions == 0))[..., None]
-        return jnp.where(is_first, jnp.take_along_axis(self.bottlenecks, slots, axis=1).astype(x.dtype), x)

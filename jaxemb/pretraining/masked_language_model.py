@@ -20,8 +20,8 @@ from flax import nnx
 
 from jaxemb.checkpoints.heads import read_head, write_head
 from jaxemb.embedder import Embedder, transformer_of
-from jaxemb.encoders.transformer import TransformerConfig, make_norm
-from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm
+from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, make_norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
 from jaxemb.pretraining.denoising import SPECIAL
 from jaxemb.trees import by_path

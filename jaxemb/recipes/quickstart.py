@@ -105,7 +105,7 @@ def run(
 def _load(model: str | None, max_length: int) -> SentenceEmbedder:
     """Without dropout, which costs time and in so few steps gains nothing; with `remat`, a fifth of the memory."""
     path = model or default_model().path
-    return jaxemb.load(path, dropout=0.0, attention_dropout=0.0, remat=True).replace(max_length=max_length)
+    return jaxemb.load(path, dropout=0.0, attention_dropout=0.0, remat="full").replace(max_length=max_length)
 
 
 def _some(records: Sequence[Pair], share: float) -> list[Pair]:

@@ -130,8 +130,8 @@ def test_a_model_with_dropped_layers_cannot_be_saved_as_the_checkpoint(tensors, 
 
 def test_load_encoder_reads_a_directory(write_encoder, tensors):
     path = write_encoder()
-    model, format = load_encoder(path, dtype="bfloat16", remat=True)
-    assert (model.config.dtype, model.config.remat) == ("bfloat16", True)
+    model, format = load_encoder(path, dtype="bfloat16", remat="full")
+    assert (model.config.dtype, model.config.remat) == ("bfloat16", "full")
     assert format.config["model_type"] == "bert"
     _assert_same_bytes(save_weights(model, format), read_tensors(path))
 

@@ -20,7 +20,15 @@ def program() -> Program:
     """The gradient of an encoder whose parameters and rows are split over 8 devices."""
     mesh = parallel.make_mesh(data=1, fsdp=8, devices=jax.devices()[:8])
     config = TransformerConfig(
-        64, 256, 2, 4, 1024, position_table=LENGTH, token_types=2, dropout=0, attention_dropout=0
+        vocab_size=64,
+        dim=256,
+        layers=2,
+        heads=4,
+        mlp_dim=1024,
+        position_table=LENGTH,
+        token_types=2,
+        dropout=0,
+        attention_dropout=0,
     )
     model = jax.eval_shape(lambda: Transformer.init(jax.random.key(0), config))
     shape = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

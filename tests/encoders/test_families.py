@@ -10,7 +10,8 @@ import pytest
 
 from jaxemb.encoders import Transformer
 from jaxemb.encoders.families import FAMILIES, family_of
-from jaxemb.encoders.transformer import Embeddings, _relative_bias
+from jaxemb.encoders.transformer import Embeddings
+from jaxemb.nn.stack import relative_position_bias
 from jaxemb.types import Tokens
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -130,7 +131,7 @@ def test_roberta_positions_start_after_the_padding_id():
 
 def test_mpnet_buckets():
     table = jnp.arange(32.0)[:, None]  # one head whose bias is the bucket
-    bias = _relative_bias(table, 201, _config(MPNET).relative_max_distance)[0, 0]
+    bias = relative_position_bias(table, 201, _config(MPNET).relative_max_distance)[0, 0]
     at = lambda relative: int(bias[200, 200 + relative] if relative < 0 else bias[0, relative])
     assert [at(relative) for relative in (0, 1, -1, 7, 8, -200)] == [0, 17, 1, 23, 24, 15]
 

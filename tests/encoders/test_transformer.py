@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxemb.data import pack, pad
-from jaxemb.encoders import RopeConfig, Transformer, TransformerConfig
-from jaxemb.nn.attention import kept
+from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.nn import RopeConfig
 
 BASE = TransformerConfig(
     vocab_size=60, dim=32, layers=3, heads=4, mlp_dim=48, position_table=64, token_types=2, norm_eps=1e-6
@@ -130,8 +130,15 @@ _KEY = jax.random.key(3, impl="rbg")  # compiles sooner than threefry
 _value_and_grad = jax.jit(jax.value_and_grad(lambda model: jnp.sum(jnp.sin(model(TOKENS, key=_KEY)))))
 
 
-@pytest.mark.parametrize("changes", [{"remat": True}, pytest.param({"unroll": 3}, marks=pytest.mark.slow)], ids=str)
-def test_remat_and_unroll_change_neither_value_nor_gradient(changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"remat": "full"},
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ({"remat": "dots"}, {"remat": "full", "unroll": 3})),
+    ],
+    ids=str,
+)
+def test_how_it_is_computed_changes_neither_value_nor_gradient(changes):
     (v1, g1), (v2, g2) = _value_and_grad(_model("modern")), _value_and_grad(_model("modern", **changes))
     np.testing.assert_allclose(v1, v2, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(g1), jax.tree.leaves(g2), strict=True):
@@ -190,6 +197,9 @@ def test_bad_shapes_are_refused_before_compilation():
         ({"norm": "batch"}, r"norm must be one of \('layer', 'rms'\); got 'batch'"),
         ({"norm_placement": "middle"}, "norm_placement must be one of .*; got 'middle'"),
         ({"activation": "gelo"}, "activation must be one of .*; got 'gelo'"),
+        ({"remat": True}, r"remat must be one of \('none', 'full', 'dots'\); got True"),
+        ({"attention_implementation": "flash"}, "attention_implementation must be one of .*; got 'flash'"),
+        ({"attention_soft_cap": 0}, "attention_soft_cap must be None, or finite and > 0; got 0"),
         ({"dtype": "float16"}, "dtype must be one of .*; got 'float16'"),
         ({"windows": (0, -1, 0)}, r"windows must be integers >= 0; got \(0, -1, 0\)"),
         ({"rope_of_layer": (0, 0, 1), "ropes": (RopeConfig(),)}, "rope_of_layer must be indices of the 1 ropes"),
@@ -211,7 +221,3 @@ def test_a_bad_configuration_names_field_value_and_what_is_expected(changes, mes
 def test_a_rope_has_a_positive_base():
     with pytest.raises(ValueError, match="base must be finite and > 0; got 0"):
         RopeConfig(0)
-
-
-def test_dropout_close_to_1_keeps_hardly_anything():
-    assert np.mean(kept(_KEY, 1 - 1e-9, (100, 100))) < 0.01

@@ -76,7 +76,7 @@ def test_grams_of_the_inputs_of_linear_layers():
 
 @pytest.mark.slow
 def test_grams_inside_a_scan():
-    config = TransformerConfig(vocab_size=7, dim=4, layers=2, heads=2, mlp_dim=6, remat=True)
+    config = TransformerConfig(vocab_size=7, dim=4, layers=2, heads=2, mlp_dim=6, remat="full")
     model = Transformer.init(jax.random.key(0), config)
     tokens = Tokens.from_mask(np.arange(6).reshape(2, 3), np.ones((2, 3)))
     grams = collect_grams(lambda model, batch: model(batch), model, [tokens])

@@ -5,19 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxemb.nn.attention import attention, kept
+from jaxemb import parallel
+from jaxemb.nn.attention import Windows, attention
+from jaxemb.nn.dropout import kept, share_kept
 
-B, T, H, G, SIZE = 2, 150, 4, 2, 8
+B, T, H, G, SIZE = 2, 300, 4, 2, 8  # of 128 queries, splash and blockwise take three blocks
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.normal(size=(B, T, heads, SIZE)).astype(np.float32) for heads in (H, G, G))
-SEGMENTS = np.stack([np.repeat([1, 2, 0], [60, 70, 20]), np.repeat([1, 0], [149, 1])]).astype(np.int32)
+SEGMENTS = np.stack([np.repeat([1, 2, 0], [120, 140, 40]), np.repeat([1, 0], [299, 1])]).astype(np.int32)
+KEY = jax.random.key(0, impl="rbg")
 BIAS = RNG.normal(size=(1, H, T, T)).astype(np.float32)
 CASES = {
     "segments": {},
     "causal": {"causal": True},
-    "window, soft cap and bias": {"window": 7, "soft_cap": 2.0, "bias": BIAS, "scale": 0.5},
     "causal window": {"causal": True, "window": 30},
+    "window and soft cap": {"window": 7, "soft_cap": 2.0, "scale": 0.5},
+    "window, soft cap and bias": {"window": 7, "soft_cap": 2.0, "bias": BIAS, "scale": 0.5},
 }
+#: Of those that run here, what they have not.
+LACKS = {"dense": (), "blockwise": (), "library": ("soft_cap",), "splash": ("bias",)}
+PAIRS = [(name, case) for name in LACKS for case, asked in CASES.items() if not set(LACKS[name]) & set(asked)]
 
 
 def by_definition(q, k, v, causal=False, window=None, soft_cap=None, bias=0.0, scale=SIZE**-0.5):
@@ -45,25 +52,24 @@ def value_and_gradient(implementation, case):
     return both(Q, K, V)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_values_are_those_of_the_definition(case):
-    for implementation in ("dense", "blockwise"):
-        found, _ = value_and_gradient(implementation, case)
-        np.testing.assert_allclose(found, by_definition(Q, K, V, **CASES[case]), atol=1e-5)
+@pytest.mark.parametrize(("implementation", "case"), PAIRS)
+def test_values_are_those_of_the_definition_and_gradients_agree(implementation, case):
+    found, gradient = value_and_gradient(implementation, case)
+    np.testing.assert_allclose(found, by_definition(Q, K, V, **CASES[case]), atol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+    jax.tree.map(close, gradient, value_and_gradient("dense", case)[1])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_implementations_agree_in_value_and_gradient(case):
-    others = ["blockwise"] if "soft_cap" in CASES[case] else ["blockwise", "library"]
-    for other in others:
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, atol=2e-5),
-            value_and_gradient(other, case),
-            value_and_gradient("dense", case),
-        )
+@pytest.mark.parametrize("implementation", LACKS)
+def test_a_window_of_several_is_that_window(implementation):
+    windows = lambda index: Windows((30, None, 7), index)
+    attend = lambda q, window: attention(q, K, V, SEGMENTS, causal=True, window=window, implementation=implementation)
+    both = jax.jit(lambda q, index: jax.vjp(lambda q: attend(q, windows(index)), q)[0])
+    for index, case in ((0, "causal window"), (1, "causal")):
+        np.testing.assert_allclose(both(Q, index), by_definition(Q, K, V, **CASES[case]), atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("implementation", ["dense", "blockwise", "splash"])
 def test_forward_mode_and_second_derivatives(implementation):
     energy = lambda q: jnp.sum(jnp.square(attention(q, K, V, SEGMENTS, implementation=implementation)))
     direction = RNG.normal(size=Q.shape).astype(np.float32)
@@ -86,17 +92,16 @@ def test_forward_mode_and_second_derivatives(implementation):
 
 def test_what_drops_out_is_drawn_from_the_key():
     """Value and gradient against weights that drop out one by one."""
-    key = jax.random.key(0, impl="rbg")
-    keep = np.asarray(kept(key, 0.3, (B, H, T, T)))
+    keep = np.asarray(kept(KEY, 0.3, (B, H, T, T)))
     sees = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None]
 
     def plain(q, k, v):
         k, v = (jnp.repeat(x, H // G, axis=2) for x in (k, v))
         logits = jnp.einsum("bthd,bshd->bhts", q, k) * SIZE**-0.5
-        weights = jax.nn.softmax(jnp.where(sees, logits, -jnp.inf)) * keep / 0.7
+        weights = jax.nn.softmax(jnp.where(sees, logits, -jnp.inf)) * keep / share_kept(0.3)
         return jnp.einsum("bhts,bshd->bthd", weights, v)
 
-    ours = lambda q, k, v: attention(q, k, v, SEGMENTS, dropout=0.3, key=key)
+    ours = lambda q, k, v: attention(q, k, v, SEGMENTS, dropout=0.3, key=KEY)
 
     @jax.jit
     def both(*inputs):
@@ -124,6 +129,34 @@ def test_memory_of_blockwise_is_linear_in_the_length():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries(None) * 20 < temporaries("dense")
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "kernels"),
+    [
+        (4096, {}, 3),
+        (4096, {"window": 64, "causal": True, "soft_cap": 50.0}, 3),
+        (4096, {"window": Windows((64, None), jnp.int32(0))}, 6),
+        (4096, {"window": jnp.int32(64)}, 0),
+        (4096, {"bias": jnp.zeros((1, 1, 4096, 4096))}, 0),
+        (2048, {}, 0),
+    ],
+    ids=str,
+)
+def test_what_is_taken_on_tpus(length, options, kernels):
+    """Of the gradient's program for them, which is lowered here and never run."""
+    x, segments = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    total = lambda q, k, v, segments: attention(q, k, v, segments, **options).astype(jnp.float32).sum()
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(x, x, x, segments)
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == kernels
+
+
+def test_each_device_takes_its_own_rows_and_heads():
+    mesh = parallel.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+    attend = jax.jit(jax.value_and_grad(lambda q: jnp.vdot(attention(q, K, V, SEGMENTS, implementation="splash"), Q)))
+    with parallel.in_force(mesh):
+        found = attend(Q)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, attend(Q))
 
 
 def test_tangents_that_are_zeros_change_nothing():
@@ -154,13 +187,16 @@ def test_half_precision_has_finite_gradients_in_blocks():
     [
         ({"k": V[:, :-1]}, r"q must be \[B, T, H, h\], k and v \[B, T, G, h\]"),
         ({"k": Q[:, :, :3], "v": Q[:, :, :3]}, "heads of k must divide those of q; got 3 and 4"),
-        ({"segments": SEGMENTS[:1]}, r"segments must be \[B, T\] = \(2, 150\); got \(1, 150\)"),
+        ({"segments": SEGMENTS[:1]}, r"segments must be \[B, T\] = \(2, 300\); got \(1, 300\)"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({"soft_cap": 0.0}, "soft_cap must be > 0; got 0.0"),
         ({"window": -1}, "window must be a whole number of at least 0; got -1"),
-        ({"bias": BIAS[0]}, r"bias must be \[1 or 2, 1 or 4, 150, 150\]; got \(4, 150, 150\)"),
-        ({"implementation": "flash"}, "implementation must be dense, blockwise, library, cudnn or None; got 'flash'"),
-        ({"implementation": "library", "soft_cap": 1.0}, "'library' has neither dropout nor a soft cap"),
+        ({"bias": BIAS[0]}, r"bias must be \[1 or 2, 1 or 4, 300, 300\]; got \(4, 300, 300\)"),
+        ({"window": Windows((None, -1), 0)}, "window must be a whole number of at least 0; got -1"),
+        ({"implementation": "flash"}, r"implementation must be one of \('dense', .*\) or None; got 'flash'"),
+        ({"implementation": "library", "soft_cap": 1.0}, "implementation 'library' has no soft cap"),
+        ({"implementation": "splash", "bias": BIAS, "dropout": 0.1, "key": KEY}, "'splash' has no dropout and no bias"),
+        ({"implementation": "splash", "window": jnp.int32(3)}, "'splash' has no traced window"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

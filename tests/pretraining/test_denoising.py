@@ -13,7 +13,8 @@ from tiny_run import tiny_model
 
 from jaxemb.data import Tokenizer, pack, pad
 from jaxemb.embedder import Embedder
-from jaxemb.encoders import RopeConfig, Transformer, TransformerConfig
+from jaxemb.encoders import Transformer, TransformerConfig
+from jaxemb.nn import RopeConfig
 from jaxemb.pretraining import DenoisingAutoEncoder, delete_words, denoising, word_pieces
 
 SPECIAL, START, CONTINUATION = 0, 1, 2

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import jax
 
-from jaxemb.encoders.transformer import RopeConfig, Transformer, TransformerConfig
+from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.nn import RopeConfig
 
 HfConfig = Mapping[str, Any]
 

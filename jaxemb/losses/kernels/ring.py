@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.kernels.rules import Rules, gradient_of, no_gradient, split_floats
 from jaxemb.losses.reductions import Reduction, length, reduced, results, tiles, untiled
+from jaxemb.nn.rules import Rules, gradient_of, no_gradient, split_floats
 from jaxemb.trees import PyTree
 
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.encoders.transformer import Transformer, TransformerConfig, layout_of, split_key
 from jaxemb.nn import Module
 from jaxemb.transforms.base import Transform, Variables
 from jaxemb.transforms.frozen import trains_only
@@ -17,24 +16,14 @@ from jaxemb.types import Tokens
 
 
 @nnx.dataclass
-class PromptedTable(Module):
-    """A token table `[V, D]` with the prompt's vectors `[P, D]` as the rows V to V + P - 1, without a copy of it."""
-
-    tokens: jax.Array = nnx.data()
-    prompt: jax.Array = nnx.data()
-
-    def __getitem__(self, ids: jax.Array) -> jax.Array:
-        words = len(self.tokens)
-        is_word = (ids < words)[..., None]
-        return jnp.where(is_word, self.tokens[jnp.where(ids < words, ids, 0)], self.prompt[jnp.maximum(ids - words, 0)])
-
-
-@nnx.dataclass
 class PromptedTransformer(Module):
-    """The transformer with P virtual tokens in front of each text, which are seen but whose states are not returned."""
+    """The transformer with P virtual tokens in front of each text, which are seen but whose states are not returned.
+
+    It is called as `Transformer` is; the states are those of the texts' own tokens, so that pooling sees no prompt.
+    """
 
     transformer: Transformer = nnx.data()
-    prompt: jax.Array = nnx.data()
+    prompt: jax.Array = nnx.data()  # [P, D]
 
     @property
     def config(self) -> TransformerConfig:
@@ -44,12 +33,17 @@ class PromptedTransformer(Module):
     def dim(self) -> int:
         return self.transformer.dim
 
-    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, **options: Any) -> jax.Array:
-        """As `Transformer`: the states of the texts' own tokens, `[B, T, D]`, so that pooling sees no prompt."""
-        inner, longer, places = self._prompted(tokens)
-        states = inner(longer, key=key, **options)
-        places = places[..., None] if states.ndim == 3 else places[None, ..., None]
-        return jnp.take_along_axis(states, places, axis=-2)
+    @property
+    def depth(self) -> int:
+        return self.transformer.depth
+
+    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None, all_states: bool = False) -> jax.Array:
+        """Hidden states `[B, T, D]` or, with `all_states`, `[L + 1, B, T, D]`."""
+        longer, order, places = with_prompts(tokens, len(self.prompt))
+        key_embeddings, key_layers = split_key(key)
+        x = self._embedded(tokens, longer, order, key_embeddings)
+        states = self.transformer.stack(x, layout_of(longer), key=key_layers, all_states=all_states)
+        return _taken(states, places)
 
     def at_layers(
         self,
@@ -59,21 +53,27 @@ class PromptedTransformer(Module):
         *,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """As `Transformer.at_layers`; `read` gets the states of the texts' own tokens, `[B, T, D]`."""
-        inner, longer, places = self._prompted(tokens)
-        own = lambda states: jnp.take_along_axis(states, places[..., None], axis=-2)
-        return inner.at_layers(longer, layers, lambda states: read(own(states)), key=key)
+        """As `Transformer.at_layers`."""
+        longer, order, places = with_prompts(tokens, len(self.prompt))
+        key_embeddings, key_layers = split_key(key)
+        x = self._embedded(tokens, longer, order, key_embeddings)
+        read_own = lambda states: read(_taken(states, places))
+        return self.transformer.stack.at_layers(x, layout_of(longer), layers, read_own, key=key_layers)
 
-    def _prompted(self, tokens: Tokens) -> tuple[Transformer, Tokens, jax.Array]:
-        """The transformer that knows the prompt, what it reads, and where the texts' own tokens are in it."""
+    def truncate(self, layers: int) -> "PromptedTransformer":
+        """As `Transformer.truncate`; the prompt stays."""
+        return dataclasses.replace(self, transformer=self.transformer.truncate(layers))
+
+    def _embedded(self, tokens: Tokens, longer: Tokens, order: jax.Array, key: jax.Array | None) -> jax.Array:
         embeddings = self.transformer.embeddings
-        table: Any = PromptedTable(embeddings.tokens, self.prompt)
-        inner = dataclasses.replace(self.transformer, embeddings=dataclasses.replace(embeddings, tokens=table))
-        return inner, *with_prompts(tokens, len(self.prompt), len(embeddings.tokens))
+        shape = (tokens.ids.shape[0], tokens.texts_per_row * len(self.prompt), self.prompt.shape[1])
+        prompts = jnp.broadcast_to(jnp.tile(self.prompt, (tokens.texts_per_row, 1)), shape)
+        vectors = jnp.concatenate([prompts, embeddings.tokens[tokens.ids]], axis=1)
+        return embeddings.of_vectors(_taken(vectors, order), longer, self.config, key)
 
 
-def with_prompts(tokens: Tokens, length: int, first_id: int) -> tuple[Tokens, jax.Array]:
-    """The texts, each after virtual tokens with the ids `first_id` to `first_id + length - 1`.
+def with_prompts(tokens: Tokens, length: int) -> tuple[Tokens, jax.Array, jax.Array]:
+    """The texts, each after virtual tokens, whose ids are 0.
 
     Positions count from the first virtual token. Rows become longer by `length` for every text slot; padding ends up
     last.
@@ -81,10 +81,10 @@ def with_prompts(tokens: Tokens, length: int, first_id: int) -> tuple[Tokens, ja
     Args:
       tokens: `[B, T]`, one or several texts per row.
       length: P, virtual tokens in front of each text.
-      first_id: id of the first of them.
 
     Returns:
-      Tokens `[B, S P + T]`, S = `tokens.texts_per_row`; and where the tokens have gone, int32 `[B, T]`.
+      Tokens `[B, S P + T]`, S = `tokens.texts_per_row`; of which of a row's S P virtual tokens, followed by its T own
+      ones, each of them is, int32 `[B, S P + T]`; and where the own ones have gone, int32 `[B, T]`.
     """
     rows, slots = tokens.ids.shape[0], tokens.texts_per_row
     number = jnp.tile(jnp.arange(length), slots)
@@ -95,14 +95,20 @@ def with_prompts(tokens: Tokens, length: int, first_id: int) -> tuple[Tokens, ja
     order = jnp.argsort(jnp.where(segments > 0, segments, slots + 1), axis=1, stable=True)
     sorted_by_text = lambda x: jnp.take_along_axis(x, order, axis=1)
     types = tokens.type_ids
+    none = jnp.zeros_like(number)
     longer = dataclasses.replace(
         tokens,
-        ids=sorted_by_text(before(first_id + number, tokens.ids)),
+        ids=sorted_by_text(before(none, tokens.ids)),
         segment_ids=sorted_by_text(segments),
         positions=sorted_by_text(before(number, jnp.where(tokens.mask, tokens.positions + length, 0))),
-        type_ids=None if types is None else sorted_by_text(before(jnp.zeros_like(number), types)),
+        type_ids=None if types is None else sorted_by_text(before(none, types)),
     )
-    return longer, jnp.argsort(order, axis=1)[:, slots * length :].astype(jnp.int32)
+    return longer, order.astype(jnp.int32), jnp.argsort(order, axis=1)[:, slots * length :].astype(jnp.int32)
+
+
+def _taken(vectors: jax.Array, places: jax.Array) -> jax.Array:
+    """Of vectors `[..., B, T, D]`, those at `places` `[B, U]`."""
+    return jnp.take_along_axis(vectors, places.reshape(*[1] * (vectors.ndim - 3), *places.shape, 1), axis=-2)
 
 
 def prompts(length: int, *, train: str | None = None) -> Transform:

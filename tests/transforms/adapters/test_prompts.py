@@ -7,7 +7,7 @@ from tiny_run import PAIRWISE, assert_bitwise_equal, pair_batch, text_batch, tin
 
 from jaxemb.train import apply_transform, init_state, make_train_step
 from jaxemb.transforms import PromptedTransformer, prompts
-from jaxemb.transforms.adapters.prompts import PromptedTable, with_prompts
+from jaxemb.transforms.adapters.prompts import with_prompts
 from jaxemb.types import Tokens
 
 LONG = {"position_table": 24, "dropout": 0.0}
@@ -32,10 +32,9 @@ def test_the_prompt_stands_in_front_of_each_text():
         type_ids=np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]),
         texts_per_row=2,
     )
-    longer, places = jax.jit(lambda tokens: with_prompts(tokens, 2, 100))(tokens)
-    np.testing.assert_array_equal(
-        longer.ids, [[100, 101, 7, 8, 100, 101, 9, 0, 0], [100, 101, 5, 6, 100, 101, 4, 0, 0]]
-    )
+    longer, order, places = jax.jit(lambda tokens: with_prompts(tokens, 2))(tokens)
+    np.testing.assert_array_equal(longer.ids, [[0, 0, 7, 8, 0, 0, 9, 0, 0], [0, 0, 5, 6, 0, 0, 4, 0, 0]])
+    np.testing.assert_array_equal(order, [[0, 1, 4, 5, 2, 3, 6, 7, 8], [0, 1, 6, 7, 2, 3, 8, 4, 5]])
     np.testing.assert_array_equal(longer.segment_ids, [[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 2, 2, 2, 0, 0]])
     np.testing.assert_array_equal(longer.positions, [[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 2, 3, 0, 1, 2, 0, 0]])
     np.testing.assert_array_equal(longer.type_ids, [[0, 0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0, 1, 0, 0]])
@@ -63,15 +62,6 @@ def test_vectors_of_the_vocabulary_are_those_words(changes):
     np.testing.assert_allclose(call(prompted, packed())[:2], expected, atol=1e-5)
 
 
-def test_a_prompted_table_is_the_longer_table():
-    table, prompt, ids = (
-        np.arange(12.0).reshape(6, 2),
-        np.arange(-4.0, 0.0).reshape(2, 2),
-        np.array([[0, 5, 6], [7, 3, 6]]),
-    )
-    np.testing.assert_array_equal(PromptedTable(table, prompt)[ids], np.concatenate([table, prompt])[ids])
-
-
 @pytest.mark.slow
 def test_all_states_are_those_of_the_texts():
     model = tiny_model(**LONG)
@@ -79,6 +69,14 @@ def test_all_states_are_those_of_the_texts():
     states = prompted.encoder(text_batch(range(2)), all_states=True)
     assert states.shape == (3, 2, 8, 16)
     np.testing.assert_allclose(states[-1], prompted.encoder(text_batch(range(2))), atol=1e-6)
+
+
+def test_every_depth_sees_the_prompt():
+    """`at_layers` and `truncate`, by which objectives of several layers read a model."""
+    model = prompts(2).model(tiny_model(**LONG), jnp.ones((2, 16)), ())
+    tokens = text_batch(range(2))
+    deep, cut = jax.jit(lambda m, t: (m.at_layers(t, (1, 2)), (m.truncate(1)(t), m(t))))(model, tokens)
+    np.testing.assert_allclose(deep, jnp.stack(cut, axis=1), atol=1e-6)
 
 
 @pytest.mark.slow

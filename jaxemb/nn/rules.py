@@ -103,6 +103,35 @@ ad.primitive_transposes[_derivative] = _gradients
 _forward = _operation(_value_and_saved)
 
 
+def rules_of_kernels(value, forward, backward, definition) -> Rules:
+    """`Rules` of functions that JAX cannot differentiate, such as kernels: a gradient is differentiated as the
+    definition's is. What is saved must depend on the arguments alone.
+    """
+
+    @jax.custom_jvp
+    def forward_as_defined(*args):
+        return forward(*args)
+
+    @forward_as_defined.defjvp
+    def _(args, changes):
+        found, saved = forward_as_defined(*args)
+        # `backward` has no use for changes of what is saved: it knows those of the arguments.
+        return (found, saved), (jax.jvp(definition, args, changes)[1], jax.tree.map(_no_change, saved))
+
+    @jax.custom_jvp
+    def backward_as_defined(args, saved, gradient):
+        return backward(args, saved, gradient)
+
+    @backward_as_defined.defjvp
+    def _(primals, tangents):
+        args, _, gradient = primals
+        of_args, _, of_gradient = tangents
+        pull = lambda args, gradient: jax.vjp(definition, *args)[1](gradient)
+        return backward_as_defined(*primals), jax.jvp(pull, (args, gradient), (of_args, of_gradient))[1]
+
+    return Rules(value, forward_as_defined, backward_as_defined, definition)
+
+
 def split_floats(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
     """The float leaves of a tree, which may have gradients, and a function that puts others in their places."""
     leaves, structure = jax.tree.flatten(tree)
@@ -123,6 +152,10 @@ def gradient_of(tree: PyTree, d_floats: list[jax.Array]) -> PyTree:
 def no_gradient(x: jax.Array) -> np.ndarray:
     """The gradient of what is no float."""
     return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _no_change(x: jax.Array) -> jax.Array | np.ndarray:
+    return jnp.zeros_like(x) if _is_float(x) else no_gradient(x)
 
 
 def _is_float(x) -> bool:
