@@ -83,12 +83,11 @@ def attention(
     """
     _check(q, k, v, segments, window, bias, dropout, soft_cap)
     drops = key is not None and dropout > 0
-    is_known = window is None or isinstance(window, int | Windows)
     asked = {
         "dropout": drops,
         "soft cap": soft_cap is not None,
         "bias": bias is not None,
-        "traced window": not is_known,
+        "traced window": isinstance(window, jax.Array),
     }
     by_platform = _choose(implementation, q.shape[1], asked)
     options = {"causal": causal, "scale": q.shape[-1] ** -0.5 if scale is None else scale}

@@ -137,9 +137,10 @@ class Stack(Module):
           Final states `[B, T, D]`, or with `all_states` `[L + 1, B, T, D]`: x, then the state after each layer; the
           last one includes the final norm, as the final states do.
         """
+        x = x.astype(self.config.dtype)
         final, states = self._scan(x, layout, key, (lambda x: x) if all_states else None, before)
         final = self._normed(final)
-        return jnp.concatenate([x[None].astype(final.dtype), states[:-1], final[None]]) if all_states else final
+        return jnp.concatenate([x[None], states[:-1], final[None]]) if all_states else final
 
     def at_layers(
         self, x: jax.Array, layout: Layout, layers: Sequence[int], read: Read, *, key: jax.Array | None = None
@@ -165,6 +166,7 @@ class Stack(Module):
         most = self.config.layers
         if not layers or not all(0 <= n <= most for n in layers):
             raise ValueError(f"layers must be in 0..{most}, the layers of the transformer; got {tuple(layers)}")
+        x = x.astype(self.config.dtype)
         normed = lambda x: read(self._normed(x))
         if (deepest := max(layers)) == 0:
             return jnp.stack([normed(x)] * len(layers))
@@ -215,7 +217,7 @@ class Stack(Module):
         rope_of_layer = np.asarray(c.rope_of_layer or [0] * c.layers)
         keys = None if key is None else jax.random.split(key, c.layers)
         per_layer = (self.layers, before, np.arange(c.layers), window_of_layer, rope_of_layer, keys)
-        return jax.lax.scan(body, x.astype(c.dtype), per_layer, unroll=min(c.unroll, c.layers))
+        return jax.lax.scan(body, x, per_layer, unroll=min(c.unroll, c.layers))
 
 
 _KEPT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
