@@ -15,7 +15,10 @@ from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.pooling import Mean, Pooling
 
 # The fields of `TransformerConfig` that a directory need not say, as they do not change what a trained model gives.
-_OF_COMPUTATION = ("dropout", "attention_dropout", "initializer_range", "dtype", "remat", "unroll")
+_OF_COMPUTATION = (
+    *("dropout", "attention_dropout", "initializer_range"),
+    *("dtype", "remat", "unroll", "attention_implementation"),
+)
 
 
 def new_directory(
