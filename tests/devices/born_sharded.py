@@ -136,5 +136,5 @@ def measure(directory: Path) -> dict:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    write_random(Path(sys.argv[1]), HALF_BILLION)
+    write_random(Path(sys.argv[1]), json.loads(sys.argv[2]))
     print(json.dumps(measure(Path(sys.argv[1]))))

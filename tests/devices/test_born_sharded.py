@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from born_sharded import HALF_BILLION, measure, write_random
+from born_sharded import HALF_BILLION
 
 SMALL = HALF_BILLION | {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 2048}
 
@@ -27,19 +27,23 @@ def check(found: dict) -> None:
     assert program["outputs"] < 1.1 * share and program["temporaries"] < 0.1 * share
 
 
+def measured(directory: Path, config: dict) -> dict:
+    """In a process of its own, where nothing but this model is."""
+    here = Path(__file__).resolve()
+    command = [sys.executable, str(here.with_name("born_sharded.py")), str(directory), json.dumps(config)]
+    environment = os.environ | {"PYTHONPATH": str(here.parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def test_a_small_model_is_born_sharded(tmp_path):
-    write_random(tmp_path, SMALL)
-    check(measure(tmp_path))
+    check(measured(tmp_path, SMALL))
 
 
 @pytest.mark.slow
 def test_half_a_billion_weights_are_born_sharded(tmp_path):
-    here = Path(__file__).resolve()
-    command = [sys.executable, str(here.with_name("born_sharded.py")), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(here.parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = measured(tmp_path, HALF_BILLION)
     assert found["weights"] > 0.5e9
     check(found)
     for part in ("loading", "starting"):

@@ -12,12 +12,7 @@ from jaxemb import transforms
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composition.md"
 #: One of every kind; all others are slow.
-FAST = {
-    ("lora", "in chunks"),
-    ("agem", "accumulated"),
-    ("experience_replay", "sharded"),
-    ("er_ace", "matryoshka_2d"),
-}
+FAST = {("lora", "in chunks"), ("ema", "accumulated"), ("er_ace", "matryoshka_2d")}
 
 
 def documented() -> dict[tuple[str, str], str | None]:
