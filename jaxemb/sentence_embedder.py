@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxemb.backends import without_absent_tpu
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.new import new_directory
-from jaxemb.checkpoints.sentence_transformers import ModelDirectory, read_directory, write_directory
+from jaxemb.checkpoints.sentence_transformers import ModelDirectory, check_writable, read_directory, write_directory
 from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
 from jaxemb.data.tokenizer import Tokenizer
@@ -126,6 +126,10 @@ class SentenceEmbedder(ModelDirectory):
             LayerNorm, or other shapes than its checkpoint.
         """
         write_directory(path, self)
+
+    def check_savable(self) -> None:
+        """Raises a ValueError if the model is not one that `save` can write; of it shapes are enough."""
+        check_writable(self)
 
     def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":
         """A smaller model: the first `layers` layers, the first `dim` dimensions of the embeddings; None keeps all.

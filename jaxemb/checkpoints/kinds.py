@@ -18,7 +18,7 @@ _TASKS: Mapping[HeadKind, str] = {
     "projection": "a model of late interaction (ColBERT) that projects the vectors of tokens",
 }
 _TASK_NAME = re.compile(
-    r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction|Retrieval)$|ColBERT"
+    r"For(\w+Classification|QuestionAnswering|MultipleChoice|NextSentencePrediction|Retrieval)$|ColBERT|RewardModel$"
 )
 
 
@@ -28,11 +28,14 @@ def refuse_parts(path: Path, format: CheckpointFormat) -> None:
     Raises:
       ValueError: if `architectures` of its `config.json`, or a tensor, is that of a model that does more.
     """
-    named = [name for name in format.config.get("architectures") or () if _TASK_NAME.search(name)]
+    architectures = format.config.get("architectures") or ()
+    architectures = [architectures] if isinstance(architectures, str) else architectures
+    named = [name for name in architectures if _TASK_NAME.search(str(name))]
     kinds = [what for kind, what in _TASKS.items() if tensors_of(format, kind)]
     if named or kinds:
+        trained = ", ".join(tensors_of(format, *_TASKS)) or "a head that its files do not hold"
         raise ValueError(
-            f"{path}: holds {kinds[0] if kinds else 'a model'} (architectures {format.config.get('architectures')}). "
-            f"Vectors of its encoder would lack what was trained on top: {', '.join(tensors_of(format, *_TASKS))}. "
+            f"{path}: holds {kinds[0] if kinds else 'a model'} (architectures {list(architectures)}). "
+            f"Vectors of its encoder would lack what was trained on top: {trained}. "
             f"{REMEDY}"
         )

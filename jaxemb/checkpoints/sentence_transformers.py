@@ -14,7 +14,7 @@ import numpy as np
 from jaxemb.checkpoints.heads import without_heads
 from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
-from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, load_weights, save_weights
+from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, check_shapes, load_weights, save_weights
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, HfConfig, family_of
@@ -158,7 +158,10 @@ def load_encoder(
     """
     path = Path(path)
     if (hf_config := _json(path / "config.json", None)) is None:
-        raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
+        of_run = f"; the model of a run is in {path / 'model'}" if (path / "run.json").is_file() else ""
+        raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory{of_run}")
+    if not isinstance(hf_config, dict):
+        raise CheckpointError(f"{path / 'config.json'}: expected an object; got {type(hf_config).__name__}")
     family = family_of(hf_config)
     config = mapped(str(path / "config.json"), family, hf_config, overrides)
     return load_weights(config, read_tensors(path), family, hf_config, placement)
@@ -206,6 +209,13 @@ def write_directory(path: str | Path, contents: ModelDirectory) -> None:
         shutil.rmtree(replaced)
 
 
+def check_writable(contents: ModelDirectory) -> None:
+    """Raises a ValueError for a model that `write_directory` could not write, of which shapes alone may be given."""
+    check_shapes(contents.model.encoder, contents.format.encoder)
+    if not isinstance(contents.model.pooling, Attention):
+        _saved_names(contents.model.pooling)
+
+
 def _write(contents: ModelDirectory, root: Path) -> None:
     model, format = contents.model, contents.format
     contents.tokenizer.save(root)
@@ -244,6 +254,9 @@ def _modules(root: Path) -> list[dict[str, str]]:
     entries = _json(root / "modules.json", None)
     if entries is None:
         return [{"type": "Transformer", "path": ""}]
+    complete = lambda entry: isinstance(entry, dict) and {"idx", "type", "path"} <= entry.keys()
+    if not isinstance(entries, list) or not all(map(complete, entries)):
+        raise CheckpointError(f"{root / 'modules.json'}: expected a list of modules with idx, type and path")
     modules = [
         {"type": _module_kind(root, entry["type"]), "path": entry["path"]}
         for entry in sorted(entries, key=lambda entry: entry["idx"])
@@ -299,13 +312,17 @@ def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
         tensors = {"linear.weight": linear.kernel.T, "linear.bias": linear.bias, "context": pooling.context}
         _write_json(path / "config.json", dict(zip(("in_features", "hidden"), linear.kernel.shape, strict=True)))
         write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
-    elif (names := names_of(pooling)) is not None:
-        _write_json(path / "config.json", _pooling_config(dim, names))
     else:
+        _write_json(path / "config.json", _pooling_config(dim, _saved_names(pooling)))
+
+
+def _saved_names(pooling: Pooling) -> tuple[str, ...]:
+    if (names := names_of(pooling)) is None:
         raise ValueError(
             f"a {type(pooling).__name__} pooling cannot be saved: a model directory holds one or several of "
             f"{', '.join(POOLINGS)}, or an Attention"
         )
+    return names
 
 
 def _pooling_config(dim: int, names: tuple[str, ...]) -> dict[str, Any]:

@@ -163,18 +163,26 @@ def save_weights(model: Encoder, format: CheckpointFormat) -> dict[str, np.ndarr
     out under the checkpoint's names in the same way.
 
     Raises:
-      ValueError: if a leaf has not the shape that was read (layers dropped, vocabulary changed).
+      ValueError: as `check_shapes`.
     """
+    check_shapes(model, format)
     leaves = {path: np.asarray(leaf) for path, leaf in by_path(model).items()}
-    for path, shape in format.shapes.items():
-        if leaves[path].shape != shape:
-            raise ValueError(f"model.{path}: shape {list(leaves[path].shape)}, but its checkpoint has {list(shape)}")
     tensors = {}
     for tensor in format.stored:
         parts = [leaves[leaf] if tensor.layer is None else leaves[leaf][tensor.layer] for leaf in tensor.weight.leaves]
         whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         tensors[tensor.name] = np.ascontiguousarray(whole.T if tensor.weight.transpose else whole, tensor.dtype)
     return tensors | dict(format.unused)
+
+
+def check_shapes(model: PyTree, format: CheckpointFormat) -> None:
+    """Raises a ValueError for a leaf that the checkpoint has no place for, or another shape (layers dropped)."""
+    leaves = {path: leaf.shape for path, leaf in by_path(model).items()}
+    if unlike := sorted(leaves.keys() ^ format.shapes.keys()):
+        raise ValueError(f"the model's arrays are not those of its checkpoint: {', '.join(unlike[:5])}")
+    for path, shape in format.shapes.items():
+        if leaves[path] != shape:
+            raise ValueError(f"model.{path}: shape {list(leaves[path])}, but its checkpoint has {list(shape)}")
 
 
 def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +124,11 @@ def run_stream(
     chunk = min(chunk, max(totals))
     step = make_train_step(objective, optimizer, transform)
     in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
-    runner = Runner(_in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step), state)
+    store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
+    last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
+    runner = Runner(
+        _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step), state, last_checkpoint=last_checkpoint
+    )
     # Its own function, so that a new optimiser state does not share its buffers with the trained one.
     fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -131,7 +136,8 @@ def run_stream(
     done = _Progress.new(len(experiences), evaluate)
     about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
     about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
-    store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
+    about |= {"boundaries": boundaries, "future": future, "evaluate": sorted(evaluate)}
+    about |= {"data": None if store is None else _digest(experiences)}
     if store is not None and (restored := store.restore_newest(state)):
         runner.state, saved = restored
         if saved["about"] != about:
@@ -154,6 +160,8 @@ def run_stream(
         data = _on_device(experiences[number], offsets[number], max(lengths))
         classes = _classes(experiences, number, compete)
         order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
+        all_ids = np.asarray(experiences[number].train.get("id", np.arange(lengths[number]) + offsets[number]))
+        ids_of = all_ids.__getitem__
         task = Task(
             number,
             batches=functools.partial(_once, data, order, classes),
@@ -171,10 +179,10 @@ def run_stream(
             rows = np.zeros((chunk, batch_size), np.int32)
             rows[:n] = [next(batches) for _ in range(n)]
             if in_loop:
-                runner.start((data, rows, classes, n), steps=n)
+                runner.start((data, rows, classes, n), ids_of(rows[:n]), steps=n)
             else:
                 for row in rows[:n]:
-                    runner.start((data, row, classes))
+                    runner.start((data, row, classes), ids_of(row))
             runner.wait()
             try:
                 losses += [of_step["loss"] for of_step in runner.read()]
@@ -227,6 +235,14 @@ class _Progress:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "_Progress":
         return cls(**values)
+
+
+def _digest(experiences: Sequence[Experience]) -> str:
+    """Tells the training data of two streams apart."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves([dict(e.train) for e in experiences]):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _on_rows(train_step: TrainStep):

@@ -196,10 +196,11 @@ class Number:
         return self if self.dtype else Number("float32" if isinstance(value, float | np.floating) else "int32")
 
     def check(self, value: Any) -> None:
-        if not _is_number(value) or not math.isfinite(value):
+        if not _is_number(value) or not _is_finite(value):
             raise ValueError(f"expected a finite number; got {described(value)}")
         if np.issubdtype(self.dtype, np.integer) and value != int(value):
             raise ValueError(f"expected an integer ({self.dtype}); got {described(value)}")
+        _check_range(value, self.dtype)
 
     def collate(self, values: Sequence[Any], layout: Layout) -> np.ndarray:
         return np.asarray(values, self.dtype)
@@ -227,17 +228,36 @@ class Vector:
             raise ValueError(f"expected a list of {self.size} numbers; got {described(value)}")
         if len(value) != self.size:
             raise ValueError(f"expected a list of {self.size} numbers; got {len(value)}")
-        numbers = _vector(value)
-        finite = np.isfinite(numbers)
+        finite = np.isfinite(value) if isinstance(value, np.ndarray) else np.array([*map(_is_finite, value)])
         if not finite.all():
             i = int(np.argmin(finite))
             raise ValueError(f"expected a list of finite numbers; got {described(value[i])} at {i}")
+        numbers = _vector(value)
         if np.issubdtype(self.dtype, np.integer) and (numbers != np.floor(numbers)).any():
             i = int(np.argmax(numbers != np.floor(numbers)))
             raise ValueError(f"expected a list of integers ({self.dtype}); got {described(value[i])} at {i}")
+        _check_range(value, self.dtype)
 
     def collate(self, values: Sequence[Any], layout: Layout) -> np.ndarray:
         return np.asarray(values, self.dtype).reshape(len(values), -1)
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
+def _check_range(value: Any, dtype: Any) -> None:
+    """Raises a ValueError for finite numbers that become others, or infinite, in this type."""
+    try:
+        with np.errstate(over="ignore"):
+            fits = bool(np.isfinite(np.asarray(value, dtype).astype(np.float64)).all())
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise ValueError(f"expected numbers in the range of {dtype}; got {described(value)}")
 
 
 Columns = Sequence[str] | Mapping[str, Column]

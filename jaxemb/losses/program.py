@@ -31,6 +31,8 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        if unknown := checks.keys() - signature.parameters.keys():
+            raise TypeError(f"{function.__name__} has no argument {', '.join(sorted(unknown))}")
         parameters = signature.parameters.values()
         single = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
         arrays = [p.name for p in single if p.annotation is jax.Array and p.default is p.empty]

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +89,8 @@ def on_columns(
     def embed(model, batch: Batch, key: jax.Array | None) -> Embeddings:
         if missing := [name for name in (*wanted, *arrays.values(), "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
+        if others_named := [name for name in wanted if not isinstance(batch[name], Tokens)]:
+            raise ValueError(f"columns must be texts; give {', '.join(others_named)} as others=")
         records = batch["id"].shape[0]
         if key is None:  # one encoding, whatever the number of uses
             found = _embed({name: batch[name] for name in wanted}, model, None, chunk)
@@ -103,7 +104,9 @@ def on_columns(
         positional = [e[:, 0] if e.shape[1] == 1 else e for e in in_order[: len(columns)]]
         keyword = dict(zip(named_columns, in_order[len(columns) :], strict=True))
         losses = loss(*positional, **keyword, **{argument: batch[name] for argument, name in arrays.items()})
-        chex.assert_shape(losses, batch["id"].shape, custom_message="the loss must give one value per record")
+        if jnp.shape(losses) != batch["id"].shape:
+            expected = f"the loss must give one value per record, {batch['id'].shape}"
+            raise ValueError(f"{expected}; got {jnp.shape(losses)}")
         return losses
 
     return ColumnsObjective(embed, losses_of)

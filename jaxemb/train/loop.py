@@ -98,6 +98,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     _claim(out, run, resume)
     embedder = run.embedder()
     state = _initial_state(run, embedder)
+    _check_savable(run, embedder, state)
     batches: Any = iter(run.data(embedder))
     checkpoints = Checkpoints(out / "checkpoints", run.keep)
     done = _Progress()
@@ -106,6 +107,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         done = _Progress(**loop["progress"])
         batches.set_state(loop["data"])
     start = int(state.step)
+    if start >= run.steps:
+        _log.warning("%s holds this run, finished: nothing is trained; a changed run needs another directory", out)
 
     def read_metrics() -> dict[str, float]:
         """Adds those of the steps done to the window of the log; gives those of the last."""
@@ -139,7 +142,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         current = embedder.replace(model=_evaluated_model(run, runner.state))
         with parallel.in_force(run.mesh):
             for name, evaluator in run.evaluators.items():
-                done.metrics |= {f"{name}/{key}": float(value) for key, value in evaluator(current).items()}
+                done.metrics |= _numbers(name, evaluator(current))
         log.write(step, done.metrics)
         if run.best is None:
             return False
@@ -178,12 +181,12 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
                     raise SystemExit(0)
                 runner.go_on()
 
-    if done.best:
-        best, _ = checkpoints.restore(done.best["step"], runner.state)
-        _save(embedder.replace(model=_whole(run, _evaluated_model(run, best))), out / "best")
     state = end_task(run.transform, run.objective, runner.state, _task(run, embedder))
     final = embedder.replace(model=_whole(run, _evaluated_model(run, state)))
     _save(final, out / "model")
+    if done.best:
+        best, _ = checkpoints.restore(done.best["step"], state)
+        _save(embedder.replace(model=_whole(run, _evaluated_model(run, best))), out / "best")
     return Result(final, done.metrics, done.best, state)
 
 
@@ -193,6 +196,25 @@ def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:
     state = init_state(key, embedder.model, run.optimizer, run.transform, mesh=run.mesh, rules=rules)
     state = begin_task(run.transform, run.objective, state, _task(run, embedder))
     return state if run.mesh is None else parallel.place(state, run.mesh, rules)
+
+
+def _check_savable(run: Run, embedder: "SentenceEmbedder", state: TrainState) -> None:
+    """Sees before the first step that the model can be saved after the last."""
+    if run.evaluated_model is None and hasattr(embedder, "check_savable"):
+        made = jax.eval_shape(lambda state: apply_transform(run.transform, state), state)
+        try:
+            embedder.replace(model=made).check_savable()
+        except (ValueError, AttributeError) as error:
+            remedy = "set Run.evaluated_model to what is to be saved, such as `lambda state: state.model`"
+            raise ValueError(f"the model that training gives could not be saved ({error}); {remedy}") from error
+
+
+def _numbers(name: str, found: Any) -> dict[str, float]:
+    """What an evaluator gives, by `name/number`."""
+    try:
+        return {f"{name}/{key}": float(value) for key, value in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"Run.evaluators[{name!r}] must give numbers by name; got {found!s:.80}") from error
 
 
 def _task(run: Run, embedder: "SentenceEmbedder") -> Task:
@@ -246,7 +268,9 @@ def _claim(out: Path, run: Run, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if run.source is not None:
             shutil.copyfile(run.source, out / "config.py")
-        path.write_text(json.dumps(description, indent=1) + "\n")
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(json.dumps(description, indent=1) + "\n")
+        unfinished.replace(path)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Running compiled train steps, one ahead of the host: what every loop is made of."""
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -39,6 +41,7 @@ class NonFiniteError(ArithmeticError):
 
 
 _NO_IDS = np.zeros(0, int)
+_READ_EVERY = 100  # steps after which `train` looks whether all is finite
 
 
 class _Call(NamedTuple):
@@ -92,7 +95,7 @@ class Runner:
 
         Args:
           batch: on its devices.
-          ids: those of its records.
+          ids: those of its records; of several steps `[steps, B]`.
           steps: how many steps the compiled function takes of it; with several, its metrics are `[>= steps]`.
         """
         with parallel.in_force(self._mesh):
@@ -123,7 +126,9 @@ class Runner:
                 values = {name: (x[i] if x.ndim else x).item() for name, x in metrics.items()}
                 if not values.pop("finite"):
                     number, numbers = call.number - call.steps + 1 + i, (values["loss"], values["grad_norm"])
-                    raise NonFiniteError(number, call.ids.tolist(), *numbers, self._last_checkpoint(), self.state)
+                    ids = call.ids[i] if call.ids.ndim > 1 else call.ids
+                    before = dataclasses.replace(self.state, finite=jnp.ones((), bool))
+                    raise NonFiniteError(number, ids.tolist(), *numbers, self._last_checkpoint(), before)
                 found.append(values)
         self._unread.clear()
         return found
@@ -133,7 +138,7 @@ class Runner:
         jax.block_until_ready(call.metrics)
         now = time.perf_counter()
         if self._clock is not None:
-            self.seconds, self.records = self.seconds + now - self._clock, self.records + len(call.ids)
+            self.seconds, self.records = self.seconds + now - self._clock, self.records + call.ids.size
         self._clock = now
         self._unread.append(call)
         self._done(call.number)
@@ -170,8 +175,10 @@ def train(
         task = Task(0, batches=lambda: batches, steps=len(batches))
     state = begin_task(transform, objective, init_state(jax.random.key(seed), model, optimizer, transform), task)
     runner = Runner(make_train_step(objective, optimizer, transform), state)
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         runner.start(batch, np.ravel(batch["id"]) if "id" in batch else _NO_IDS)
+        if number % _READ_EVERY == 0:
+            runner.read()
     runner.wait()
     runner.read()
     return end_task(transform, objective, runner.state, task)

@@ -64,11 +64,13 @@ def make_train_step(
             batch = context.prepare(raw_batch, trained, key)
             context = context._replace(batch=batch, model=context.apply(trained))
             losses, outputs = objective(context.model, batch, key)
-            chex.assert_rank(losses, 1)
+            _check_axes("the objective", losses, 1)
             context = context._replace(outputs=outputs)
             losses = transform.loss(losses, context, trained.params, old)
-            chex.assert_rank(losses, 1)
-            return jnp.mean(losses) + transform.auxiliary_loss(context, trained.params, old), (outputs, batch)
+            _check_axes("Transform.loss", losses, 1)
+            term = transform.auxiliary_loss(context, trained.params, old)
+            _check_axes("Transform.auxiliary_loss", term, 0)
+            return jnp.mean(losses) + term, (outputs, batch)
 
         value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
         if accumulate == 1:
@@ -90,7 +92,8 @@ def make_train_step(
         whole = _moved(Trained(context.stored, now.params), updates, finite)
         trained = whole._replace(model=partition(whole.model, mask)[0])
         context = context._replace(trained=trained, stored=whole.model, updates=updates)
-        method_state = jax.lax.cond(finite, lambda: transform.after_step(context, trained.params, old), lambda: old)
+        after = lambda: _like(old, transform.after_step(context, trained.params, old))
+        method_state = jax.lax.cond(finite, after, lambda: old)
         next_state = TrainState(
             step=state.step + finite,
             model=whole.model,
@@ -106,6 +109,20 @@ def make_train_step(
         return next_state, metrics
 
     return step
+
+
+def _check_axes(who: str, value: jax.Array, axes: int) -> None:
+    if jnp.ndim(value) != axes:
+        expected = "one value per record, [N]" if axes else "one number"
+        raise ValueError(f"{who} must give {expected}; got an array of shape {jnp.shape(value)}")
+
+
+def _like(old: PyTree, new: PyTree) -> PyTree:
+    kinds = lambda tree: [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(tree)]
+    before, after = ((str(jax.tree.structure(tree)), kinds(tree)) for tree in (old, new))
+    if before != after:
+        raise ValueError(f"Transform.after_step must give a state like the one before, {before}; got {after}")
+    return new
 
 
 def _moved(trained: Trained, updates: Trained, finite: jax.Array) -> Trained:
@@ -130,7 +147,9 @@ def _accumulated(value_and_grad, trained: Trained, batch: PyTree, key: jax.Array
         (loss, outputs), grads = value_and_grad(trained, *inputs)
         return jax.tree.map(jnp.add, total, (loss, grads)), outputs
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    # In at least f32: the sum of many gradients in bf16 would stop growing.
+    wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+    zeros = (jnp.zeros(()), jax.tree.map(wide, trained))
     total, outputs = jax.lax.scan(micro_step, zeros, (batch, jax.random.split(key, count)))
     loss, grads = jax.tree.map(lambda x: x / count, total)
-    return loss, outputs, grads
+    return loss, outputs, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trained)

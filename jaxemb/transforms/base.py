@@ -190,7 +190,7 @@ def chain(*transforms: Transform) -> Transform:
     `chain(a, chain(b, c))` and `chain(chain(a, b), c)` *are* `chain(a, b, c)`, with the same parameter and state trees,
     and `chain(a, identity())` *is* `a`. The params and the state of a chain are tuples with one entry per transform.
     """
-    parts = tuple(part for t in transforms for part in (t.parts if t.parts is not None else (t,)))
+    parts = tuple(part for t in transforms for part in _parts(t))
     match parts:
         case ():
             return identity()
@@ -261,6 +261,12 @@ def chain(*transforms: Transform) -> Transform:
         end_task=task_hook("end_task"),
         parts=parts,
     )
+
+
+def _parts(transform: Transform) -> tuple[Transform, ...]:
+    if not isinstance(transform, Transform):
+        raise TypeError(f"chain takes transforms, such as ema(0.9); got {transform!r}")
+    return (transform,) if transform.parts is None else transform.parts
 
 
 def trained_arrays(transform: Transform, model: PyTree) -> PyTree:

@@ -9,9 +9,10 @@ from jaxemb.trees import PyTree, Where, chosen, map_with_path, selects
 def frozen(where: Where) -> Transform:
     """Keeps the stored model's arrays that `where` chooses as they are, to the bit.
 
-    They have no gradient, so that they count neither for clipping nor in the optimiser's moments, and neither weight
-    decay nor other transforms move them, wherever in a chain this stands. They may be bfloat16, or integers. Parameters
-    of other transforms are not touched.
+    They have no gradient, so that they count neither for clipping nor in the optimiser's moments, and no step moves
+    them, wherever in a chain this stands: neither weight decay nor another transform. (What replaces the model between
+    tasks, as `merge_after_task` does, still replaces all of it.) They may be bfloat16, or integers. Parameters of other
+    transforms are not touched.
 
         frozen(r"^encoder")                                     # trains the head alone
         frozen(lambda path: not path.endswith("bias"))          # BitFit

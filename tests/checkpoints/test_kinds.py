@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxemb.checkpoints import load_encoder, read_tensors
+from jaxemb.checkpoints import CheckpointError, load_encoder, read_tensors
 from jaxemb.pooling import Cls, Mean
 from jaxemb.sentence_embedder import load
 
@@ -118,4 +118,23 @@ def test_an_encoder_that_is_used_for_another_task_is_refused(write_encoder):
     path = write_encoder()
     (path / "sentence_bert_config.json").write_text(json.dumps({"transformer_task": "fill-mask"}))
     with pytest.raises(ValueError, match="transformer_task must be 'feature-extraction'; got 'fill-mask'"):
+        load(path)
+
+
+@pytest.mark.parametrize("architectures", ["BertForSequenceClassification", ["BertForRewardModel"]])
+def test_an_architecture_tells_too(write_encoder, architectures):
+    path = write_encoder()
+    config = json.loads((path / "config.json").read_text()) | {"architectures": architectures}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a head that its files do not hold"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("modules.json", {"a": 1}), ("modules.json", [{"idx": 0}]), ("config.json", [])]
+)
+def test_files_of_another_shape_are_named(write_encoder, file, content):
+    path = write_encoder()
+    (path / file).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"{file}: expected"):
         load(path)

@@ -201,6 +201,12 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     equal(finished.state, whole.state)
     with pytest.raises(ValueError, match="another run"):
         run(**options | {"seed": 4}, checkpoints=tmp_path)
+    for other in ({"boundaries": False}, {"future": False}, {"evaluate": {"other": accuracy()}}):
+        with pytest.raises(ValueError, match="another run"):
+            run(**options | other, checkpoints=tmp_path)
+    moved = blobs() | {"input": blobs()["input"] + 1}
+    with pytest.raises(ValueError, match="another run"):
+        run(split_by_class(moved, blobs(seed=1), 2), **options, checkpoints=tmp_path)
 
 
 def test_the_optimizer_may_start_anew():
@@ -247,6 +253,9 @@ def test_a_loss_that_is_not_finite_is_found():
     rows = np.random.default_rng([0, 1, 0]).permutation(11)[:9]
     with pytest.raises(NonFiniteError, match=r"It is step \d of 6 of task 1, '2-3'"):
         run(objective=objective)
+    with pytest.raises(NonFiniteError) as caught:
+        run(objective=objective)
+    assert 20 in caught.value.ids and len(caught.value.ids) == 3 and bool(caught.value.state.finite)
     with pytest.raises(NonFiniteError, match=f"step {np.flatnonzero(rows == 4)[0] // 3 + 1} of 6"):
         run(objective=objective)
 

@@ -147,3 +147,20 @@ def test_a_column_of_another_kind_is_a_class_of_three_methods(tokenizer):
     assert batch["image"]["pixels"].tolist() == [[2, 3], [3, 4]]
     with pytest.raises(RecordError, match=r"train.jsonl: record 4, column 'image': expected 2 bytes; got 1"):
         batch_of(tokenizer, [*records, {"image": b"x"}], {"image": Pixels()})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (Number("float32"), 1e300),
+        (Number("int32"), 2**40),
+        (Number("uint8"), -1),
+        (Number("int32"), 10**400),
+        (Vector("float32", 2), [0.5, 1e300]),
+        (Vector("int32", 2), [1, 2**70]),
+    ],
+    ids=str,
+)
+def test_numbers_that_do_not_fit_are_refused(column, value):
+    with pytest.raises(ValueError, match="expected"):
+        column.check(value)

@@ -244,6 +244,14 @@ def test_arguments_of_another_type_are_named():
             losses.info_nce(*arguments, **options)
 
 
+def test_a_check_of_an_argument_that_is_not_there_is_refused():
+    with pytest.raises(TypeError, match="scaled has no argument widht"):
+
+        @one_program(widht=positive)
+        def scaled(x, *, width):
+            return x * width
+
+
 def test_lists_of_numbers_are_data(programs):
     first = losses.mega_batch_margin(A.tolist(), B.tolist())
     before = programs.count

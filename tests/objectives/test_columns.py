@@ -110,8 +110,13 @@ def test_refuses_a_number_of_texts_that_is_no_multiple_of_the_records():
 
 
 def test_refuses_a_loss_that_is_not_one_value_per_record():
-    with pytest.raises(AssertionError, match="one value per record"):
+    with pytest.raises(ValueError, match=r"the loss must give one value per record, .*; got \(\)"):
         traced(on_columns(lambda q, d: jnp.mean(distance(q, d)), "query", "document"))
+
+
+def test_refuses_a_column_of_numbers_as_texts():
+    with pytest.raises(ValueError, match="columns must be texts; give id as others="):
+        traced(on_columns(distance, "query", "id"))
 
 
 def test_needs_a_column():

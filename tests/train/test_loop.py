@@ -11,9 +11,13 @@ import optax
 import pytest
 from tiny_run import assert_bitwise_equal, pair_batch, read_model, toy_objective, toy_run
 
+import jaxemb
 from jaxemb.checkpoints import Parameters
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer
 from jaxemb.train import Checkpoints, NonFiniteError, fit, init_state, load_run, read_metrics
-from jaxemb.transforms import Trained, Transform, ema, ema_model, identity
+from jaxemb.transforms import Trained, Transform, ema, ema_model, identity, prompts
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 def stopping_at(step: int, how):
@@ -89,10 +93,12 @@ def test_resuming_gives_the_same_bits_and_the_same_log(tmp_path, accumulate):
     assert train_lines[0] == train_lines[1]
 
 
-def test_a_finished_run_gives_its_result_again(tmp_path):
+def test_a_finished_run_gives_its_result_again(tmp_path, caplog):
     first = fit(toy_run(best=("toy/error", "min")), tmp_path, progress=False)
     log = (tmp_path / "metrics.jsonl").read_text()
+    assert "finished" not in caplog.text
     again = fit(toy_run(best=("toy/error", "min")), tmp_path, progress=False)
+    assert "holds this run, finished: nothing is trained" in caplog.text
     assert_bitwise_equal(again.state, first.state)
     assert (again.metrics, again.best) == (first.metrics, first.best)
     assert (tmp_path / "metrics.jsonl").read_text() == log
@@ -267,3 +273,19 @@ def test_a_checkpoint_holds_the_state_it_was_given_whatever_happens_to_that(tmp_
     np.testing.assert_array_equal(restored.model["w"], model["w"])
     np.testing.assert_array_equal(moved["w"], 32 * model["w"])
     assert loop == {"losses": [1.0]}
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path):
+    embedder = jaxemb.new("bert", SIZES, Tokenizer.word_piece(SPECIAL_TOKENS), key=jax.random.key(0))
+    steps = []
+    objective = lambda model, batch, key: steps.append(1) or toy_objective(model, batch, key)
+    run = toy_run(embedder=lambda: embedder, objective=objective, transform=prompts(2), evaluators={})
+    with pytest.raises(ValueError, match=r"training gives could not be saved .*set Run.evaluated_model"):
+        fit(run, tmp_path, progress=False)
+    assert not steps
+
+
+@pytest.mark.parametrize("found", [None, 3.0, {"x": "a"}])
+def test_an_evaluator_that_gives_no_numbers_is_named(tmp_path, found):
+    with pytest.raises(TypeError, match=r"Run.evaluators\['bad'\] must give numbers by name"):
+        fit(toy_run(evaluators={"bad": lambda embedder: found}), tmp_path, progress=False)

@@ -41,6 +41,27 @@ def test_one_step_of_gradient_descent_by_hand():
     assert int(state.step) == 1
 
 
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        (
+            {"loss": lambda losses, *_: jnp.mean(losses)},
+            r"Transform.loss must give one value per record, \[N\]; got .*\(\)",
+        ),
+        ({"auxiliary_loss": lambda *_: jnp.ones(2)}, r"Transform.auxiliary_loss must give one number; got .*\(2,\)"),
+        ({"after_step": lambda *_: jnp.ones(2)}, r"Transform.after_step must give a state like the one before"),
+    ],
+)
+def test_a_hook_that_gives_something_else_is_named(hooks, message):
+    with pytest.raises(ValueError, match=message):
+        step_once(quadratic, optax.sgd(0.1), batch_of(1, 2), Transform(**hooks))
+
+
+def test_an_objective_that_gives_something_else_is_named():
+    with pytest.raises(ValueError, match=r"the objective must give one value per record"):
+        step_once(lambda *a: (jnp.zeros(()), {}), optax.sgd(0.1), batch_of(1, 2))
+
+
 def test_the_norm_is_that_before_clipping():
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
     state, metrics = step_once(quadratic, optimizer, batch_of(1.5))
@@ -54,6 +75,16 @@ def test_terms_of_transforms_are_part_of_the_loss():
     state, metrics = step_once(quadratic, optimizer, batch_of(0), penalty)
     assert float(metrics["loss"]) == 9
     np.testing.assert_allclose(state.model["w"], [0.7, 1.7], rtol=1e-6)
+
+
+def test_gradients_of_bfloat16_weights_are_accumulated_in_float32():
+    """In bfloat16 a sum of ones stops at 256."""
+    model = {"w": jnp.ones((), jnp.bfloat16)}
+    linear = lambda model, batch, key: (model["w"] * batch["x"], {})
+    batch = {"x": jnp.ones((1024, 1), jnp.bfloat16)}
+    state, metrics = step_once(linear, optax.sgd(0.5), batch, model=model, accumulate=1024)
+    assert float(metrics["grad_norm"]) == 1.0
+    assert state.model["w"].dtype == jnp.bfloat16 and float(state.model["w"]) == 0.5
 
 
 def test_accumulating_is_the_big_batch_for_losses_of_single_records():

@@ -260,3 +260,9 @@ def test_a_chain_trains_what_all_its_parts_train():
     assert trained_arrays(identity(), {**MODEL, "codes": np.arange(3)}) == {"w": True, "b": True, "codes": False}
     with pytest.raises(ValueError, match="structure error"):
         trained_arrays(Transform(trains=lambda model: {"w": True}), MODEL)
+
+
+@pytest.mark.parametrize("part", [[identity()], identity, None])
+def test_a_chain_takes_transforms(part):
+    with pytest.raises(TypeError, match="chain takes transforms, such as"):
+        chain(identity(), part)
