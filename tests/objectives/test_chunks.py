@@ -45,7 +45,7 @@ def assert_gradients_are_by_hand(encode, model, inputs, key, size):
     chunked = lambda model: loss(in_chunks(encode, size)(model, inputs, key))
     expected = by_hand(encode, model, inputs, key, size, loss)
     found = jax.jit(jax.value_and_grad(chunked))(model)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def small_encode(weights, x, key):
