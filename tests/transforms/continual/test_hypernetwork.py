@@ -156,7 +156,7 @@ def test_look_ahead_evaluates_the_regulariser_after_the_tasks_step():
     (first, _), (second, _), (_, metrics) = history[2:5]
 
     def task_loss(params):
-        state = dataclasses.replace(second, params=params)
+        state = dataclasses.replace(second, method_params=params)
         return classification()(apply_transform(transform, state), batch(11), None)[0].mean()
 
     step = jax.grad(task_loss)(second.method_params)
