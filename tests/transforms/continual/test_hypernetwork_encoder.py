@@ -42,7 +42,7 @@ def test_new_adapters_change_nothing():
     [
         "hypernetwork",
         "relaxed",
-        # Known and not yet understood: since keys are split anew, the bound through six layers is infinite after a step.
+        # Known and not yet understood: since keys are split anew the bound through six layers is infinite after a step.
         pytest.param(
             "interval", marks=pytest.mark.xfail(reason="the bound through MiniLM becomes infinite", strict=False)
         ),
