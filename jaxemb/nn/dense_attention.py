@@ -115,4 +115,5 @@ _average.defjvp(_average_jvp, symbolic_zeros=True)
 def _weighted(weights, values, keep, dropout):
     weights = weights if keep is None else jnp.where(keep, weights, 0.0)
     product = functools.partial(jnp.einsum, "bhts,bhsd->bhtd", preferred_element_type=jnp.float32)
-    return product(weights.astype(values.dtype), values) / share_kept(dropout)
+    found = product(weights.astype(values.dtype), values)
+    return found if keep is None else found / share_kept(dropout)
