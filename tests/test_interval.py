@@ -18,6 +18,7 @@ from jaxemb.encoders import Mlp
 from jaxemb.interval import bilinear
 from jaxemb.nn import ACTIVATIONS, Norm
 from jaxemb.nn.dense_attention import _average
+from jaxemb.nn.similarity import unit
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4)).astype(np.float32)
@@ -163,6 +164,7 @@ AT_CORNERS = {
     "centred": lambda x: x - x.mean(-1, keepdims=True),
     "rms_norm": lambda x: Norm(jnp.ones(4), None, "rms", 1e-3)(x + 4),
     "unit": lambda x: (y := x + 4) / jnp.linalg.norm(y, axis=-1, keepdims=True),
+    "unit_of_nn": lambda x: unit(x + 4),
     "prod": lambda x: jnp.prod(x, axis=-1),
     "cumprod": lambda x: jnp.cumprod(x, axis=-1),
     "reductions": lambda x: jnp.stack([x.sum(-1), x.max(-1), x.min(-1)]),
@@ -524,3 +526,16 @@ def test_arguments_are_checked():
         bounded((X + 1,), (X,))
     with pytest.raises(ValueError, match="values that are no floats must be equal in lo and hi"):
         bounded((X, np.int32(1)), (X, np.int32(2)))
+
+
+def test_unit_length_of_boxes_around_zero_is_sound():
+    """A vector of length 0 stays as it is, and lies in a box of unit vectors all the same."""
+    lo, hi = (
+        np.array([[-1, 0, 0.5], [0, 0, 0], [0, 0, 0]], np.float32),
+        np.array([[1, 2, 0.5], [1, 1, 1], [0, 0, 1e-13]], np.float32),
+    )
+    ends = bounds(unit, (lo,), (hi,))
+    for share in np.random.default_rng(0).uniform(size=(200, 3, 3)).round(1):
+        vectors = np.asarray(unit((lo + share * (hi - lo)).astype(np.float32)))
+        assert np.all(ends[0] <= vectors + 1e-6) and np.all(vectors <= ends[1] + 1e-6)
+    assert np.isfinite(ends).all() and np.abs(ends).max() <= 1 + 1e-6

@@ -226,12 +226,17 @@ def _unit(call: Call, a, b):
         steps = _of_square_sum(scale, "sqrt" if call.name == "div" else "rsqrt", x)
         if steps is None:
             continue
-        apply, axis = steps
+        apply, axis, instead = steps
         squares = square(x)
         least, most = others(squares.lo, axis), others(squares.hi, axis)
         at = functools.partial(_normalised, call, apply)
-        lo = at(x.lo, jnp.where(x.lo > 0, most, least))
-        return Box(lo, at(x.hi, jnp.where(x.hi > 0, least, most)), x.nonneg)
+        lo, hi = at(x.lo, jnp.where(x.lo > 0, most, least)), at(x.hi, jnp.where(x.hi > 0, least, most))
+        if instead is not None:  # where the scale may be a constant, as for vectors of length 0
+            maybe, constant = instead
+            corners = call.bind(x.lo, constant), call.bind(x.hi, constant)
+            lo = jnp.where(maybe, functools.reduce(jnp.minimum, corners, lo), lo)
+            hi = jnp.where(maybe, functools.reduce(jnp.maximum, corners, hi), hi)
+        return Box(lo, hi, x.nonneg)
     return None
 
 
@@ -240,14 +245,27 @@ def _normalised(call: Call, apply: Callable[[jax.Array], jax.Array], own: jax.Ar
     return call.bind(own, apply(jnp.where(total > 0, total, 1)))
 
 
-def _of_square_sum(scale: Any, root: str, x: Any) -> tuple[Any, int] | None:
-    """If `scale` is the root of the sum of the squares of x along an axis, up to constants: that function, the axis."""
+def _of_square_sum(scale: Any, root: str, x: Any) -> tuple[Any, int, tuple[jax.Array, jax.Array] | None] | None:
+    """If `scale` is the root of the sum of the squares of x along an axis, up to constants: that function, the axis.
+
+    Also, where the sum may have been replaced by a constant: where that is, and the scale that comes of it.
+    """
     if not isinstance(x, Box) or not isinstance(scale, Box):
         return None
     value, dims = origin(scale)
     steps: list[tuple[Call, Any, int]] = []
-    rooted = False
-    while (source := made_by(value, "add", "max", "mul", "div", "sqrt", "rsqrt")) is not None:
+    rooted, instead = False, None
+    while (source := made_by(value, "add", "max", "mul", "div", "sqrt", "rsqrt", "select_n")) is not None:
+        if source.name == "select_n":
+            which, *cases = source.inputs
+            place = 0 if isinstance(cases[0], Box) else 1
+            known = instead is None and isinstance(which, Box) and not isinstance(cases[1 - place], Box)
+            if not known or len(cases) != 2 or len(value.shape) != len(x.shape):
+                return None
+            maybe = which.hi if place == 0 else ~which.lo
+            instead = maybe, _applied(steps, cases[1 - place])
+            value, dims = origin(cases[place], dims)
+            continue
         if source.name in ("sqrt", "rsqrt"):
             if rooted or source.name != root:
                 return None
@@ -275,14 +293,13 @@ def _of_square_sum(scale: Any, root: str, x: Any) -> tuple[Any, int] | None:
     if squared.name == "mul" and squared.inputs[0] is not squared.inputs[1]:
         return None
 
-    def apply(total):
-        for step, constant, place in reversed(steps):
-            total = step.bind(
-                *((total,) if constant is None else (total, constant) if place == 0 else (constant, total))
-            )
-        return total
+    return functools.partial(_applied, steps), found[1][0], instead
 
-    return apply, found[1][0]
+
+def _applied(steps: list[tuple[Call, Any, int]], total: jax.Array) -> jax.Array:
+    for step, constant, place in reversed(steps):
+        total = step.bind(*((total,) if constant is None else (total, constant) if place == 0 else (constant, total)))
+    return total
 
 
 @pattern("div")

@@ -73,5 +73,5 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
 def unit(x: jax.Array) -> jax.Array:
     """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12."""
     x = _at_least_f32(x)
-    norm = _safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
-    return x / jnp.where(norm == 0.0, 1.0, norm)
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(squares <= _TINY_NORM**2, 1.0, squares))
