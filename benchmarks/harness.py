@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from jaxemb.files import write_json
+
 RESULTS = Path(__file__).parent / "results"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -198,7 +200,7 @@ def save(name: str, result: Mapping) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine, **result}, indent=2) + "\n")
+    write_json(path, {"machine": machine, **result}, indent=2)
     print(f"written: {path}")
 
 

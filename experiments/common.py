@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxemb.files import replaced_file, write_text
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 Preset = TypeVar("Preset")
 
@@ -98,9 +100,8 @@ def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
     if not path.exists():
         embeddings = jaxemb.load(model or default_model().path).encode(list(texts), normalize=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, embeddings)
-        unfinished.rename(path)
+        with replaced_file(path) as fresh, open(fresh, "wb") as file:
+            np.save(file, embeddings)
     return np.load(path)
 
 
@@ -179,9 +180,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def write(path: Path, text: str) -> None:
     """Writes a file, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text)
 
 
 def write_results(out: Path, metrics: Mapping[str, Any], table: str, figure=None) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
+from jaxemb.files import replaced_file
 
 Columns = dict[str, np.ndarray]
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
@@ -41,9 +41,8 @@ def cifar10(per_class: int | None = None) -> tuple[Columns, Columns]:
                 arrays[f"{split}_images"] = _decoded(stored[f"{split}_jpeg"], stored[f"{split}_offsets"])
                 arrays[f"{split}_labels"] = stored[f"{split}_labels"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(unfinished, **arrays)
-        unfinished.rename(path)
+        with replaced_file(path) as fresh, open(fresh, "wb") as file:
+            np.savez(file, **arrays)
     with np.load(path) as stored:
         return _columns(stored["train_images"], stored["train_labels"], per_class), _columns(
             stored["test_images"], stored["test_labels"]

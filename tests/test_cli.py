@@ -412,7 +412,7 @@ def test_a_column_that_is_not_there(capsys, tmp_path):
 def test_a_malformed_line(capsys, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbad\n')
     message = fail(capsys, 2, "encode", tmp_path / "a.jsonl", "--out", tmp_path / "v.npy")
-    assert f"{tmp_path / 'a.jsonl'}:2: not JSON" in message
+    assert f"{tmp_path / 'a.jsonl'}:2: not valid JSON" in message
 
 
 def test_a_prompt_that_the_model_does_not_have(capsys, notes, tiny, tmp_path):

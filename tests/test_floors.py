@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxemb"
 #: From the ground up: a room may import from its own floor's rooms below it and from the floors below.
 FLOORS = (
     ("packages",),
-    ("types", "trees", "similarity", "progress", "compilation", "backends"),
+    ("types", "trees", "similarity", "progress", "compilation", "backends", "files"),
     ("parallel",),
     ("nn",),
     ("losses", "pooling", "interval", "isotropy"),

@@ -1,11 +1,11 @@
 """The summary as JSON and Markdown, made anew after every part from the rows that are there."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jaxemb.files import write_json, write_text
 
 _HEADER = (
     "case", "GFLOP", "GB", "ms", "TFLOP/s", "rate", "share of peak", "share of bandwidth", "compile s", "program GB",
@@ -20,8 +20,8 @@ process has held on the device so far, peer GB the most that PyTorch has held in
 def write(out: Path, outcomes: Sequence[Mapping[str, Any]]) -> None:
     """Writes `results.json` and `summary.md`; `outcomes` are those of `run.run`, rows and all."""
     results = collect(outcomes)
-    _replace(out / "results.json", json.dumps(results, indent=1) + "\n")
-    _replace(out / "summary.md", markdown(results))
+    write_json(out / "results.json", results)
+    write_text(out / "summary.md", markdown(results))
 
 
 def collect(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,10 +125,3 @@ def _short(value: float) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     line = lambda cells: "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    os.replace(new, path)

@@ -1,7 +1,6 @@
 """Model directories of sentence-transformers, read and written; a plain Hugging Face directory is read too."""
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.files import read_json, write_json
 from jaxemb.nn import Linear, Norm
 from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
 from jaxemb.similarity import PAIRED
@@ -220,12 +220,12 @@ def _write(contents: ModelDirectory, root: Path) -> None:
     model, format = contents.model, contents.format
     contents.tokenizer.save(root)
     write_tensors(root, save_weights(model.encoder, format.encoder))
-    _write_json(root / "config.json", format.encoder.config)
-    _write_json(
+    write_json(root / "config.json", format.encoder.config)
+    write_json(
         root / "sentence_bert_config.json",
         {"max_seq_length": contents.max_length, "do_lower_case": format.do_lower_case},
     )
-    _write_json(
+    write_json(
         root / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
@@ -243,7 +243,7 @@ def _write(contents: ModelDirectory, root: Path) -> None:
         kind = {Dense: "Dense", Norm: "LayerNorm", Normalize: "Normalize"}[type(head)]
         modules.append((f"{names}{kind}", f"{number}_{kind}"))
         _write_head(_folder(root / f"{number}_{kind}"), head, format.head_dtype)
-    _write_json(
+    write_json(
         root / "modules.json",
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)],
     )
@@ -310,10 +310,10 @@ def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
         linear = pooling.linear
         assert linear.bias is not None  # as `Attention.init` makes it
         tensors = {"linear.weight": linear.kernel.T, "linear.bias": linear.bias, "context": pooling.context}
-        _write_json(path / "config.json", dict(zip(("in_features", "hidden"), linear.kernel.shape, strict=True)))
+        write_json(path / "config.json", dict(zip(("in_features", "hidden"), linear.kernel.shape, strict=True)))
         write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
     else:
-        _write_json(path / "config.json", _pooling_config(dim, _saved_names(pooling)))
+        write_json(path / "config.json", _pooling_config(dim, _saved_names(pooling)))
 
 
 def _saved_names(pooling: Pooling) -> tuple[str, ...]:
@@ -378,7 +378,7 @@ def _write_head(path: Path, head: Head, dtype: str) -> None:
             tensors = {"linear.weight": linear.kernel.T}
             if linear.bias is not None:
                 tensors["linear.bias"] = linear.bias
-    _write_json(path / "config.json", config)
+    write_json(path / "config.json", config)
     write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
 
 
@@ -397,13 +397,4 @@ def _folder(path: Path) -> Path:
 
 
 def _json(path: Path, default: Any) -> Any:
-    if not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return read_json(path, error=CheckpointError) if path.is_file() else default

@@ -1,6 +1,5 @@
 """Reading and writing tensor files: safetensors, single or sharded. Pickles are refused."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from jaxemb.files import inside, kind, read_json, write_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -84,7 +85,11 @@ def read_tensors(directory: str | Path) -> Tensors:
     if (single := directory / _SINGLE).is_file():
         return Tensors([single])
     if (index := directory / _INDEX).is_file():
-        shard_of = json.loads(index.read_text())["weight_map"]
+        shard_of = read_json(index, dict, error=CheckpointError).get("weight_map")
+        if not isinstance(shard_of, dict):
+            raise CheckpointError(f"{index}: weight_map must be an object; got {kind(shard_of)}")
+        for shard in shard_of.values():
+            inside(directory, shard, where=f"{index}: weight_map", error=CheckpointError)
         shards = sorted(set(shard_of.values()))
         if missing := [shard for shard in shards if not (directory / shard).is_file()]:
             raise CheckpointError(f"{index}: shards are missing: {', '.join(missing)}")
@@ -125,7 +130,7 @@ def write_tensors(
         safetensors.numpy.save_file(shard, directory / file, metadata=metadata)
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    (directory / _INDEX).write_text(json.dumps(index, indent=2))
+    write_json(directory / _INDEX, index, indent=2)
 
 
 def _open(path: Path):

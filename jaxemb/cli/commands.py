@@ -365,10 +365,10 @@ def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+    from jaxemb.files import replaced_file
+
+    with replaced_file(path) as fresh, open(fresh, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(unfinished, path)
 
 
 def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:

@@ -5,13 +5,14 @@ import csv
 import dataclasses
 import gzip
 import io
-import json
 import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jaxemb.files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -245,14 +246,9 @@ def _json_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield lines.number, parse_json(line, dict, finite=False)
         except ValueError as error:
-            yield lines.number, ValueError(f"not JSON: {error}")
-            continue
-        if isinstance(row, dict):
-            yield lines.number, row
-        else:
-            yield lines.number, ValueError(f"expected a JSON object; got {type(row).__name__}")
+            yield lines.number, error
 
 
 def _text_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:

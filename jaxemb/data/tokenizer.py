@@ -1,7 +1,6 @@
 """Text to token ids, with the `tokenizers` library and the files of a checkpoint directory."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 from tokenizers import normalizers
+
+from jaxemb.files import read_json, write_bytes, write_json, write_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -201,8 +202,8 @@ class Tokenizer:
         """
         directory = Path(directory)
         files = {name: path.read_bytes() for name in _FILES if (path := directory / name).is_file()}
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        names = {**json.loads(files.get("special_tokens_map.json", b"{}")), **config}
+        config = _json(directory / "tokenizer_config.json")
+        names = {**_json(directory / "special_tokens_map.json"), **config}
         specials = {
             role: content
             for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
@@ -241,12 +242,11 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (directory / name).write_bytes(content)
+            write_bytes(directory / name, content)
         if "tokenizer.json" not in self.files:
-            (directory / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+            write_text(directory / "tokenizer.json", self.backend.to_str())
         if not self.files:
-            config = json.dumps(self._config(), indent=2, ensure_ascii=False)
-            (directory / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+            write_json(directory / "tokenizer_config.json", self._config(), indent=2)
 
     def _config(self) -> dict[str, Any]:
         """What `tokenizer_config.json` says of it: a tokenizer that `tokenizer.json` describes, of no model's class."""
@@ -266,6 +266,10 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     if min(first, second) <= half:
         return (first, room - first) if first <= second else (room - second, second)
     return (half, room - half) if first <= second else (room - half, half)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path, dict) if path.is_file() else {}
 
 
 def _content(token: str | Mapping[str, Any] | None) -> str | None:

@@ -7,7 +7,6 @@ measure, train, measure again, and leave a model, a search index and a report.
 import dataclasses
 import functools
 import itertools
-import json
 import platform
 import sys
 import time
@@ -26,6 +25,7 @@ from jaxemb.evaluate import (
     metrics,
     retrieval_per_query,
 )
+from jaxemb.files import write_json
 from jaxemb.losses import info_nce
 from jaxemb.objectives import on_columns
 from jaxemb.recipes.offline_model import default_model
@@ -223,7 +223,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
         "seconds": time.perf_counter() - started,
     }
     _report(out, numbers, _examples(base, tuned, splits["test"]), _points(code_base, index.vectors))
-    (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", numbers)
     say(f"done    in {numbers['seconds']:.0f} s")
     return numbers
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxemb.files import write_text
 from jaxemb.packages import remedy
 
 _BEFORE, _AFTER = "#8a94a3", "#2457d6"
@@ -111,7 +112,7 @@ class Report:
 
     def write(self, path: str | Path) -> Path:
         """Writes the page to `path`."""
-        Path(path).write_text(self.html(), encoding="utf-8")
+        write_text(path, self.html())
         return Path(path)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxemb.files import parse_json, read_json, write_json
 from jaxemb.retrieval.exact import topk_search
 
 if TYPE_CHECKING:
@@ -76,12 +77,9 @@ class SearchIndex:
           ValueError: if its line in the file is no JSON object.
         """
         try:
-            record = json.loads(self.lines[id])
+            return parse_json(self.lines[id], dict, finite=False)
         except ValueError as error:
-            raise ValueError(f"{self.path / _RECORDS}:{id + 1}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.path / _RECORDS}:{id + 1}: must be a JSON object; got {type(record).__name__}")
-        return record
+            raise ValueError(f"{self.path / _RECORDS}:{id + 1}: {error}") from error
 
     def search(
         self,
@@ -175,7 +173,7 @@ def build_index(
             np.save(fresh / _VECTORS, np.asarray(vectors, dtype))
         _check_finite(vectors)
         manifest = Manifest(model, vectors.shape[1], len(vectors), dtype, embedder.similarity_fn_name, text)
-        (fresh / _MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        write_json(fresh / _MANIFEST, dataclasses.asdict(manifest), indent=2)
     return open_index(path)
 
 
@@ -207,12 +205,8 @@ def open_index(path: str | Path) -> SearchIndex:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    version = fields.get("format") if isinstance(fields, dict) else None
-    if version != _FORMAT:
+    fields = read_json(path, dict)
+    if (version := fields.get("format")) != _FORMAT:
         raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r}")
     names = {field.name for field in dataclasses.fields(Manifest)}
     if missing := names - fields.keys():

@@ -12,7 +12,6 @@ is put aside as `*.corrupt`, with a message, and the one before is used.
 
 import functools
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.files import read_json, write_json
 from jaxemb.train.state import TrainState
 from jaxemb.trees import by_path, map_with_path
 
@@ -89,7 +89,7 @@ class Checkpoints:
         partial = self.path(step).with_suffix(".partial")
         self._checkpointer.save(partial / "state", _to_arrays(state), force=True)
         partial.mkdir(exist_ok=True)
-        (partial / f"loop-{jax.process_index()}.json").write_text(json.dumps(loop))
+        write_json(partial / f"loop-{jax.process_index()}.json", loop, indent=None)
         complete = functools.partial(self._complete_save, step, best)
         if jax.process_count() == 1:
             self._writing = self._thread.submit(complete)
@@ -111,7 +111,7 @@ class Checkpoints:
         self._checkpointer.wait_until_finished()
         wait_for_all(f"written {step}")
         if _is_first_process():
-            (partial / "manifest.json").write_text(json.dumps(_digests(partial), indent=1))
+            write_json(partial / "manifest.json", _digests(partial))
             if final.exists():  # the same step again, by a run that was resumed before it
                 shutil.rmtree(final)
             partial.rename(final)
@@ -161,7 +161,7 @@ class Checkpoints:
         mine = path / f"loop-{jax.process_index()}.json"
         if not mine.exists():  # fewer processes wrote it; what they say of the run is the same
             mine = path / "loop-0.json"
-        return _from_arrays(arrays, like), json.loads(mine.read_text())
+        return _from_arrays(arrays, like), read_json(mine, dict, finite=False)
 
 
 def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
@@ -191,9 +191,9 @@ def _is_key(leaf) -> bool:
 def _problem(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_json(path / "manifest.json", dict)
     except (OSError, ValueError) as error:
-        return f"manifest.json: {error}"
+        return str(error)
     found = _digests(path)
     changed = sorted(name for name in manifest.keys() | found.keys() if manifest.get(name) != found.get(name))
     return f"missing or changed: {', '.join(changed[:3])}" if changed else None

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from jaxemb.files import parse_json, write_text
+
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +100,7 @@ class RunLog:
 def read_metrics(out: str | Path) -> list[dict[str, float]]:
     """The lines of a run's `metrics.jsonl`."""
     with (Path(out) / "metrics.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [parse_json(line, dict, finite=False) for line in file]
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -107,10 +109,8 @@ def _drop_after(path: Path, step: int) -> None:
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     # A run that begins anew evaluates at step 0 again.
-    kept = [line for line in lines if step and json.loads(line)["step"] <= step]
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept), encoding="utf-8")
-    replacement.replace(path)
+    kept = [line for line in lines if step and parse_json(line, dict, finite=False)["step"] <= step]
+    write_text(path, "".join(kept))
 
 
 def _tensorboard(directory: Path, resumed_at: int):

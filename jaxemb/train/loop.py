@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxemb import parallel
+from jaxemb.files import read_json, write_bytes, write_json
 from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, wait_for_all
 from jaxemb.train.logging import RunLog
@@ -262,15 +261,13 @@ def _claim(out: Path, run: Run, resume: bool) -> None:
     if claimed:
         if not resume:
             raise FileExistsError(f"{out} already holds a run; resume it or choose another directory")
-        if lines := differences(json.loads(path.read_text()), description):
+        if lines := differences(read_json(path, dict), description):
             raise ValueError(f"{out} holds a different run; choose another directory. " + "; ".join(lines))
     elif jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         if run.source is not None:
-            shutil.copyfile(run.source, out / "config.py")
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text(json.dumps(description, indent=1) + "\n")
-        unfinished.replace(path)
+            write_bytes(out / "config.py", Path(run.source).read_bytes())
+        write_json(path, description)
 
 
 @contextlib.contextmanager

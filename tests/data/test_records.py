@@ -119,9 +119,9 @@ MALFORMED = {
     "csv: after lines": ("x.csv", b'a,b\n"1\n1",2\n3\n4,5\n', {}, "x.csv:4: expected 2 fields"),
     "tsv: fields": ("x.tsv.gz", b"a\tb\n1\t2\n1\t2\t3\n4\t5\n", {}, "x.tsv.gz:3: expected 2 fields .*; got 3"),
     "tsv: line end": ("x.tsv", b"a\tb\n1\t2\n1\r1\t2\n4\t5\n", {}, "x.tsv:3: new-line character"),
-    "jsonl: json": ("x.jsonl", b'{"a":"1"}\n\n{"a":\n{"a":"4"}\n', {}, "x.jsonl:3: not JSON: Expecting value"),
-    "jsonl: object": ("x.jsonl", b'{"a":"1"}\n[1]\n{"a":"4"}\n', {}, "x.jsonl:2: expected a JSON object; got list"),
-    "jsonl: utf-8": ("x.jsonl.gz", b'{"a":"1"}\n{"a":"\xff"}\n{"a":"4"}\n', {}, "x.jsonl.gz:2: not JSON: .*utf-8"),
+    "jsonl: json": ("x.jsonl", b'{"a":"1"}\n\n{"a":\n{"a":"4"}\n', {}, "x.jsonl:3: not valid JSON .Expecting value"),
+    "jsonl: object": ("x.jsonl", b'{"a":"1"}\n[1]\n{"a":"4"}\n', {}, "x.jsonl:2: expected a JSON object; got a list"),
+    "jsonl: utf-8": ("x.jsonl.gz", b'{"a":"1"}\n{"a":"\xff"}\n{"a":"4"}\n', {}, "x.jsonl.gz:2: not UTF-8, at byte 6"),
     "jsonl: field": (
         "x.jsonl",
         b'{"a":"1"}\n{"b":"2"}\n{"a":"4"}\n',
@@ -162,7 +162,7 @@ def test_a_null_in_a_parquet_column_is_malformed(tmp_path):
 
 
 def test_skipping_everything_is_an_error(tmp_path):
-    with pytest.raises(RecordError, match=r"all of the 2 rows are malformed, the first: .*x.jsonl:1: not JSON"):
+    with pytest.raises(RecordError, match=r"all of the 2 rows are malformed, the first: .*x.jsonl:1: not valid JSON"):
         read(write(tmp_path / "x.jsonl", "a,b\n1,2\n"), on_error="skip")
 
 

@@ -103,11 +103,11 @@ def test_shares_are_all_records_once(files, count, several):
 def test_malformed_rows_are_named_or_skipped(tmp_path, caplog):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a":"1"}\n{"a":\n{"a":"3"}\n{"b":"4"}\n')
-    with pytest.raises(RecordError, match=r"x.jsonl:2: not JSON"):
+    with pytest.raises(RecordError, match=r"x.jsonl:2: not valid JSON"):
         list(stream(path))
     skipping = stream(path, columns=["a"], on_error="skip")
     assert list(skipping) == [{"a": "1"}, {"a": "3"}]
-    assert caplog.messages[-1].startswith(f"{path}: skipped 2 malformed rows, the first: {path}:2: not JSON")
+    assert caplog.messages[-1].startswith(f"{path}: skipped 2 malformed rows, the first: {path}:2: not valid JSON")
     reader = iter(skipping)
     next(reader), next(reader)
     resumed = iter(skipping)

@@ -161,9 +161,9 @@ def test_vectors_that_do_not_match_the_manifest_are_named(index):
 @pytest.mark.parametrize(
     ("message", "content"),
     [
-        ("is no JSON", "{"),
+        ("not valid JSON", "{"),
         ("format must be 1; got 2", '{"format": 2}'),
-        ("format must be 1; got None", "[]"),
+        ("expected a JSON object; got a list", "[]"),
         ("count, dim, dtype, similarity, text missing", '{"format": 1, "model": "m"}'),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_damaged_record_is_named_when_it_is_found(index):
     (index.path / "records.jsonl").write_text('{"text": "aab"}\n{"text": \n3\n')
     again = open_index(index.path)
     assert again.record(0) == {"text": "aab"}
-    with pytest.raises(ValueError, match=r"records.jsonl:2: not JSON"):
+    with pytest.raises(ValueError, match=r"records.jsonl:2: not valid JSON"):
         again.record(1)
-    with pytest.raises(ValueError, match=r"records.jsonl:3: must be a JSON object; got int"):
+    with pytest.raises(ValueError, match=r"records.jsonl:3: expected a JSON object; got a number 3"):
         again.record(2)

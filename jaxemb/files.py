@@ -1,0 +1,371 @@
+"""How files are written, all or nothing, and how JSON is read: the one place for both.
+
+A file is written beside its final place, brought to the disk, and renamed. Several files of a directory are replaced
+together: new ones are written into a directory inside of it, which one rename commits; whoever opens the directory next
+completes what a killed process had committed. Temporaries are locked while their process lives; those of killed
+processes are removed by whoever writes there next.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_UNFINISHED = ".jaxemb-unfinished"  # how the names of temporaries end
+_COMMITTED = ".jaxemb-committed"  # in a directory: new files that are about to take their places
+_OBSOLETE = "obsolete.json"  # in there: which old files go
+_OLD = 24 * 3600.0  # seconds until a temporary counts as abandoned where the file system has no locks
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class InUseError(RuntimeError):
+    """Another process works in the directory."""
+
+
+class MalformedJSONError(ValueError):
+    """A text that is no JSON, or not of the type that is expected."""
+
+
+# Writing
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file as `replaced_file` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file as `replaced_file` does."""
+    with replaced_file(path) as fresh:
+        fresh.write_bytes(content)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a JSON file as `replaced_file` does."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """An empty file to be written, which takes the place of `path` when the block ends without an error.
+
+    Until then nothing changes there. Where `path` is a link, it stays one, to the new content.
+
+    Raises:
+      OSError: naming `path`, if it cannot be written or is no regular file.
+    """
+    final = Path(os.path.realpath(checked_path(path)))
+    if final.exists() and not final.is_file():
+        raise OSError(errno.EEXIST, "is no regular file", str(path))
+    if final.exists() and not os.access(final, os.W_OK):
+        raise OSError(errno.EACCES, "is write-protected", str(path))
+    with _unfinished(final.parent, path, directory=False) as fresh:
+        yield fresh
+        if final.exists():
+            os.chmod(fresh, stat.S_IMODE(final.stat().st_mode))
+        _sync(fresh)
+        os.replace(fresh, final)
+        _sync(final.parent)
+
+
+@contextlib.contextmanager
+def replaced_files(directory: str | Path, ours: Sequence[str] = ()) -> Iterator[Path]:
+    """A new directory whose files take their places in `directory` when the block ends without an error, all or none.
+
+    `directory` is made if absent. What else is in it stays, but for files that are ours and not among the new ones.
+    Readers that use `reading` see all old files or all new ones.
+
+    Args:
+      directory: where the files belong.
+      ours: patterns of `Path.glob` of the files that may be removed.
+
+    Raises:
+      OSError: naming `directory`, if it cannot be written, or a file is to take the place of a directory.
+    """
+    final = Path(os.path.realpath(checked_path(directory)))
+    home = final if final.is_dir() else final.parent
+    home.mkdir(parents=True, exist_ok=True)
+    with _unfinished(home, directory, directory=True) as fresh:
+        yield fresh
+        for path in sorted(fresh.rglob("*")):
+            _sync(path)
+        _sync(fresh)
+        if home != final:
+            try:
+                os.rename(fresh, final)
+                return _sync(home)
+            except OSError:
+                if not final.is_dir():  # which somebody made meanwhile
+                    raise
+        with locked(final):
+            _complete(final)
+            _commit(fresh, final, ours)
+            _complete(final)
+
+
+def _commit(fresh: Path, final: Path, ours: Sequence[str]) -> None:
+    new = {path.relative_to(fresh): path.is_dir() for path in fresh.rglob("*")}
+    for name, is_directory in new.items():
+        if (final / name).exists() and (final / name).is_dir() != is_directory:
+            raise OSError(errno.EEXIST, f"is {'no' if is_directory else 'a'} directory", str(final / name))
+    old = {path.relative_to(final) for pattern in ours for path in final.glob(pattern) if not path.is_dir()}
+    write_json(fresh / _OBSOLETE, sorted(map(str, old - new.keys())))
+    os.rename(fresh, final / _COMMITTED)
+    _sync(final)
+
+
+def _complete(final: Path) -> None:
+    """Brings committed files to their places, from whatever point on."""
+    committed = final / _COMMITTED
+    if not committed.is_dir():
+        return
+    obsolete = committed / _OBSOLETE
+    for name in read_json(obsolete, list) if obsolete.exists() else ():
+        (final / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty
+            (final / name).parent.rmdir()
+    for path in sorted(committed.rglob("*")):
+        place = final / path.relative_to(committed)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        elif path != obsolete:
+            os.replace(path, place)
+            _sync(place.parent)
+    _sync(final)
+    shutil.rmtree(committed)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes a file `size` bytes long, all of them on the disk, so that writing to a memory map of it cannot fail.
+
+    Raises:
+      OSError: if there is no room.
+    """
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                return os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise
+        for start in range(0, size, 1 << 20):
+            file.write(bytes(min(size - start, 1 << 20)))
+
+
+@contextlib.contextmanager
+def _unfinished(home: Path, wanted: str | Path, *, directory: bool) -> Iterator[Path]:
+    """A temporary in `home`, removed if it is still there at the end. Errors about it speak of `wanted`."""
+    fresh = home / f".{secrets.token_hex(6)}{_UNFINISHED}"
+    held = None
+    try:
+        remove_abandoned(home)
+        while held is None:
+            if directory:
+                fresh.mkdir(exist_ok=True)
+            else:
+                fresh.touch()
+            held = _hold(fresh)
+        yield fresh
+    except OSError as error:
+        about = error.errno in _NO_ROOM if error.filename is None else str(error.filename) in (str(home), str(fresh))
+        if not about:
+            raise
+        raise OSError(error.errno, error.strerror, str(wanted)) from error
+    finally:
+        _remove(fresh)
+        if held is not None:
+            os.close(held)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes temporaries that killed processes left in `directory`."""
+    with os.scandir(directory) as entries:
+        left = [Path(entry) for entry in entries if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED)]
+    for path in left:
+        with contextlib.suppress(OSError):  # it is in use, gone, or somebody else's
+            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if _lock(number, fcntl.LOCK_EX | fcntl.LOCK_NB) or time.time() - path.stat().st_mtime > _OLD:
+                    _remove(path)
+            finally:
+                os.close(number)
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor that locks a temporary; None if `remove_abandoned` came between."""
+    with contextlib.suppress(FileNotFoundError):
+        number = os.open(path, os.O_RDONLY)
+        _lock(number, fcntl.LOCK_SH)
+        if path.exists():
+            return number
+        os.close(number)
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Returns once a file, or the names in a directory, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories of some file systems
+            raise
+    finally:
+        os.close(number)
+
+
+# Locks
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Only one process or thread at a time is in such a block, or several that share; a killed one is out of it.
+
+    Where the file system has no locks, there is none.
+
+    Args:
+      directory: which exists; nothing is written there.
+      shared: let others in that share too.
+      wait: until the others are out.
+
+    Raises:
+      InUseError: if others are in and `wait` is False.
+    """
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            _lock(number, how if wait else how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"{directory} is in use by another process; wait for it, or name another one") from None
+        yield
+    finally:
+        os.close(number)
+
+
+@contextlib.contextmanager
+def reading(directory: str | Path) -> Iterator[None]:
+    """In the block `replaced_files` changes nothing in `directory`; what a killed process had committed is completed.
+
+    Raises:
+      FileNotFoundError: if there is no such directory.
+    """
+    while True:
+        with locked(directory, shared=True):
+            if not (Path(directory) / _COMMITTED).is_dir():
+                yield
+                return
+        with locked(directory):
+            _complete(Path(directory))
+
+
+def _lock(number: int, how: int) -> bool:
+    """Whether the file system has locks; raises BlockingIOError if another one holds it and `how` does not wait."""
+    try:
+        fcntl.flock(number, how)
+        return True
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+
+
+# Reading
+
+
+def read_json(
+    path: str | Path,
+    expected: type | None = None,
+    *,
+    finite: bool = True,
+    error: type[ValueError] = MalformedJSONError,
+) -> Any:
+    """What a JSON file holds.
+
+    Args:
+      path: the file.
+      expected: `dict` or `list`, if it must be one.
+      finite: refuse NaN and infinities.
+      error: the type to raise.
+
+    Raises:
+      error: naming the file, if it holds anything else.
+      OSError: if it cannot be read.
+    """
+    try:
+        return parse_json(Path(path).read_bytes(), expected, finite=finite)
+    except MalformedJSONError as problem:
+        raise error(f"{path}: {problem}") from problem
+
+
+def parse_json(text: str | bytes, expected: type | None = None, *, finite: bool = True) -> Any:
+    """The value of a JSON text, UTF-8 if it is bytes. Raises MalformedJSONError as `read_json` does, without a name."""
+    wanted = "a JSON object" if expected is dict else "a JSON list" if expected is list else "JSON"
+    numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
+    try:
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, **numbers)
+    except UnicodeDecodeError as error:
+        raise MalformedJSONError(f"not UTF-8, at byte {error.start}; expected {wanted}") from error
+    except RecursionError:
+        raise MalformedJSONError(f"nested too deeply; expected {wanted}") from None
+    except ValueError as error:
+        raise MalformedJSONError(
+            f"not valid JSON ({error}); expected {wanted}" if text else f"is empty; expected {wanted}"
+        ) from error
+    if expected is not None and not isinstance(value, expected):
+        raise MalformedJSONError(f"expected {wanted}; got {kind(value)}")
+    return value
+
+
+def kind(value: Any) -> str:
+    """How JSON calls the type of a value, with the value where it is short."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    name = names.get(type(value), "a number")
+    return f"{name} {value!r:.40}" if isinstance(value, str | int | float) else name
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _refuse(text)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a finite number")
+
+
+# Paths
+
+
+def checked_path(path: str | Path) -> Path:
+    """A path as a user gives it. Raises ValueError for an empty text, which would mean the current directory."""
+    if not str(path).strip():
+        raise ValueError(f"expected a path; got {str(path)!r}")
+    return Path(path)
+
+
+def inside(directory: Path, name: Any, *, where: str, error: type[ValueError] = ValueError) -> Path:
+    """The path of what a file of `directory` calls `name`, which must not lead out of it.
+
+    Only the text is judged: what is in `directory` may be links to elsewhere, as in the hub's cache.
+
+    Raises:
+      error: beginning with `where`, if `name` is no text, is absolute, or has the part "..".
+    """
+    if not isinstance(name, str) or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise error(f"{where}: expected a path inside of {directory}; got {name!r}")
+    return directory / name

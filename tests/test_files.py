@@ -1,0 +1,215 @@
+"""Files are written all or nothing, by any number of processes, and read with an error that says what is wrong."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from jaxemb import files
+
+
+def names(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+
+
+def fill(directory: Path, **contents: str) -> None:
+    for name, content in contents.items():
+        (directory / name).write_text(content)
+
+
+def abandon(directory: Path, what: str = "file") -> None:
+    """Leaves what a process leaves that is killed while it writes into `directory`."""
+    code = f"""
+import os, pathlib, signal
+from jaxemb import files
+with files.replaced_{what}({str(directory)!r} + ("" if {what!r} == "files" else "/x")) as fresh:
+    (fresh / "x" if fresh.is_dir() else fresh).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+
+def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"text": "ä"})
+    assert path.read_text(encoding="utf-8") == '{\n "text": "ä"\n}\n'
+    with pytest.raises(KeyboardInterrupt), files.replaced_file(path) as fresh:
+        fresh.write_text("half")
+        raise KeyboardInterrupt
+    assert files.read_json(path, dict) == {"text": "ä"}
+    assert names(tmp_path) == {"a.json"}
+
+
+def test_a_file_keeps_its_mode_and_its_link(tmp_path):
+    path, link = tmp_path / "a", tmp_path / "link"
+    files.write_text(path, "one")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+    path.chmod(0o640)
+    link.symlink_to("a")
+    files.write_text(link, "two")
+    assert (path.read_text(), link.is_symlink(), stat.S_IMODE(path.stat().st_mode)) == ("two", True, 0o640)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, error in [(tmp_path / "pipe", FileExistsError), (tmp_path / "no" / "a", FileNotFoundError)]:
+        with pytest.raises(error, match=str(path)):
+            files.write_text(path, "x")
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="expected a path"):
+            files.write_text(empty, "x")
+    with pytest.raises(OSError, match=r"No space left.*a\.npy"), files.replaced_file(tmp_path / "a.npy"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == {"pipe"}
+
+
+def test_room_is_reserved_before_it_is_used(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.touch()
+    files.reserve(path, 5000)
+    assert path.stat().st_blocks * 512 >= 5000 == path.stat().st_size
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    files.reserve(path, 3_000_000)
+    assert path.stat().st_blocks * 512 >= 3_000_000 == path.stat().st_size
+
+
+def test_files_are_replaced_together_and_others_stay(tmp_path):
+    directory = tmp_path / "new" / "model"
+    with files.replaced_files(directory) as fresh:
+        fill(fresh, a="1", b="1")
+        (fresh / "sub").mkdir()
+        fill(fresh / "sub", a="1")
+    fill(directory, notes="mine")
+    with files.replaced_files(directory, ours=["?", "sub/*"]) as fresh:
+        fill(fresh, a="2", c="2")
+        assert (directory / "a").read_text() == "1"
+    assert names(directory) == {"a", "c", "notes"}
+    assert not (directory / "sub").exists()
+    assert (directory / "a").read_text() == "2"
+    with pytest.raises(ZeroDivisionError), files.replaced_files(directory, ours=["?"]) as fresh:
+        fill(fresh, a="3")
+        raise ZeroDivisionError
+    assert names(tmp_path) == {"new/model/a", "new/model/c", "new/model/notes"}
+    assert (directory / "a").read_text() == "2"
+
+
+def test_a_directory_that_is_a_link_is_written_through(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    for content in "12":
+        with files.replaced_files(tmp_path / "link") as fresh:
+            fill(fresh, a=content)
+        assert (tmp_path / "target" / "a").read_text() == content
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_directory_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match=r"a directory: .*/a"), files.replaced_files(tmp_path) as fresh:
+        fill(fresh, a="1", b="1")
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch, moved):
+    """A process that is killed after any number of renames."""
+    with files.replaced_files(tmp_path) as fresh:
+        fill(fresh, a="1", b="1", old="1")
+    renames = iter(range(moved))
+    replace = os.replace
+
+    def until_killed(source, target):
+        if files._COMMITTED not in str(source):
+            return replace(source, target)
+        next(renames)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", until_killed)
+    with pytest.raises((StopIteration, RuntimeError)), files.replaced_files(tmp_path, ours=["old"]) as fresh:
+        fill(fresh, a="2", b="2", c="2", d="2")
+    monkeypatch.undo()
+    with files.reading(tmp_path):
+        assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == dict.fromkeys("abcd", "2")
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_path):
+    for what in ("file", "files"):
+        abandon(tmp_path, what)
+        assert len(names(tmp_path)) == 1  # the second one removes what the first one left
+    with files.replaced_file(tmp_path / "a") as one, files.replaced_files(tmp_path) as two:
+        assert set(tmp_path.iterdir()) == {one, two}
+        files.write_text(tmp_path / "b", "x")
+        assert one.exists() and two.exists()
+    assert names(tmp_path) == {"a", "b"}
+
+
+def test_a_lock_admits_one_or_those_who_share(tmp_path):
+    with files.locked(tmp_path), pytest.raises(files.InUseError, match=f"{tmp_path} is in use by another process"):
+        files.locked(tmp_path, wait=False).__enter__()
+    with files.locked(tmp_path, shared=True), files.locked(tmp_path, shared=True, wait=False):
+        entered = threading.Event()
+
+        def enter():
+            with files.locked(tmp_path):
+                entered.set()
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.05)
+    thread.join()
+    assert entered.is_set()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "message"),
+    [
+        (b"", None, "is empty; expected JSON"),
+        (b'{"a": 1', dict, "not valid JSON (Expecting"),
+        (b"[1]", dict, "expected a JSON object; got a list"),
+        (b'"text"', list, "expected a JSON list; got a string 'text'"),
+        (b"null", dict, "expected a JSON object; got null"),
+        (b"true", dict, "expected a JSON object; got a boolean True"),
+        (b"[" * 200_000, None, "nested too deeply; expected JSON"),
+        (b'{"a": "\xff"}', dict, "not UTF-8, at byte 7; expected a JSON object"),
+        (b'{"a": NaN}', dict, "not valid JSON (NaN is not a finite number); expected a JSON object"),
+        (b'{"a": -1e999}', dict, "-1e999 is not a finite number"),
+        (b"1" * 5000, None, "not valid JSON (Exceeds the limit"),
+    ],
+)
+def test_what_is_wrong_with_a_json_file_is_said(tmp_path, content, expected, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(files.MalformedJSONError) as error:
+        files.read_json(tmp_path / "a.json", expected)
+    assert str(error.value).startswith(f"{tmp_path / 'a.json'}: ") and message in str(error.value)
+
+
+def test_json_that_is_right(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [1.5, NaN]}')
+    (value,) = files.read_json(tmp_path / "a.json", dict, finite=False).values()
+    assert value[0] == 1.5 and value[1] != value[1]
+
+    class Other(ValueError):
+        pass
+
+    with pytest.raises(Other, match=r"a.json: not valid JSON \(NaN"):
+        files.read_json(tmp_path / "a.json", dict, error=Other)
+
+
+def test_paths_do_not_lead_out(tmp_path):
+    assert files.inside(tmp_path, "1_Pooling", where="modules.json") == tmp_path / "1_Pooling"
+    assert files.inside(tmp_path, "", where="modules.json") == tmp_path
+    (tmp_path / "link").symlink_to("/etc")
+    assert files.inside(tmp_path, "link/passwd", where="modules.json") == tmp_path / "link" / "passwd"
+    for name in ("../a", "a/../../b", "/etc/passwd", "..", "a\0b", 3, None):
+        with pytest.raises(ValueError, match=f"modules.json: expected a path inside of {tmp_path}; got "):
+            files.inside(tmp_path, name, where="modules.json")
