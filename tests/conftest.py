@@ -16,6 +16,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # before anything asks for a device
 
 import pytest  # noqa: E402
 from budget import Costs  # noqa: E402
+from fault_counts import FaultCounts  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from jaxemb.compilation import enable_persistent_cache  # noqa: E402
@@ -41,6 +42,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.pluginmanager.register(Costs(), "costs")
+    config.pluginmanager.register(FaultCounts(), "faults")
 
 
 def pytest_collection_modifyitems(config, items):

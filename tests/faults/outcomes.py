@@ -1,0 +1,196 @@
+"""What becomes of a fault: the one judgement that the suites of this folder share, and its counts.
+
+A fault is used in process. What comes of it is as before (the same numbers), a clear refusal (an exception of a type
+that speaks of the input, raised by jaxemb itself, that names the file, key, argument or option), raw (anything else
+that is raised), silently accepted (other numbers, or a value that its argument does not allow), or heavy (longer than
+10 s, or more memory than 1 GB).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import gc
+import logging
+import re
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxemb
+
+SECONDS, BYTES = 10, 2**30
+_PACKAGE = str(Path(jaxemb.__file__).parent)
+_OF_INPUT = (
+    *(ValueError, TypeError, ImportError, MemoryError),
+    *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
+)
+
+
+class Outcome(enum.StrEnum):
+    AS_BEFORE = "as before"
+    CLEAR = "refused clearly"
+    RAW = "raw"
+    SILENT = "silently accepted"
+    HEAVY = "hang or memory"
+
+
+FAILURES = (Outcome.RAW, Outcome.SILENT, Outcome.HEAVY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A fault.
+
+    Attributes:
+      name: what is wrong, such as "config.json: hidden_size = -1".
+      use: does what a user would do with it, and returns numbers or text.
+      names: of these a refusal must name one.
+      expected: what `use` gives without the fault.
+      is_lawful: whether to accept it is right, whatever comes of it: the fault is one that cannot be known, or none.
+    """
+
+    name: str
+    use: Callable[[], Any]
+    names: tuple[str, ...]
+    expected: Any = None
+    is_lawful: bool = False
+
+    def outcome(self) -> tuple[Outcome, str]:
+        """What came of it, and what was said or given."""
+        try:
+            result = self.use()
+        except (_TooSlow, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a panic of Rust code is no Exception
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+            if _is_clear(error, self.names):
+                return Outcome.CLEAR, said
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            return Outcome.RAW, f"{said} [{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}]"
+        if self.is_lawful or (self.expected is not None and same(result, self.expected)):
+            return Outcome.AS_BEFORE, ""
+        return Outcome.SILENT, f"{result!r:.100}".replace("\n", " ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of a case, and what was said or given."""
+
+    case: str
+    outcome: Outcome
+    said: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.outcome:<18} {self.case}: {self.said}"
+
+
+class _TooSlow(BaseException):
+    """Nothing that jaxemb catches."""
+
+
+def judge(case: Case) -> Verdict:
+    """Uses the fault and says what came of it."""
+    start = time.monotonic()
+    with _limits() as peak:
+        try:
+            outcome, said = case.outcome()
+        except _TooSlow:
+            outcome, said = Outcome.HEAVY, f"more than {SECONDS} s"
+    if time.monotonic() - start > SECONDS:
+        outcome, said = Outcome.HEAVY, f"{time.monotonic() - start:.0f} s; {said}"
+    if peak() > BYTES:
+        outcome, said = Outcome.HEAVY, f"{peak() / 2**30:.1f} GB; {said}"
+    return Verdict(case.name, outcome, said.encode("ascii", "backslashreplace").decode())
+
+
+def survey(cases: Iterable[Case], record: Callable[[str, object], None]) -> list[Verdict]:
+    """Judges all, counts them for the summary, and fails with those that end in neither of the first two outcomes."""
+    verdicts = [judge(case) for case in cases]
+    counts = collections.Counter(verdict.outcome for verdict in verdicts)
+    record("faults", {"tried": len(verdicts), **{str(outcome): counts[outcome] for outcome in Outcome}})
+    failed = [str(verdict) for verdict in verdicts if verdict.outcome in FAILURES]
+    if failed:
+        pytest.fail(f"{len(failed)} of {len(verdicts)}:\n" + "\n".join(failed), pytrace=False)
+    return verdicts
+
+
+def sample(cases: Sequence[Case], count: int, seed: int = 0) -> list[Case]:
+    """Some of the cases, always the same."""
+    chosen = np.random.default_rng(seed).permutation(len(cases))[:count]
+    return [cases[i] for i in sorted(chosen)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two results are equal, numbers up to rounding."""
+    leaves, structure = jax.tree.flatten(a)
+    others, of_other = jax.tree.flatten(b)
+    return structure == of_other and all(map(_equal, leaves, others))
+
+
+def _equal(x: Any, y: Any) -> bool:
+    if isinstance(x, str) or isinstance(y, str):
+        return x == y
+    x, y = np.asarray(x), np.asarray(y)
+    if x.dtype == object or y.dtype == object:
+        return bool(np.array_equal(x, y))
+    return x.shape == y.shape and bool(np.allclose(x, y, rtol=1e-5, atol=1e-6, equal_nan=True))
+
+
+def _is_clear(error: BaseException, names: Sequence[str]) -> bool:
+    kind = type(error)
+    if kind not in _OF_INPUT and not kind.__module__.startswith("jaxemb"):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename.startswith(_PACKAGE) and mentions(str(error), names)
+
+
+def mentions(text: str, names: Sequence[str]) -> bool:
+    """Whether one of the names stands in the text as a word."""
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names)
+
+
+@contextlib.contextmanager
+def _limits() -> Iterator[Callable[[], int]]:
+    """Interrupts Python code that takes too long; gives how far the memory rose above where it was, in bytes."""
+
+    def stop(number, frame):
+        raise _TooSlow
+
+    gc.collect(0)
+    before, handler = _reset_peak(), signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS + 1)
+    logging.disable(logging.CRITICAL)
+    highest: list[int] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield lambda: highest[0] - before
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        logging.disable(logging.NOTSET)
+        highest.append(_status("VmHWM"))
+
+
+def _reset_peak() -> int:
+    """Lets the kernel measure the peak from now on; the memory in use."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    try:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0

@@ -1,0 +1,19 @@
+"""Every key of every JSON file, and the bytes of every other, of what jaxemb reads: damaged, and used all the same."""
+
+import outcomes
+import places
+import pytest
+
+_SAMPLE = {"run": 4}  # a resume compiles its step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", places.PLACES)
+def test_a_sample_of_damaged_files(kind, record_property):
+    outcomes.survey(outcomes.sample(places.cases(kind), _SAMPLE.get(kind, 12)), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", places.PLACES)
+def test_all_damaged_files(kind, record_property):
+    outcomes.survey(places.cases(kind), record_property)
