@@ -29,6 +29,7 @@ def load(
     revision: str | None = None,
     layers: int | None = None,
     dim: int | None = None,
+    pooling: str | Sequence[str] | Pooling | None = None,
     encoder_only: bool = False,
     mesh: Mesh | None = None,
     rules: Rules = ENCODER_RULES,
@@ -37,13 +38,17 @@ def load(
 ) -> "SentenceEmbedder":
     """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
+    A bare encoder does not say how its states are pooled, so a warning says that it is by their mean, unless `pooling`
+    names one.
+
     Args:
       path_or_id: a local directory or a hub id.
       revision: branch, tag or commit of a hub id.
       layers: keep the first layers of the encoder only.
       dim: keep the first dimensions of the embeddings only.
+      pooling: in place of what the directory says: one or several names of `pooling.POOLINGS`, or a module.
       encoder_only: of a checkpoint of another kind of model, such as a cross-encoder, take the encoder to be trained as
-        an embedding model, with mean pooling, and drop the rest.
+        an embedding model, with mean pooling unless `pooling` is given, and drop the rest.
       mesh: share the weights among the devices of this mesh: each shard is read from the files by its own device's
         process, and no device or host ever holds the whole model. None for the default device.
       rules: path rules that say how.
@@ -56,13 +61,13 @@ def load(
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
       ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation; if it
-        holds another kind of model, of which its encoder is only a part; if the model has less layers or dimensions
-        than are to be kept; or if an array does not split as `rules` say.
+        holds another kind of model, of which its encoder is only a part; for an unknown pooling; if the model has less
+        layers or dimensions than are to be kept; or if an array does not split as `rules` say.
     """
     without_absent_tpu()
     placement = Placement(mesh, rules, param_dtype)
     path = resolve(path_or_id, revision=revision)
-    contents = read_directory(path, placement, encoder_only=encoder_only, **overrides)
+    contents = read_directory(path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 

@@ -1,10 +1,11 @@
 """Model directories of sentence-transformers, read and written; a plain Hugging Face directory is read too."""
 
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from jaxemb.files import read_json, write_json
 from jaxemb.nn import Linear, Norm
 from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
 from jaxemb.similarity import PAIRED
+
+logger = logging.getLogger(__name__)
 
 # The flags by which releases before 5.4 say the pooling mode, in the order in which they concatenate several.
 _POOLING_FLAGS = {
@@ -43,6 +46,7 @@ _ACTIVATIONS = {
 _ACTIVATION_OF_CLASS = {path.rpartition(".")[2]: name for name, path in _ACTIVATIONS.items()}
 _OWN = "jaxemb.pooling.Attention"  # how `modules.json` calls a pooling that sentence-transformers does not have
 _BI_ENCODER, _TASK = "SentenceTransformer", "feature-extraction"
+_NAME_POOLING = "Name the pooling that the model was trained with: jaxemb.load(..., pooling='mean'), or 'cls'"
 _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has no option for it
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
@@ -88,20 +92,26 @@ class ModelDirectory:
 
 
 def read_directory(
-    root: str | Path, placement: Placement = ONE_DEVICE, *, encoder_only: bool = False, **overrides: Any
+    root: str | Path,
+    placement: Placement = ONE_DEVICE,
+    *,
+    pooling: str | Sequence[str] | Pooling | None = None,
+    encoder_only: bool = False,
+    **overrides: Any,
 ) -> ModelDirectory:
     """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
 
     Args:
       root: a local directory.
       placement: where the weights go.
+      pooling: in place of what the directory says: one or several names of `POOLINGS`, or a module; see `load`.
       encoder_only: of a checkpoint of another kind of model, such as a cross-encoder, take the encoder alone.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` or `remat="full"`.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
       ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation; or holds
-        another kind of model, of which this would be a part.
+        another kind of model, of which this would be a part; or for an unknown pooling.
     """
     root = Path(root)
     config = _json(root / "config_sentence_transformers.json", {})
@@ -119,7 +129,8 @@ def read_directory(
         encoder_format = without_heads(encoder_format)
     elif len(modules) == 1:  # with a pooling, the directory says itself what its encoder is used for
         refuse_parts(encoder_path, encoder_format)
-    pooling = _read_pooling(modules[1]["type"], root / modules[1]["path"]) if len(modules) > 1 else Mean()
+    of_module = modules[1] if len(modules) > 1 else None
+    pooling = _pooling(root, of_module, pooling, warn=not encoder_only)
     heads, dtypes = [], []
     for module in modules[2:]:
         head, dtype = _read_head(module["type"], root / module["path"])
@@ -132,6 +143,9 @@ def read_directory(
     do_lower_case = bool(sentence_config.get("do_lower_case", False))
     tokenizer = Tokenizer.from_directory(encoder_path, lower_case=do_lower_case)
     check_vocabulary(str(encoder_path), tokenizer, encoder.config)
+    pad = tokenizer.special_ids.get("pad")
+    if None not in (pad, stated := encoder_format.config.get("pad_token_id")) and pad != stated:
+        logger.warning("%s: pad_token_id is %s in config.json, but %d in the tokenizer", encoder_path, stated, pad)
     stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
     return ModelDirectory(
         model=Embedder(
@@ -176,11 +190,12 @@ def mapped(where: str, family: Family, hf_config: HfConfig, overrides: Mapping[s
 
 
 def check_vocabulary(where: str, tokenizer: Tokenizer, config: TransformerConfig) -> None:
-    """Raises CheckpointError if the tokenizer has more tokens than the model has embeddings."""
-    if tokenizer.vocab_size > config.vocab_size:
+    """Raises CheckpointError if the tokenizer has ids that the model has no embeddings for."""
+    largest, token = tokenizer.largest
+    if largest >= config.vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only "
-            f"{config.vocab_size} embeddings"
+            f"{where}: the tokenizer has ids up to {largest} ({token!r}), but the model has embeddings of "
+            f"0..{config.vocab_size - 1} only"
         )
 
 
@@ -253,6 +268,9 @@ def _modules(root: Path) -> list[dict[str, str]]:
     """The entries of `modules.json`, with `type` reduced to the class name: an encoder, a pooling, then heads."""
     entries = _json(root / "modules.json", None)
     if entries is None:
+        parts = [root / "config_sentence_transformers.json", *sorted(root.glob("[0-9]_*/config.json"))]
+        if found := [str(part.relative_to(root)) for part in parts if part.is_file()]:
+            raise CheckpointError(f"{root}: modules.json is missing, which says what {', '.join(found)} is for")
         return [{"type": "Transformer", "path": ""}]
     complete = lambda entry: isinstance(entry, dict) and {"idx", "type", "path"} <= entry.keys()
     if not isinstance(entries, list) or not all(map(complete, entries)):
@@ -288,20 +306,47 @@ def _encoder_alone(root: Path) -> list[dict[str, str]]:
     return [{"type": "Transformer", "path": min(entries, key=lambda entry: entry["idx"])["path"]}]
 
 
+def _pooling(
+    root: Path, module: Mapping[str, str] | None, given: str | Sequence[str] | Pooling | None, *, warn: bool
+) -> Pooling:
+    """The pooling that is given, or that of the directory's module; without either the mean, which a warning says."""
+    if isinstance(given, Pooling):
+        return given
+    if given is not None:
+        return named((given,) if isinstance(given, str) else tuple(given))
+    if module is not None:
+        return _read_pooling(module["type"], root / module["path"])
+    if warn:
+        logger.warning("%s: nothing says how states are pooled; it is by their mean. %s", root, _NAME_POOLING)
+    return Mean()
+
+
 def _read_pooling(kind: str, path: Path) -> Pooling:
-    config = _json(path / "config.json", {})
     if kind == _OWN:
         weight, bias, context = _read_head_tensors(path, {"linear.weight": 2, "linear.bias": 1, "context": 1})
         return Attention(Linear(weight.T, bias), context)
+    config = _module_config(path, _NAME_POOLING)
     if not config.get("include_prompt", True):
         raise ValueError(f"{path / 'config.json'}: include_prompt=false is not supported; expected true")
     if "pooling_mode" not in config:
-        return named(tuple(mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)) or ("mean",))
+        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        if not flags or not set(flags) <= _POOLING_FLAGS.keys():
+            expected = f"expected pooling_mode, or one of {list(_POOLING_FLAGS)} that is true"
+            raise CheckpointError(f"{path / 'config.json'}: {expected}; got {flags or list(config)}. {_NAME_POOLING}")
+        return named(tuple(mode for flag, mode in _POOLING_FLAGS.items() if flag in flags))
     modes = config["pooling_mode"]
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
-    if unknown := [mode for mode in modes if mode not in POOLINGS]:
-        raise ValueError(f"{path / 'config.json'}: pooling_mode must be among {list(POOLINGS)}; got {unknown}")
+    if not modes or (unknown := [mode for mode in modes if mode not in POOLINGS]):
+        got = unknown if modes else []
+        raise ValueError(f"{path / 'config.json'}: pooling_mode must be among {list(POOLINGS)}; got {got}")
     return named(modes)
+
+
+def _module_config(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The `config.json` of a module that cannot do without."""
+    if (config := _json(path / "config.json", None)) is None:
+        raise CheckpointError(f"{path / 'config.json'} is missing, of which modules.json speaks. {remedy}".rstrip())
+    return config
 
 
 def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
@@ -335,7 +380,7 @@ def _pooling_config(dim: int, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
     """A head, and the dtype of its tensors if it has any."""
-    config = _json(path / "config.json", {})
+    config = _module_config(path) if kind == "Dense" else _json(path / "config.json", {})
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") != "sentence_embedding":
             raise ValueError(f"{path / 'config.json'}: {key} must be 'sentence_embedding'; got {config[key]!r}")
@@ -346,8 +391,8 @@ def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
         return Norm(weight, bias, kind="layer", eps=_LAYER_NORM_EPS), str(weight.dtype)
     if config.get("use_residual"):
         raise ValueError(f"{path / 'config.json'}: use_residual=true is not supported; expected false")
-    activation = config.get("activation_function", _ACTIVATIONS["tanh"])
-    module, _, name = activation.rpartition(".")
+    activation = config.get("activation_function")
+    module, _, name = str(activation).rpartition(".")
     if not module.startswith("torch.nn") or name not in _ACTIVATION_OF_CLASS:
         raise ValueError(
             f"{path / 'config.json'}: activation_function must be one of {list(_ACTIVATIONS.values())}; "

@@ -1,6 +1,7 @@
 """Text to token ids, with the `tokenizers` library and the files of a checkpoint directory."""
 
 import dataclasses
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,14 @@ _FILES = (
     "spiece.model",
     "tokenizer.model",
 )
+
+# What `tokenizer_config.json` calls the options of BERT's normalizer, and what a token may be beside its text.
+_NORMALIZER_OPTIONS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Encoded(NamedTuple):
@@ -78,6 +87,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
+
+    @property
+    def largest(self) -> tuple[int, str]:
+        """The largest id and its token."""
+        return max((i, token) for token, i in self.backend.get_vocab().items())
 
     @property
     def pad_id(self) -> int:
@@ -192,6 +206,9 @@ class Tokenizer:
     def from_directory(cls, directory: str | Path, *, lower_case: bool = False) -> "Tokenizer":
         """The tokenizer of a checkpoint directory: its `tokenizer.json`, else WordPiece from its `vocab.txt`.
 
+        As in transformers, what `tokenizer_config.json` says of case, accents, Chinese characters and added tokens goes
+        before what `tokenizer.json` says.
+
         Args:
           directory: a Hugging Face or sentence-transformers model directory.
           lower_case: lower-case texts first, whatever the tokenizer does itself (`do_lower_case` in
@@ -199,6 +216,7 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: the directory has neither file.
+          ValueError: `tokenizer_config.json` gives an added token another id than it has.
         """
         directory = Path(directory)
         files = {name: path.read_bytes() for name in _FILES if (path := directory / name).is_file()}
@@ -212,7 +230,9 @@ class Tokenizer:
         if "tokenizer.json" in files:
             backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
         elif "vocab.txt" in files:
-            words = files["vocab.txt"].decode("utf-8").splitlines()
+            # Lines end as those of text files do; `splitlines` would also end them at characters such as U+2028.
+            lines = io.StringIO(files["vocab.txt"].decode("utf-8"), newline=None)
+            words = [line.rstrip("\n") for line in lines]
             backend = _word_piece({token: i for i, token in enumerate(words)}, specials, config)
         else:
             found = ", ".join(files) or "no tokenizer files"
@@ -220,6 +240,10 @@ class Tokenizer:
                 f"{directory}: expected tokenizer.json or vocab.txt; found {found}. Make a tokenizer.json with "
                 "transformers: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
             )
+        _set_options(backend, config)
+        added = {} if "tokenizer.json" in files else _json(directory / "added_tokens.json")
+        stated = config.get("added_tokens_decoder") or {str(i): token for token, i in added.items()}
+        _add_tokens(backend, stated, str(directory))
         if lower_case and not _lower_cases(backend.normalizer):
             rest = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
@@ -258,6 +282,30 @@ class Tokenizer:
             **length,
             **{f"{role}_token": self.backend.id_to_token(i) for role, i in self.special_ids.items()},
         }
+
+
+def _set_options(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Sets what `tokenizer_config.json` states of BERT's normalizer, which is its class's business alone."""
+    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if generic or not isinstance(normalizer := backend.normalizer, normalizers.BertNormalizer):
+        return
+    for key, option in _NORMALIZER_OPTIONS.items():
+        if key in config and getattr(normalizer, option) != config[key]:
+            setattr(normalizer, option, config[key])
+    backend.normalizer = normalizer
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, stated: Mapping[str, Any], where: str) -> None:
+    """Adds the tokens that a config states by their ids, where the tokenizer has not added them already."""
+    known = backend.get_added_tokens_decoder()
+    for i, token in sorted((int(i), token) for i, token in stated.items()):
+        options = dict(token) if isinstance(token, Mapping) else {"content": token}
+        flags = {flag: options[flag] for flag in _TOKEN_FLAGS if flag in options}
+        added = tokenizers.AddedToken(options["content"], **flags)
+        if i not in known or known[i].content != added.content:
+            backend.add_tokens([added])
+        if (got := backend.token_to_id(added.content)) != i:
+            raise ValueError(f"{where}: the added token {added.content!r} has the id {i} by the config; it is {got}")
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

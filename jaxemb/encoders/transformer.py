@@ -27,7 +27,8 @@ class TransformerConfig(StackConfig):
     vocab_size: int
     max_positions: int = 512  # longest text, in tokens, that the model can read
     position_table: int = 0  # rows of the learned position table; 0 = none
-    position_offset: int = 0  # row of position 0 (RoBERTa and MPNet: pad id + 1)
+    # Row of position 0. In RoBERTa and MPNet it follows the padding id, whose tokens have that row and are not counted.
+    position_offset: int = 0
     token_types: int = 0
     embedding_norm: bool = True
     embedding_scale: float = 1.0
@@ -77,9 +78,20 @@ class Embeddings(Module):
         if self.types is not None:
             x = x + (self.types[0] if tokens.type_ids is None else self.types[tokens.type_ids])
         if self.positions is not None:
-            x = x + self.positions[tokens.positions + c.position_offset]
+            x = x + self.positions[_position_rows(tokens, c.position_offset)]
         x = x if self.norm is None else self.norm(x)
         return dropout(x, c.dropout, key).astype(c.dtype)
+
+
+def _position_rows(tokens: Tokens, offset: int) -> jax.Array:
+    """The rows of the position table, `[B, T]`, with padding tokens that a text itself holds left out of the count."""
+    if not offset:
+        return tokens.positions
+    is_padding = tokens.ids == offset - 1
+    before = jnp.cumsum(is_padding, axis=1) - is_padding
+    starts = jnp.maximum(jnp.arange(tokens.ids.shape[1]) - tokens.positions, 0)
+    of_text = before - jnp.take_along_axis(before, starts, axis=1)
+    return jnp.where(is_padding, offset - 1, tokens.positions + offset - of_text)
 
 
 @nnx.dataclass

@@ -22,6 +22,9 @@ def _modules(*types: str) -> list[dict]:
     ]
 
 
+_ENCODER_POOLING = ("Transformer", "Pooling")
+
+
 def _write_json(path: Path, content) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
@@ -119,25 +122,77 @@ def test_minilm_round_trip_is_byte_equal(minilm, tmp_path):
         assert json.loads((tmp_path / "saved" / file).read_text()) == json.loads((minilm / file).read_text())
 
 
-def test_a_bare_encoder_gets_mean_pooling(write_encoder):
-    embedder = load(write_encoder())
+def test_a_bare_encoder_gets_mean_pooling_and_a_warning(write_encoder, caplog):
+    path = write_encoder()
+    embedder = load(path)
+    assert f"{path}: nothing says how states are pooled; it is by their mean." in caplog.text
+    assert "jaxemb.load(..., pooling='mean')" in caplog.text
     assert (embedder.model.pooling, embedder.model.heads) == (Mean(), ())
     assert embedder.max_length == 9  # what the position table holds
     assert embedder.similarity_fn_name == "cosine"
 
 
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(write_encoder):
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [("cls", Cls()), (("cls", "mean"), Concatenation((Cls(), Mean()))), (AtToken(4), AtToken(4))],
+)
+def test_a_pooling_that_is_named_is_taken(write_encoder, directory, caplog, pooling, expected):
+    (directory / "1_Pooling" / "config.json").unlink()
+    _write_json(directory / "modules.json", _modules(*(f"sentence_transformers.models.{m}" for m in _ENCODER_POOLING)))
+    assert load(directory, pooling=pooling).model.pooling == expected
+    assert load(write_encoder(name="bare"), pooling=pooling).model.pooling == expected
+    assert not caplog.text
+    with pytest.raises(ValueError, match=r"pooling must be one or several of .*; got \('median',\)"):
+        load(directory, pooling="median")
+
+
+def test_a_directory_that_was_copied_in_part_is_refused(directory):
+    for file, message in (
+        ("2_Dense/config.json", "2_Dense/config.json is missing, of which modules.json speaks"),
+        ("1_Pooling/config.json", r"1_Pooling/config.json is missing, .* jaxemb.load\(..., pooling='mean'\)"),
+        ("modules.json", "modules.json is missing, which says what config_sentence_transformers.json, .*3_LayerNorm"),
+    ):
+        (directory / file).unlink()
+        with pytest.raises(CheckpointError, match=message):
+            load(directory)
+
+
+@pytest.mark.parametrize("config", [{}, {"pooling_mode_cls": True}, {"pooling_mode_mean_tokens": False}])
+def test_a_configuration_that_names_no_pooling_we_know_is_refused(directory, config):
+    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": 4} | config)
+    with pytest.raises(CheckpointError, match=r"expected pooling_mode, or one of \['pooling_mode_cls_token', .*; got"):
+        load(directory)
+
+
+def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(write_encoder):
     path = write_encoder()
     with (path / "vocab.txt").open("a") as file:
         file.write("surplus\n")
-    with pytest.raises(CheckpointError, match="the tokenizer has 12 tokens, but the model only 11 embeddings"):
+    with pytest.raises(CheckpointError, match=r"ids up to 11 \('surplus'\), but the model has embeddings of 0..10"):
         load(path)
+
+
+def test_a_vocabulary_with_gaps_is_judged_by_its_largest_id(write_encoder):
+    path = write_encoder()
+    load(path).tokenizer.save(path)
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["f"] = 11  # instead of 10
+    _write_json(path / "tokenizer.json", content)
+    with pytest.raises(CheckpointError, match=r"ids up to 11 \('f'\)"):
+        load(path)
+
+
+def test_padding_that_config_and_tokenizer_number_differently_is_named(write_encoder, caplog):
+    path = write_encoder(pad_token_id=3)
+    load(path, pooling="mean")
+    assert f"{path}: pad_token_id is 3 in config.json, but 0 in the tokenizer" in caplog.text
 
 
 def test_an_encoder_in_a_folder_of_its_own_is_found(write_encoder, tmp_path):
     write_encoder(name="model/0_Transformer")
-    modules = _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    modules = _modules(*(f"sentence_transformers.models.{module}" for module in _ENCODER_POOLING))
     modules[0]["path"] = "0_Transformer"
+    _write_json(tmp_path / "model" / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     _write_json(tmp_path / "model" / "modules.json", modules)
     _write_json(tmp_path / "model" / "0_Transformer" / "sentence_roberta_config.json", {"max_seq_length": 5})
     assert load(tmp_path / "model").max_length == 5
@@ -146,7 +201,7 @@ def test_an_encoder_in_a_folder_of_its_own_is_found(write_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({}, ("mean",)),
+        ({"pooling_mode_mean_tokens": True}, ("mean",)),
         ({"pooling_mode_max_tokens": True}, ("max",)),
         ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}, ("weightedmean",)),
         ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": True}, ("cls", "lasttoken")),
@@ -155,7 +210,7 @@ def test_an_encoder_in_a_folder_of_its_own_is_found(write_encoder, tmp_path):
     ],
 )
 def test_pooling_in_old_and_new_keys_is_read_and_kept(directory, tmp_path, config, expected):
-    modules = _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    modules = _modules(*(f"sentence_transformers.models.{module}" for module in _ENCODER_POOLING))
     _write_json(directory / "modules.json", modules)
     _write_json(directory / "1_Pooling" / "config.json", config)
     embedder = load(directory)

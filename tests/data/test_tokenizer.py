@@ -98,3 +98,49 @@ def test_a_tokenizer_is_made_from_texts(tmp_path):
 def test_a_vocabulary_that_is_none_is_refused(vocabulary, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer.word_piece(vocabulary)
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_a_vocabulary_has_the_lines_of_a_text_file(tmp_path, odd):
+    """Characters at which `str.splitlines` would cut as well are tokens, as in bert-base-chinese."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a", odd, "cat", "dog\r"]), newline="")
+    assert Tokenizer.from_directory(tmp_path)(["a cat dog"])[0].tolist() == [2, 5, 7, 8, 3]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    words = ("Paris", "paris", "café", "cafe", "covid", "##19", "東", "東京")
+    Tokenizer.word_piece((*SPECIAL_TOKENS, *words)).save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "stated", "otherwise"),
+    [
+        ({"do_lower_case": False}, "Paris", [5], [6]),
+        ({"strip_accents": False}, "café", [7], [8]),
+        ({"tokenize_chinese_chars": False}, "東京", [12], [11, 1]),
+        ({"added_tokens_decoder": {"13": {"content": "covid19", "special": False}}}, "covid19", [13], [9, 10]),
+    ],
+)
+def test_the_configuration_of_a_tokenizer_goes_before_its_json(saved, options, text, stated, otherwise):
+    """As in transformers, whose classes of BERT's kind build their normalizer of the configuration alone."""
+    content = lambda **changes: json.dumps({"tokenizer_class": "BertTokenizer"} | changes)
+    for changes, expected in ((options, stated), ({}, otherwise)):
+        (saved / "tokenizer_config.json").write_text(content(**changes))
+        assert Tokenizer.from_directory(saved)([text])[0].tolist() == [2, *expected, 3]
+    if "added_tokens_decoder" not in options:
+        (saved / "tokenizer_config.json").write_text(content(**options, tokenizer_class="PreTrainedTokenizerFast"))
+        assert Tokenizer.from_directory(saved)([text])[0].tolist() == [2, *otherwise, 3]
+
+
+def test_added_tokens_stand_beside_a_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "a"]))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"covid19": 6}))
+    assert Tokenizer.from_directory(tmp_path)(["a covid19"])[0].tolist() == [2, 5, 6, 3]
+
+
+def test_an_added_token_of_another_id_is_refused(saved):
+    (saved / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"5": {"content": "covid19"}}}))
+    with pytest.raises(ValueError, match="the added token 'covid19' has the id 5 by the config; it is 13"):
+        Tokenizer.from_directory(saved)

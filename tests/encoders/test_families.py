@@ -129,6 +129,19 @@ def test_roberta_positions_start_after_the_padding_id():
     assert config.max_positions == 512
 
 
+def test_padding_that_a_text_holds_itself_takes_no_position():
+    """transformers: `cumsum(ids != padding) * (ids != padding) + padding`, in every text of a row."""
+    texts = [[0, 1, 9, 2], [0, 9, 1, 1, 9, 2], [1]]
+    expected = [[2, 1, 3, 4], [2, 3, 1, 1, 4, 5], [1]]
+    lengths = list(map(len, texts))
+    segments, positions = np.repeat([1, 2, 3], lengths), np.concatenate([np.arange(n) for n in lengths])
+    packed = Tokens(np.concatenate(texts)[None], segments[None], positions[None], texts_per_row=3)
+    embeddings = Embeddings(tokens=jnp.zeros((10, 1)), positions=jnp.arange(514.0)[:, None])
+    for config in (ROBERTA, MPNET):
+        rows = embeddings(packed, dataclasses.replace(_config(config), dropout=0.0), None)[0, :, 0]
+        np.testing.assert_array_equal(rows, np.concatenate(expected))
+
+
 def test_mpnet_buckets():
     table = jnp.arange(32.0)[:, None]  # one head whose bias is the bucket
     bias = relative_position_bias(table, 201, _config(MPNET).relative_max_distance)[0, 0]
