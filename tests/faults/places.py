@@ -67,8 +67,8 @@ class Place:
           mutants: of files, by a regular expression of their names; the first that fits counts.
         """
         found = []
-        for file in self._files():
-            name = file.relative_to(self.original).as_posix() if self.original.is_dir() else file.name
+        for file in self.files():
+            name = self.name_of(file)
             made = next((make for pattern, make in mutants.items() if re.search(pattern, name)), None)
             if made is None:
                 continue
@@ -79,10 +79,19 @@ class Place:
         found += [self._case(name.partition(": ")[0], name.partition(": ")[2], f) for name, f in self.others.items()]
         return found
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Those of the good one."""
         if self.original.is_file():
             return [self.original]
         return sorted(path for path in self.original.rglob("*") if path.is_file())
+
+    def name_of(self, file: Path) -> str:
+        return file.relative_to(self.original).as_posix() if self.original.is_dir() else file.name
+
+    def damaged(self, file: Path, content: bytes) -> Case:
+        """The case of other bytes in a file."""
+        name = self.name_of(file)
+        return self._case(name, f"{content!r:.300}", functools.partial(_write, name, content))
 
     def _case(self, file: str, what: str, change: Callable[[Path], None]) -> Case:
         names = (Path(file).name, Path(file).stem, Path(file).parent.name or "good")
