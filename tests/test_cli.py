@@ -358,6 +358,27 @@ def test_counts_are_positive(capsys, notes, value):
     assert message.endswith(f"argument -k: must be a whole number of at least 1; got '{value}'")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value", "message"),
+    [
+        ("mine", "--negatives", "9" * 20, "must be below 2**31"),
+        ("mine", "--seed", "-1", "must be a whole number of at least 0"),
+        ("mine", "--max-score", "nan", "must be a finite number"),
+        ("mine", "--corpus-column", " ", "must not be empty"),
+        ("mine", "--query-prompt", "\ud83d", "must be UTF-8"),
+        ("evaluate", "--max-loss", "-0.1", "must be a number from 0 to 1"),
+        ("encode", "--model", "", "must not be empty"),
+        ("train", "--out", "", "must not be empty"),
+    ],
+)
+def test_values_of_options_are_checked_before_anything_is_read(capsys, command, option, value, message):
+    required = {"mine": ["a.csv", "--out", "b.jsonl"], "evaluate": ["--task", "sts", "--data", "a.csv"]}
+    required |= {"encode": ["a.txt", "--out", "b.npy"], "train": ["a.py"]}
+    assert fail(capsys, 2, command, *required[command], option, value).endswith(
+        f"argument {option}: {message}; got {value!r}"
+    )
+
+
 def test_a_missing_file(capsys, tiny, tmp_path):
     arguments = ("encode", tmp_path / "none.txt", "--model", tiny, "--out", tmp_path / "v.npy")
     assert fail(capsys, 2, *arguments) == f"jaxemb: error: no such file: {tmp_path / 'none.txt'}"

@@ -1,6 +1,7 @@
 """The options of the `jaxemb` command, and the help that it prints."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 
@@ -39,6 +40,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND [OPTIONS]", required=True)
     for add in (_quickstart, _train, _compile, _encode, _evaluate, _search, _mine, _info):
         add(commands)
+    for sub in commands.choices.values():
+        for action in sub._actions:
+            if action.nargs != 0 and action.type is None and action.choices is None:
+                action.type = _text
     return parser
 
 
@@ -76,7 +81,7 @@ def _quickstart(commands) -> None:
     sub.add_argument("--model", metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)")
     sub.add_argument("--steps", type=_count, metavar="N", help="training steps (default: the recipe's)")
     sub.add_argument("--batch-size", type=_count, metavar="N", help="pairs per step (default: the recipe's)")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the pairs")
+    sub.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of the order of the pairs")
     sub.add_argument("--limit", type=_count, metavar="N", help="at most N pairs of each split, for a quick trial")
 
 
@@ -148,7 +153,7 @@ def _encode(commands) -> None:
     sub.add_argument("--out", required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
     sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="type of the written vectors")
     sub.add_argument("--normalize", action="store_true", help="give the vectors unit length")
-    sub.add_argument("--prompt", metavar="TEXT", help="text to put in front of each")
+    sub.add_argument("--prompt", type=_any_text, metavar="TEXT", help="text to put in front of each")
     sub.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
 
 
@@ -183,7 +188,7 @@ def _evaluate(commands) -> None:
     group.add_argument("--layers", type=_counts, metavar="N,...", help="numbers of layers (default: up to six)")
     group.add_argument("--dims", type=_counts, metavar="N,...", help="dimensions (default: powers of two from 32)")
     group.add_argument(
-        "--max-loss", type=float, default=0.02, metavar="X", help="of quality, for the size that is recommended"
+        "--max-loss", type=_share, default=0.02, metavar="X", help="of quality, for the size that is recommended"
     )
 
 
@@ -232,23 +237,25 @@ def _mine(commands) -> None:
     sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
     sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
     sub.add_argument("--scores", action="store_true", help="write the scores as well")
-    sub.add_argument("--query-prompt", metavar="TEXT", help="text to put in front of queries")
+    sub.add_argument("--query-prompt", type=_any_text, metavar="TEXT", help="text to put in front of queries")
     sub.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
-    sub.add_argument("--corpus-prompt", metavar="TEXT", help="text to put in front of documents")
+    sub.add_argument("--corpus-prompt", type=_any_text, metavar="TEXT", help="text to put in front of documents")
     sub.add_argument("--corpus-prompt-name", metavar="NAME", help="or one of the model's (default: 'document')")
     group = sub.add_argument_group("which negatives")
     group.add_argument("--negatives", type=_count, default=3, metavar="N", help="how many for each query")
-    group.add_argument("--range-min", type=int, default=0, metavar="N", help="skip the N most similar")
+    group.add_argument("--range-min", type=_natural, default=0, metavar="N", help="skip the N most similar")
     group.add_argument("--range-max", type=_count, metavar="N", help="look no further than rank N")
-    group.add_argument("--max-score", type=float, metavar="S", help="none that is more similar")
-    group.add_argument("--min-score", type=float, metavar="S", help="none that is less similar")
-    group.add_argument("--absolute-margin", type=float, metavar="M", help="less similar than the positive by M")
+    group.add_argument("--max-score", type=_number, metavar="S", help="none that is more similar")
+    group.add_argument("--min-score", type=_number, metavar="S", help="none that is less similar")
+    group.add_argument("--absolute-margin", type=_number, metavar="M", help="less similar than the positive by M")
     group.add_argument(
-        "--relative-margin", type=float, metavar="M", help="or by the share M of its score, such as 0.05"
+        "--relative-margin", type=_number, metavar="M", help="or by the share M of its score, such as 0.05"
     )
-    group.add_argument("--percentile", type=float, metavar="P", help="none above the P-th percentile of the positives")
+    group.add_argument(
+        "--percentile", type=_number, metavar="P", help="none above the P-th percentile of the positives"
+    )
     group.add_argument("--sampling", choices=("top", "random"), default="top", help="the most similar, or any in range")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random sampling")
+    group.add_argument("--seed", type=_natural, default=0, metavar="N", help="of random sampling")
     group.add_argument("--include-positives", action="store_true", help="rank the positives too, to test rerankers")
 
 
@@ -313,7 +320,7 @@ def _processes() -> argparse.ArgumentParser:
         "--coordinator", type=_address, metavar="HOST:PORT", help="an address of process 0 that all can reach"
     )
     group.add_argument("--num-processes", type=_count, metavar="N", help="how many they are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--process-id", type=_natural, metavar="I", help="which of them this is, from 0")
     return shared
 
 
@@ -326,9 +333,52 @@ def _counts(text: str) -> list[int]:
 
 def _count(text: str) -> int:
     """The type of an option that is a positive whole number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return _whole(text, 1)
+
+
+def _natural(text: str) -> int:
+    """The type of an option that is a whole number, such as a seed."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or (len(text) < 11 and int(text) < least):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}; got {text!r}")
+    if len(text) > 10 or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be below 2**31; got {text!r}")
     return int(text)
+
+
+def _number(text: str) -> float:
+    """The type of an option that is a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    """The type of an option that is a number from 0 to 1."""
+    if not 0 <= (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+    return value
+
+
+def _text(text: str) -> str:
+    """The type of all other options: an empty text would be taken for one that is not given."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must not be empty; got {text!r}")
+    return _any_text(text)
+
+
+def _any_text(text: str) -> str:
+    """The type of an option that may be an empty text."""
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"must be UTF-8; got {text!r}")
+    return text
 
 
 def _axes(text: str) -> dict[str, int]:
