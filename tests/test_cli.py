@@ -396,7 +396,7 @@ def test_a_model_that_is_not_there(capsys, notes, tmp_path):
         (("--out", "none/v.jsonl"), "--out: there is no directory none"),
         (("--columns", "a,b,c"), "--columns must name two columns, QUERY,POSITIVE; got 'a,b,c'"),
         (("--columns", "a,answer"), "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']"),
-        (("--range-min", "-1"), "range_min must not be negative; got -1"),
+        (("--range-min", "-1"), "argument --range-min: must be a whole number of at least 0; got '-1'"),
         (("--range-max", "2"), "range_max must leave num_negatives = 3 candidates after range_min = 0; got 2"),
         (("--corpus", "none.txt"), "no such file: none.txt"),
     ],
