@@ -6,6 +6,7 @@ tokens whose row length is rounded up to a bucket, so that few programs are comp
 a thread while the device computes, and results are fetched a few batches late, so that neither waits for the other.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -24,6 +25,7 @@ from jaxemb import parallel
 from jaxemb.data.packing import FINE, bucket, pack, pad
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder
+from jaxemb.files import replaced_file, reserve
 from jaxemb.nn import unit
 from jaxemb.progress import progress_bar
 from jaxemb.types import Tokens
@@ -112,7 +114,6 @@ def encode(
 ) -> np.ndarray:
     """Embeddings of `texts`, `[N, D]`; see `SentenceEmbedder.encode`."""
     _check(texts, batch_tokens, dtype, dim, model.dim)
-    width = dim or model.dim
     mesh = parallel.mesh_in_force() if mesh is None else mesh
     model, axes, splits = _spread(model, mesh)
     shards = math.prod(mesh.shape[axis] for axis in axes) if mesh else 1
@@ -121,11 +122,8 @@ def encode(
     rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     if batch_tokens is None:
         batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
-    reads = out is not None and gathered is not None and jax.process_index() > 0  # the file that process 0 writes
-    vectors: Any = None if reads else _allocate(out, (len(texts), width), dtype)
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
-    starts = range(0, len(texts), window)
     tokenise = lambda start: tokenizer.encode([prompt + t for t in texts[start : start + window]], max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
@@ -136,9 +134,14 @@ def encode(
             vectors[indices] = np.asarray(result)[slots]
         advance(len(indices))
 
-    with ThreadPoolExecutor(1) as thread, progress_bar(len(texts), "texts", enabled=show_progress) as advance:
+    reads = gathered is not None and jax.process_index() > 0  # the file that process 0 writes
+    with (
+        _vectors(out, (len(texts), dim or model.dim), dtype, reads=reads) as vectors,
+        ThreadPoolExecutor(1) as thread,
+        progress_bar(len(texts), "texts", enabled=show_progress) as advance,
+    ):
         ahead = thread.submit(tokenise, 0)
-        for start in starts:
+        for start in range(0, len(texts), window):
             encoding = ahead.result()
             truncated += encoding.truncated
             if start + window < len(texts):
@@ -154,12 +157,11 @@ def encode(
             fetch(advance)
     if truncated:
         logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), max_length)
-    if isinstance(vectors, np.memmap):
-        vectors.flush()
-    if out is not None and gathered is not None:
+    if out is None:
+        return vectors
+    if gathered is not None:
         multihost_utils.sync_global_devices("encoded")
-        vectors = np.load(out, mmap_mode="r+") if vectors is None else vectors
-    return vectors
+    return np.load(out, mmap_mode="r+")
 
 
 def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ...], Mesh | None]:
@@ -176,13 +178,23 @@ def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ..
     return model, tuple(axis for axis in parallel.BATCH_AXES if axis in mesh.axis_names), mesh
 
 
-def _allocate(out: str | Path | None, shape: tuple[int, int], dtype: str) -> np.ndarray:
-    if out is None or 0 in shape:
-        vectors = np.empty(shape, dtype)
-        if out is not None:
-            np.save(out, vectors)
-        return vectors
-    return np.lib.format.open_memmap(out, mode="w+", dtype=dtype, shape=shape)
+@contextlib.contextmanager
+def _vectors(out: str | Path | None, shape: tuple[int, int], dtype: str, *, reads: bool) -> Iterator[Any]:
+    """Where the vectors go: into memory, or a file that becomes `out` at the end; None if another process writes it."""
+    if out is None:
+        yield np.empty(shape, dtype)
+    elif reads:
+        yield None
+    else:
+        with replaced_file(out) as fresh:
+            with open(fresh, "wb") as file:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+            reserve(fresh, size)
+            vectors = np.load(fresh, mmap_mode="r+")
+            yield vectors
+            vectors.flush()
 
 
 def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int | None, full: int) -> None:

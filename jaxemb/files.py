@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _UNFINISHED = ".jaxemb-unfinished"  # how the names of temporaries end
 _COMMITTED = ".jaxemb-committed"  # in a directory: new files that are about to take their places
@@ -29,6 +29,20 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class InUseError(RuntimeError):
     """Another process works in the directory."""
+
+
+class Contents(NamedTuple):
+    """What directories of a kind of ours hold.
+
+    Attributes:
+      name: how the kind is called.
+      mark: the file by which one knows such a directory; "" if any directory may become one.
+      files: patterns of `Path.glob` of our files, which are removed when others take their places.
+    """
+
+    name: str
+    mark: str
+    files: Sequence[str]
 
 
 class MalformedJSONError(ValueError):
@@ -78,7 +92,7 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_files(directory: str | Path, ours: Sequence[str] = ()) -> Iterator[Path]:
+def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
     """A new directory whose files take their places in `directory` when the block ends without an error, all or none.
 
     `directory` is made if absent. What else is in it stays, but for files that are ours and not among the new ones.
@@ -86,15 +100,18 @@ def replaced_files(directory: str | Path, ours: Sequence[str] = ()) -> Iterator[
 
     Args:
       directory: where the files belong.
-      ours: patterns of `Path.glob` of the files that may be removed.
+      contents: what they are.
 
     Raises:
+      FileExistsError: if `directory` is a file, or holds something else.
       OSError: naming `directory`, if it cannot be written, or a file is to take the place of a directory.
     """
     final = Path(os.path.realpath(checked_path(directory)))
+    check_replaceable(directory, contents)
     home = final if final.is_dir() else final.parent
     home.mkdir(parents=True, exist_ok=True)
-    with _unfinished(home, directory, directory=True) as fresh:
+    with _unfinished(home, directory, directory=True) as outer:
+        (fresh := outer / "new").mkdir()  # the outer one is locked, and stays
         yield fresh
         for path in sorted(fresh.rglob("*")):
             _sync(path)
@@ -108,16 +125,26 @@ def replaced_files(directory: str | Path, ours: Sequence[str] = ()) -> Iterator[
                     raise
         with locked(final):
             _complete(final)
-            _commit(fresh, final, ours)
+            _commit(fresh, final, contents)
             _complete(final)
 
 
-def _commit(fresh: Path, final: Path, ours: Sequence[str]) -> None:
+def check_replaceable(directory: str | Path, contents: Contents) -> None:
+    """Raises a FileExistsError if `replaced_files` would refuse to write into `directory`."""
+    if not (path := checked_path(directory)).exists():
+        return
+    with reading(path):
+        has_others = path.is_file() or any(not entry.name.endswith(_UNFINISHED) for entry in path.iterdir())
+        if has_others and not (path / contents.mark).exists():
+            raise FileExistsError(f"{directory} exists and is no {contents.name}; give another path")
+
+
+def _commit(fresh: Path, final: Path, contents: Contents) -> None:
     new = {path.relative_to(fresh): path.is_dir() for path in fresh.rglob("*")}
     for name, is_directory in new.items():
         if (final / name).exists() and (final / name).is_dir() != is_directory:
             raise OSError(errno.EEXIST, f"is {'no' if is_directory else 'a'} directory", str(final / name))
-    old = {path.relative_to(final) for pattern in ours for path in final.glob(pattern) if not path.is_dir()}
+    old = {path.relative_to(final) for pattern in contents.files for path in final.glob(pattern) if not path.is_dir()}
     write_json(fresh / _OBSOLETE, sorted(map(str, old - new.keys())))
     os.rename(fresh, final / _COMMITTED)
     _sync(final)

@@ -1,6 +1,7 @@
 """Encoding gives the same vectors however texts are batched, and says clearly what it cannot take."""
 
 import logging
+import resource
 
 import jax
 import numpy as np
@@ -92,8 +93,42 @@ def test_results_go_to_a_memory_mapped_file(embedder, tmp_path, texts, one_by_on
     got = embedder.encode(texts, out=tmp_path / "vectors.npy")
     assert isinstance(got, np.memmap)
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy", mmap_mode="r"), one_by_one, atol=1e-5)
-    embedder.encode([], out=tmp_path / "none.npy")
-    assert np.load(tmp_path / "none.npy").shape == (0, 384)
+    assert isinstance(embedder.encode(["one"], out=tmp_path / "x.vec"), np.memmap)
+    assert embedder.encode([], out=tmp_path / "x.vec").shape == np.load(tmp_path / "x.vec").shape == (0, 384)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors.npy", "x.vec"]
+
+
+@pytest.mark.parametrize("failure", ["text", "interrupt", "disk"])
+def test_a_file_of_vectors_stays_as_it_was_if_encoding_fails(embedder, tmp_path, monkeypatch, failure):
+    out = tmp_path / "vectors.npy"
+    before, bytes_before = embedder.encode(["one", "two"], out=out), out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    match failure:
+        case "text":
+            texts, error = ["a", "b", "broken \ud83d"], (TypeError, ValueError)
+        case "interrupt":
+            texts, error = ["a", "b"], KeyboardInterrupt
+            monkeypatch.setattr(encoding, "_embed", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        case "disk":
+            texts, error = ["a", "b", "c"], OSError
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(error) as raised:
+            embedder.encode(texts, out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if failure == "disk":
+        assert str(out) in str(raised.value)
+    assert out.read_bytes() == bytes_before and list(tmp_path.iterdir()) == [out]
+    np.testing.assert_array_equal(before, np.load(out))
+
+
+def test_vectors_are_encoded_only_where_they_can_be_written(embedder, tmp_path):
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(OSError, match=r"is no regular file: .*directory"):
+        embedder.encode(["one"], out=tmp_path / "directory")
+    with pytest.raises(ValueError, match="expected a path; got ''"):
+        embedder.encode(["one"], out="")
 
 
 def test_a_single_string_has_every_option_too(embedder, tmp_path, capsys):

@@ -12,6 +12,8 @@ import pytest
 
 from jaxemb import files
 
+ANY = files.Contents("directory of letters", mark="", files=[])
+
 
 def names(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
@@ -27,7 +29,9 @@ def abandon(directory: Path, what: str = "file") -> None:
     code = f"""
 import os, pathlib, signal
 from jaxemb import files
-with files.replaced_{what}({str(directory)!r} + ("" if {what!r} == "files" else "/x")) as fresh:
+target = {str(directory)!r}
+any = files.Contents("any", "", ())
+with files.replaced_file(target + "/x") if {what!r} == "file" else files.replaced_files(target, any) as fresh:
     (fresh / "x" if fresh.is_dir() else fresh).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -85,18 +89,18 @@ def test_room_is_reserved_before_it_is_used(tmp_path, monkeypatch):
 
 def test_files_are_replaced_together_and_others_stay(tmp_path):
     directory = tmp_path / "new" / "model"
-    with files.replaced_files(directory) as fresh:
+    with files.replaced_files(directory, ANY) as fresh:
         fill(fresh, a="1", b="1")
         (fresh / "sub").mkdir()
         fill(fresh / "sub", a="1")
     fill(directory, notes="mine")
-    with files.replaced_files(directory, ours=["?", "sub/*"]) as fresh:
+    with files.replaced_files(directory, ANY._replace(files=["?", "sub/*"])) as fresh:
         fill(fresh, a="2", c="2")
         assert (directory / "a").read_text() == "1"
     assert names(directory) == {"a", "c", "notes"}
     assert not (directory / "sub").exists()
     assert (directory / "a").read_text() == "2"
-    with pytest.raises(ZeroDivisionError), files.replaced_files(directory, ours=["?"]) as fresh:
+    with pytest.raises(ZeroDivisionError), files.replaced_files(directory, ANY._replace(files=["?"])) as fresh:
         fill(fresh, a="3")
         raise ZeroDivisionError
     assert names(tmp_path) == {"new/model/a", "new/model/c", "new/model/notes"}
@@ -106,7 +110,7 @@ def test_files_are_replaced_together_and_others_stay(tmp_path):
 def test_a_directory_that_is_a_link_is_written_through(tmp_path):
     (tmp_path / "link").symlink_to("target")
     for content in "12":
-        with files.replaced_files(tmp_path / "link") as fresh:
+        with files.replaced_files(tmp_path / "link", ANY) as fresh:
             fill(fresh, a=content)
         assert (tmp_path / "target" / "a").read_text() == content
     assert (tmp_path / "link").is_symlink()
@@ -114,7 +118,7 @@ def test_a_directory_that_is_a_link_is_written_through(tmp_path):
 
 def test_a_directory_is_not_replaced_by_a_file(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match=r"a directory: .*/a"), files.replaced_files(tmp_path) as fresh:
+    with pytest.raises(OSError, match=r"a directory: .*/a"), files.replaced_files(tmp_path, ANY) as fresh:
         fill(fresh, a="1", b="1")
     assert names(tmp_path) == set()
 
@@ -122,7 +126,7 @@ def test_a_directory_is_not_replaced_by_a_file(tmp_path):
 @pytest.mark.parametrize("moved", range(4))
 def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch, moved):
     """A process that is killed after any number of renames."""
-    with files.replaced_files(tmp_path) as fresh:
+    with files.replaced_files(tmp_path, ANY) as fresh:
         fill(fresh, a="1", b="1", old="1")
     renames = iter(range(moved))
     replace = os.replace
@@ -134,7 +138,8 @@ def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch,
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", until_killed)
-    with pytest.raises((StopIteration, RuntimeError)), files.replaced_files(tmp_path, ours=["old"]) as fresh:
+    writer = files.replaced_files(tmp_path, ANY._replace(files=["old"]))
+    with pytest.raises((StopIteration, RuntimeError)), writer as fresh:
         fill(fresh, a="2", b="2", c="2", d="2")
     monkeypatch.undo()
     with files.reading(tmp_path):
@@ -145,8 +150,8 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_pat
     for what in ("file", "files"):
         abandon(tmp_path, what)
         assert len(names(tmp_path)) == 1  # the second one removes what the first one left
-    with files.replaced_file(tmp_path / "a") as one, files.replaced_files(tmp_path) as two:
-        assert set(tmp_path.iterdir()) == {one, two}
+    with files.replaced_file(tmp_path / "a") as one, files.replaced_files(tmp_path, ANY) as two:
+        assert set(tmp_path.iterdir()) == {one, two.parent}
         files.write_text(tmp_path / "b", "x")
         assert one.exists() and two.exists()
     assert names(tmp_path) == {"a", "b"}

@@ -27,7 +27,6 @@ class Parameters:
 
     def save(self, path: str | Path) -> None:
         """Writes `model.safetensors` into the directory `path`, which is made if absent."""
-        Path(path).mkdir(parents=True, exist_ok=True)
         write_tensors(path, {name: np.asarray(leaf) for name, leaf in by_path(self.model).items()})
 
     def load(self, path: str | Path) -> "Parameters":

@@ -1,10 +1,8 @@
 """Model directories of sentence-transformers, read and written; a plain Hugging Face directory is read too."""
 
+import contextlib
 import dataclasses
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ import numpy as np
 
 from jaxemb.checkpoints.heads import without_heads
 from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
-from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
+from jaxemb.checkpoints.tensors import TENSOR_FILES, CheckpointError, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, check_shapes, load_weights, save_weights
-from jaxemb.data.tokenizer import Tokenizer
+from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.files import read_json, write_json
+from jaxemb.files import Contents, inside, read_json, reading, replaced_files, write_json
 from jaxemb.nn import Linear, Norm
 from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
 from jaxemb.similarity import PAIRED
@@ -50,6 +48,17 @@ _NAME_POOLING = "Name the pooling that the model was trained with: jaxemb.load(.
 _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has no option for it
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
+)
+
+
+_NAMES = ("config.json", *TOKENIZER_FILES, *TENSOR_FILES)  # of the root, or of a module's folder
+_CONTENTS = Contents(
+    "model directory",
+    mark="modules.json",
+    files=(
+        *("modules.json", "config_sentence_transformers.json", *_SENTENCE_CONFIGS, *_NAMES),
+        *(f"[0-9]*_*/{name}" for name in (*_SENTENCE_CONFIGS, *_NAMES)),
+    ),
 )
 
 
@@ -114,6 +123,17 @@ def read_directory(
         another kind of model, of which this would be a part; or for an unknown pooling.
     """
     root = Path(root)
+    with reading(root) if root.is_dir() else contextlib.nullcontext():
+        return _read_directory(root, placement, pooling, encoder_only, overrides)
+
+
+def _read_directory(
+    root: Path,
+    placement: Placement,
+    pooling: str | Sequence[str] | Pooling | None,
+    encoder_only: bool,
+    overrides: dict[str, Any],
+) -> ModelDirectory:
     config = _json(root / "config_sentence_transformers.json", {})
     if encoder_only:
         config = {}
@@ -123,7 +143,7 @@ def read_directory(
     similarity = config.get("similarity_fn_name") or "cosine"
     if similarity not in PAIRED:
         raise ValueError(f"{root}: similarity_fn_name must be one of {list(PAIRED)}; got {similarity!r}")
-    encoder_path = root / modules[0]["path"]
+    encoder_path = modules[0]["path"]
     encoder, encoder_format = load_encoder(encoder_path, placement, **overrides)
     if encoder_only:
         encoder_format = without_heads(encoder_format)
@@ -133,7 +153,7 @@ def read_directory(
     pooling = _pooling(root, of_module, pooling, warn=not encoder_only)
     heads, dtypes = [], []
     for module in modules[2:]:
-        head, dtype = _read_head(module["type"], root / module["path"])
+        head, dtype = _read_head(module["type"], module["path"])
         heads.append(head)
         dtypes += [dtype] if dtype else []
     sentence_configs = (_json(encoder_path / name, None) for name in _SENTENCE_CONFIGS)
@@ -202,26 +222,14 @@ def check_vocabulary(where: str, tokenizer: Tokenizer, config: TransformerConfig
 def write_directory(path: str | Path, contents: ModelDirectory) -> None:
     """Writes a directory that sentence-transformers (2 and later), transformers and text-embeddings-inference load.
 
-    The directory appears at once or not at all: it is written beside `path` and renamed. A model directory at `path`
-    is replaced.
+    All of it is written or nothing. In a model directory that is at `path`, the files of the model are replaced;
+    whatever else is there (`.git`, notes, `onnx/`) stays.
 
     Raises:
       FileExistsError: if `path` is a file, or a non-empty directory without `modules.json`.
     """
-    path = Path(path)
-    if path.exists() and not (path / "modules.json").is_file() and (path.is_file() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is no model directory; give another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        fresh = _folder(Path(temporary) / "model")
+    with replaced_files(path, _CONTENTS) as fresh:
         _write(contents, fresh)
-        if not path.exists():
-            os.rename(fresh, path)
-            return
-        replaced = Path(f"{temporary}-replaced")  # outside: an interruption here must not delete the only model
-        os.rename(path, replaced)
-        os.rename(fresh, path)
-        shutil.rmtree(replaced)
 
 
 def check_writable(contents: ModelDirectory) -> None:
@@ -264,19 +272,19 @@ def _write(contents: ModelDirectory, root: Path) -> None:
     )
 
 
-def _modules(root: Path) -> list[dict[str, str]]:
+def _modules(root: Path) -> list[dict[str, Any]]:
     """The entries of `modules.json`, with `type` reduced to the class name: an encoder, a pooling, then heads."""
     entries = _json(root / "modules.json", None)
     if entries is None:
         parts = [root / "config_sentence_transformers.json", *sorted(root.glob("[0-9]_*/config.json"))]
         if found := [str(part.relative_to(root)) for part in parts if part.is_file()]:
             raise CheckpointError(f"{root}: modules.json is missing, which says what {', '.join(found)} is for")
-        return [{"type": "Transformer", "path": ""}]
+        return [{"type": "Transformer", "path": root}]
     complete = lambda entry: isinstance(entry, dict) and {"idx", "type", "path"} <= entry.keys()
     if not isinstance(entries, list) or not all(map(complete, entries)):
         raise CheckpointError(f"{root / 'modules.json'}: expected a list of modules with idx, type and path")
     modules = [
-        {"type": _module_kind(root, entry["type"]), "path": entry["path"]}
+        {"type": _module_kind(root, entry["type"]), "path": _module_path(root, entry["path"])}
         for entry in sorted(entries, key=lambda entry: entry["idx"])
     ]
     kinds = [module["type"] for module in modules]
@@ -300,14 +308,18 @@ def _module_kind(root: Path, path: str) -> str:
     )
 
 
-def _encoder_alone(root: Path) -> list[dict[str, str]]:
+def _encoder_alone(root: Path) -> list[dict[str, Any]]:
     """The first of the directory's modules, whatever it is called: the encoder."""
     entries = _json(root / "modules.json", None) or [{"idx": 0, "path": ""}]
-    return [{"type": "Transformer", "path": min(entries, key=lambda entry: entry["idx"])["path"]}]
+    return [{"type": "Transformer", "path": _module_path(root, min(entries, key=lambda entry: entry["idx"])["path"])}]
+
+
+def _module_path(root: Path, name: Any) -> Path:
+    return inside(root, name, where=str(root / "modules.json"), error=CheckpointError)
 
 
 def _pooling(
-    root: Path, module: Mapping[str, str] | None, given: str | Sequence[str] | Pooling | None, *, warn: bool
+    root: Path, module: Mapping[str, Any] | None, given: str | Sequence[str] | Pooling | None, *, warn: bool
 ) -> Pooling:
     """The pooling that is given, or that of the directory's module; without either the mean, which a warning says."""
     if isinstance(given, Pooling):
@@ -315,7 +327,7 @@ def _pooling(
     if given is not None:
         return named((given,) if isinstance(given, str) else tuple(given))
     if module is not None:
-        return _read_pooling(module["type"], root / module["path"])
+        return _read_pooling(module["type"], module["path"])
     if warn:
         logger.warning("%s: nothing says how states are pooled; it is by their mean. %s", root, _NAME_POOLING)
     return Mean()

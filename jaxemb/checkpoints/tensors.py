@@ -9,10 +9,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxemb.files import inside, kind, read_json, write_json
+from jaxemb.files import Contents, inside, kind, read_json, replaced_files, write_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+TENSOR_FILES = (_SINGLE, _INDEX, "model-?????-of-?????.safetensors")
 _MAX_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {
@@ -110,8 +111,15 @@ def read_tensors(directory: str | Path) -> Tensors:
 def write_tensors(
     directory: str | Path, tensors: Mapping[str, np.ndarray], *, max_bytes: int = _MAX_SHARD_BYTES
 ) -> None:
-    """Writes `model.safetensors`; with more than `max_bytes` of data, shards of at most that and their index."""
-    directory = Path(directory)
+    """Writes `model.safetensors`; with more than `max_bytes` of data, shards of at most that and their index.
+
+    All or nothing, instead of what tensors `directory` has; it is made if absent.
+    """
+    with replaced_files(directory, Contents("directory of tensors", "", TENSOR_FILES)) as fresh:
+        _write(fresh, tensors, max_bytes)
+
+
+def _write(directory: Path, tensors: Mapping[str, np.ndarray], max_bytes: int) -> None:
     shards: list[dict[str, np.ndarray]] = [{}]
     free = max_bytes
     for name, tensor in tensors.items():

@@ -12,6 +12,7 @@ from jaxemb.classifiers.probes import Classify, Fit
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
 from jaxemb.evaluate import RetrievalSet, StsSet, TextEncoder, retrieval, score_run, sts
+from jaxemb.files import replaced_file
 from jaxemb.retrieval import topk_search
 from jaxemb.text_encoder import encode_finite, stored_prompt
 from jaxemb.train import TrainState, apply_transform
@@ -231,7 +232,8 @@ class _IndexCompatibility:
             self._vectors[number] = vectors
         else:
             self._directory.mkdir(parents=True, exist_ok=True)
-            np.save(self._path(number), vectors)
+            with replaced_file(self._path(number)) as fresh, open(fresh, "wb") as file:
+                np.save(file, vectors)
 
     def __call__(self, state: TrainState, experience: Experience, number: int, seen: np.ndarray | None) -> float:
         if number > self._trained:

@@ -15,7 +15,7 @@ from jaxemb.files import read_json, write_bytes, write_json, write_text
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # Everything a checkpoint directory may say about its tokenizer; kept verbatim, so that saving loses nothing.
-_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -219,7 +219,7 @@ class Tokenizer:
           ValueError: `tokenizer_config.json` gives an added token another id than it has.
         """
         directory = Path(directory)
-        files = {name: path.read_bytes() for name in _FILES if (path := directory / name).is_file()}
+        files = {name: path.read_bytes() for name in TOKENIZER_FILES if (path := directory / name).is_file()}
         config = _json(directory / "tokenizer_config.json")
         names = {**_json(directory / "special_tokens_map.json"), **config}
         specials = {

@@ -8,15 +8,13 @@ records.jsonl  one JSON object per vector, in order
 import contextlib
 import dataclasses
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.files import parse_json, read_json, write_json
+from jaxemb.files import Contents, parse_json, read_json, reading, replaced_files, write_json
 from jaxemb.retrieval.exact import topk_search
 
 if TYPE_CHECKING:
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"
+
+_CONTENTS = Contents("search index", mark=_MANIFEST, files=(_MANIFEST, _VECTORS, _RECORDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +126,10 @@ def build_index(
     dtype: str = "float32",
     show_progress: bool = False,
 ) -> SearchIndex:
-    """Encodes the records' texts and writes an index directory, which appears at once or not at all.
+    """Encodes the records' texts and writes an index directory, all or nothing.
 
     Args:
-      path: the directory; an index that is there is replaced.
+      path: the directory; an index that is there is replaced, what else is there stays.
       records: texts, or JSON objects with the text in one field.
       embedder: the model.
       model: how `jaxemb.load` finds that model again.
@@ -157,7 +157,7 @@ def build_index(
     objects = [{text: record} if isinstance(record, str) else dict(record) for record in records]
     texts = [_text(record, text, number) for number, record in enumerate(objects)]
     stored = (name for name in ("document", "passage", "corpus") if name in embedder.prompts)
-    with _fresh_directory(path) as fresh:
+    with replaced_files(path, _CONTENTS) as fresh:
         with open(fresh / _RECORDS, "w", encoding="utf-8", newline="\n") as file:
             for number, record in enumerate(objects):
                 file.write(_json_line(record, number))
@@ -185,6 +185,11 @@ def open_index(path: str | Path) -> SearchIndex:
       ValueError: for a manifest that cannot be read, and files that are damaged or do not match it.
     """
     path = Path(path)
+    with reading(path) if path.is_dir() else contextlib.nullcontext():
+        return _open(path)
+
+
+def _open(path: Path) -> SearchIndex:
     for name in (_MANIFEST, _VECTORS, _RECORDS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is no complete search index: {name} is missing")
@@ -234,18 +239,3 @@ def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:
         finite = np.isfinite(vectors[start : start + chunk]).all(axis=1)
         if not finite.all():
             raise ValueError(f"the embedding of record {start + int(np.argmin(finite))} is not finite")
-
-
-@contextlib.contextmanager
-def _fresh_directory(path: Path) -> Iterator[Path]:
-    """A directory beside `path` that takes its place when the block ends without an error."""
-    if path.exists() and not (path / _MANIFEST).is_file() and (path.is_file() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is no search index; give another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
-        yield fresh
-        if path.exists():
-            os.rename(path, Path(temporary) / "old")
-        os.rename(fresh, path)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -322,13 +323,52 @@ def test_a_norm_that_the_format_cannot_say_is_not_saved(directory, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]  # nothing half-written stays behind
 
 
-def test_a_model_directory_is_replaced_whole(directory, tmp_path):
-    embedder = load(directory)
-    embedder.save(tmp_path / "saved")
-    (tmp_path / "saved" / "stale").touch()
-    embedder.save(tmp_path / "saved")
-    assert not (tmp_path / "saved" / "stale").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "saved"]
+def test_of_a_model_directory_only_the_files_of_the_model_are_replaced(directory, tmp_path):
+    embedder, saved = load(directory), tmp_path / "saved"
+    embedder.save(saved)
+    fresh = names(saved)
+    theirs = {".git/HEAD", "README.md", "train.csv", "onnx/model.onnx", "2_Dense/notes", "2024_data/text.csv"}
+    for name in theirs:
+        (saved / name).parent.mkdir(exist_ok=True)
+        (saved / name).write_text("mine")
+    ours = {"spiece.model", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "7_Dense/config.json"}
+    for name in ours:  # of another model, which was there before
+        (saved / name).parent.mkdir(exist_ok=True)
+        (saved / name).write_text("old")
+    (tmp_path / "link").symlink_to("saved")
+    load(directory).save(tmp_path / "link")
+    assert names(saved) == fresh | theirs
+    assert {(saved / name).read_text() for name in theirs} == {"mine"}
+    assert not (saved / "7_Dense").exists() and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "link", "saved"]
+    load(saved)
+
+
+def names(directory):
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_an_empty_path_is_none(directory):
+    with pytest.raises(ValueError, match="expected a path; got ''"):
+        load(directory).save("")
+
+
+@pytest.mark.parametrize("path", ["../1_Pooling", "/1_Pooling", "1_Pooling/../../1_Pooling", 1])
+def test_modules_lie_in_the_directory(directory, path):
+    modules = json.loads((directory / "modules.json").read_text())
+    modules[1]["path"] = path
+    _write_json(directory / "modules.json", modules)
+    message = rf"modules.json: expected a path inside of {directory}; got {path!r}"
+    with pytest.raises(CheckpointError, match=message):
+        load(directory)
+
+
+def test_files_of_a_cache_may_be_links_to_elsewhere(directory, tmp_path):
+    shutil.move(directory / "1_Pooling", tmp_path / "blob")
+    (directory / "1_Pooling").symlink_to(tmp_path / "blob")
+    shutil.move(directory / "model.safetensors", tmp_path / "weights")
+    (directory / "model.safetensors").symlink_to("../weights")
+    load(directory).save(tmp_path / "saved")
 
 
 def test_saving_over_the_directory_it_came_from_works(directory):
