@@ -462,6 +462,31 @@ def test_a_directory_that_is_no_retrieval_set(capsys, tmp_path):
     assert "no test.tsv (or .gz)" in message
 
 
+def test_an_index_makes_nobody_fetch_its_model(capsys, monkeypatch, tiny, notes, tmp_path):
+    index = tmp_path / "index"
+    succeed(capsys, "search", notes, "dogs", "--model", tiny, "--out", index, "--quiet")
+    manifest = json.loads((index / "manifest.json").read_text())
+    (index / "manifest.json").write_text(json.dumps(manifest | {"model": "acme/model"}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    message = fail(capsys, 2, "search", index, "dogs")
+    assert f"{index}: the model of the index is absent; name it with --model: 'acme/model' is not" in message
+    succeed(capsys, "search", index, "dogs", "--model", tiny)
+
+
+def test_a_model_that_is_a_path_is_not_looked_up_on_the_hub(capsys, monkeypatch, notes, tmp_path):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    message = fail(capsys, 2, "encode", notes, "--out", tmp_path / "a.npy", "--model", "./my-model")
+    assert "'./my-model' is not a directory" in message
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["encode a.txt --out _", "train a.py --out _", "search _ x", "search a.txt x --out _", "info _", "mine a --out _"],
+)
+def test_empty_paths(capsys, command):
+    assert "must not be empty" in fail(capsys, 2, *("" if word == "_" else word for word in command.split()))
+
+
 def test_searching_nothing(capsys, tmp_path, notes):
     assert fail(capsys, 2, "search", tmp_path / "none", "x").endswith(f"no run, index or file {tmp_path / 'none'}")
     assert fail(capsys, 2, "search", notes, " ") == "jaxemb: error: the query is empty"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxemb.evaluate import Evaluator
-    from jaxemb.retrieval import Hit
+    from jaxemb.retrieval import Hit, SearchIndex
     from jaxemb.sentence_embedder import SentenceEmbedder
     from jaxemb.text_encoder import Configured
     from jaxemb.train import Run
@@ -181,7 +181,7 @@ def search(args: argparse.Namespace) -> None:
     if where.is_dir():
         run_model = where / "model"
         index = open_index(where / "index" if (where / "index").is_dir() else where)
-        args.model = args.model or (str(run_model) if run_model.is_dir() else index.manifest.model)
+        args.model = args.model or str(run_model if run_model.is_dir() else _model_of(index))
         embedder, _ = _load(args)
         hits = index.search([query], embedder, args.k)[0]
     else:
@@ -306,9 +306,21 @@ def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
     import jaxemb
     from jaxemb.recipes.offline_model import default_model
 
-    name = Path(args.model or default_model().path)
-    name = name.resolve() if name.is_dir() else name
-    return jaxemb.load(str(name), dtype=args.compute_dtype), str(name)
+    name = args.model or str(default_model().path)
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return jaxemb.load(name, dtype=args.compute_dtype), name
+
+
+def _model_of(index: "SearchIndex") -> Path:
+    """The model that an index names, if it is on this machine: what a file says is not fetched."""
+    from jaxemb.checkpoints.hub import resolve
+
+    try:
+        return resolve(index.manifest.model, fetch=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{index.path}: the model of the index is absent; name it with --model: {error}"
+        ) from None
 
 
 def _load_configured(args: argparse.Namespace) -> "tuple[Configured, str]":

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -43,7 +44,36 @@ def test_an_unreachable_hub_is_reported_with_the_reason(monkeypatch):
         resolve("acme/model")
 
 
-@pytest.mark.parametrize("name", ["./missing", "a/b/c", "/no/such/directory"])
-def test_what_can_be_neither_is_refused(name):
-    with pytest.raises(FileNotFoundError, match=rf"{re.escape(repr(name))} is not a directory, nor can it be a hub id"):
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any request is an error that no caller expects."""
+
+    def fail(*args, **options):
+        raise AssertionError("the hub was asked")
+
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, fail)
+
+
+def test_only_the_cache_is_looked_into_where_nothing_is_to_be_fetched(no_network, monkeypatch, tmp_path):
+    cached = tmp_path / "config.json"
+    cached.touch()
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda name, *_, **__: str(cached) if name == "acme/known" else None
+    )
+    assert resolve("acme/known", fetch=False) == resolve(tmp_path, fetch=False) == tmp_path
+    with pytest.raises(FileNotFoundError, match="'acme/unknown' is not in the hub's cache"):
+        resolve("acme/unknown", fetch=False)
+
+
+def test_what_is_no_name_of_a_repository_is_in_no_cache(no_network):
+    with pytest.raises(FileNotFoundError, match=r"'a/\.\.' is not in the hub's cache"):
+        resolve("a/..", fetch=False)
+
+
+@pytest.mark.parametrize("name", ["./missing", "a/b/c", "/no/such/directory", "missing/", "~/missing", Path("missing")])
+def test_what_can_be_neither_is_refused(no_network, name):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{re.escape(repr(str(name)))} is not a directory, nor can it be a hub id"
+    ):
         resolve(name)
