@@ -18,6 +18,7 @@ from jaxemb.checkpoints.weights import truncate as truncate_format
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Head
 from jaxemb.encode import encode
+from jaxemb.files import reading
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.pooling import Pooling
 from jaxemb.similarity import similarity
@@ -67,7 +68,8 @@ def load(
     without_absent_tpu()
     placement = Placement(mesh, rules, param_dtype)
     path = resolve(path_or_id, revision=revision)
-    contents = read_directory(path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
+    with reading(path):
+        contents = read_directory(path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 

@@ -1,6 +1,5 @@
 """Model directories of sentence-transformers, read and written; a plain Hugging Face directory is read too."""
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.files import Contents, inside, read_json, reading, replaced_files, write_json
+from jaxemb.files import Contents, inside, read_json, replaced_files, write_json
 from jaxemb.nn import Linear, Norm
 from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
 from jaxemb.similarity import PAIRED
@@ -123,17 +122,6 @@ def read_directory(
         another kind of model, of which this would be a part; or for an unknown pooling.
     """
     root = Path(root)
-    with reading(root) if root.is_dir() else contextlib.nullcontext():
-        return _read_directory(root, placement, pooling, encoder_only, overrides)
-
-
-def _read_directory(
-    root: Path,
-    placement: Placement,
-    pooling: str | Sequence[str] | Pooling | None,
-    encoder_only: bool,
-    overrides: dict[str, Any],
-) -> ModelDirectory:
     config = _json(root / "config_sentence_transformers.json", {})
     if encoder_only:
         config = {}
