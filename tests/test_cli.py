@@ -479,14 +479,6 @@ def test_a_model_that_is_a_path_is_not_looked_up_on_the_hub(capsys, monkeypatch,
     assert "'./my-model' is not a directory" in message
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["encode a.txt --out _", "train a.py --out _", "search _ x", "search a.txt x --out _", "info _", "mine a --out _"],
-)
-def test_empty_paths(capsys, command):
-    assert "must not be empty" in fail(capsys, 2, *("" if word == "_" else word for word in command.split()))
-
-
 def test_searching_nothing(capsys, tmp_path, notes):
     assert fail(capsys, 2, "search", tmp_path / "none", "x").endswith(f"no run, index or file {tmp_path / 'none'}")
     assert fail(capsys, 2, "search", notes, " ") == "jaxemb: error: the query is empty"

@@ -77,10 +77,8 @@ def _quickstart(commands) -> None:
   jaxemb quickstart
   jaxemb quickstart --out runs/mine --steps 400 --seed 1""",
     )
-    sub.add_argument("--out", type=_path, default="runs/quickstart", metavar="DIR", help="where everything is written")
-    sub.add_argument(
-        "--model", type=_path, metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)"
-    )
+    sub.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything is written")
+    sub.add_argument("--model", metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)")
     sub.add_argument("--steps", type=_count, metavar="N", help="training steps (default: the recipe's)")
     sub.add_argument("--batch-size", type=_count, metavar="N", help="pairs per step (default: the recipe's)")
     sub.add_argument("--seed", type=_natural, default=0, metavar="N", help="seed of the order of the pairs")
@@ -102,12 +100,8 @@ def _train(commands) -> None:
       --num-processes 2 --process-id 0                # elsewhere: once per process, ids from 0""",
         _processes(),
     )
-    sub.add_argument(
-        "config", type=_path, metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run"
-    )
-    sub.add_argument(
-        "--out", type=_path, required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs"
-    )
+    sub.add_argument("config", metavar="CONFIG.py", help="Python file that defines run(**options) -> jaxemb.train.Run")
+    sub.add_argument("--out", required=True, metavar="DIR", help="directory of the run: model, checkpoints, logs")
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
     )
@@ -125,7 +119,7 @@ def _compile(commands) -> None:
   jaxemb compile my_run.py --topology v5p:4x4x4 --mesh data=16,fsdp=4 --set batch_size=8192 --json
   jaxemb compile my_run.py --topology v6e:16x16 --records 65536""",
     )
-    sub.add_argument("config", type=_path, metavar="CONFIG.py", help="as `jaxemb train` takes it")
+    sub.add_argument("config", metavar="CONFIG.py", help="as `jaxemb train` takes it")
     sub.add_argument("--topology", required=True, metavar="NAME", help="v5e:AxB, v6e:AxB or v5p:AxBxC")
     sub.add_argument(
         "--mesh",
@@ -156,7 +150,7 @@ def _encode(commands) -> None:
     sub.add_argument(
         "files", nargs="+", metavar="FILE", help="txt (a text per line), csv, tsv, jsonl, parquet; - for stdin"
     )
-    sub.add_argument("--out", type=_path, required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
+    sub.add_argument("--out", required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
     sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="type of the written vectors")
     sub.add_argument("--normalize", action="store_true", help="give the vectors unit length")
     sub.add_argument("--prompt", type=_any_text, metavar="TEXT", help="text to put in front of each")
@@ -212,12 +206,10 @@ def _search(commands) -> None:
         _model(),
         _texts(),
     )
-    sub.add_argument(
-        "where", type=_path, metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first"
-    )
+    sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
     sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for")
     sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits")
-    sub.add_argument("--out", type=_path, metavar="DIR", help="of a file of texts: keep its index in this directory")
+    sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
 
 
 def _mine(commands) -> None:
@@ -234,17 +226,13 @@ def _mine(commands) -> None:
         _model(),
         _encoding(),
     )
-    sub.add_argument("file", type=_path, metavar="FILE", help="records of a query and a positive each")
-    sub.add_argument(
-        "--out", type=_path, required=True, metavar="FILE.jsonl", help="where the records with negatives are written"
-    )
+    sub.add_argument("file", metavar="FILE", help="records of a query and a positive each")
+    sub.add_argument("--out", required=True, metavar="FILE.jsonl", help="where the records with negatives are written")
     sub.add_argument(
         "--columns", metavar="QUERY,POSITIVE", default="query,positive", help="the columns of the two texts"
     )
     sub.add_argument("--format", choices=_TABLES, help="of the file (default: by its name)")
-    sub.add_argument(
-        "--corpus", type=_path, metavar="FILE", help="more documents to search (default: the positives alone)"
-    )
+    sub.add_argument("--corpus", metavar="FILE", help="more documents to search (default: the positives alone)")
     sub.add_argument("--corpus-column", metavar="NAME", help="their column (default: 'text', or the only one)")
     sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
     sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
@@ -282,7 +270,7 @@ def _info(commands) -> None:
   jaxemb info runs/quickstart/model
   jaxemb info sentence-transformers/all-MiniLM-L6-v2 --json""",
     )
-    sub.add_argument("model", type=_path, nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
+    sub.add_argument("model", nargs="?", metavar="PATH_OR_ID", help="directory or hub id")
 
 
 # Options that several commands have
@@ -299,9 +287,7 @@ def _output() -> argparse.ArgumentParser:
 def _model() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     group = shared.add_argument_group("model")
-    group.add_argument(
-        "--model", type=_path, metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)"
-    )
+    group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
     group.add_argument(
         "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
     )
@@ -343,13 +329,6 @@ def _processes() -> argparse.ArgumentParser:
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
-
-
-def _path(text: str) -> str:
-    """The type of an option that names a file, a directory or a model."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
 
 
 def _count(text: str) -> int:

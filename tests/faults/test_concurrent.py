@@ -1,0 +1,116 @@
+"""Several writers and readers of one directory: whoever opens it sees one state, whole."""
+
+import itertools
+import multiprocessing
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxemb.checkpoints import read_tensors, write_tensors
+from jaxemb.files import reading
+from jaxemb.retrieval import build_index, open_index
+
+MODEL = types.SimpleNamespace(model=types.SimpleNamespace(dim=4), similarity_fn_name="cosine", prompts={})
+
+
+def build(path: Path, number: int) -> None:
+    """An index of which every file says which one it is."""
+    count = 1 + number % 7
+    vectors = np.full((count, 4), number + 1, np.float32)
+    build_index(path, [f"{number} {i}" for i in range(count)], MODEL, model=f"model {number}", vectors=vectors)
+
+
+def opened(path: Path) -> int:
+    """The number of the index that is opened, of which all parts belong together."""
+    index = open_index(path)
+    number = int(index.manifest.model.split()[1])
+    assert len(index) == 1 + number % 7
+    assert [index.record(i) for i in range(len(index))] == [{"text": f"{number} {i}"} for i in range(len(index))]
+    np.testing.assert_array_equal(index.vectors, np.float32(number + 1))
+    return number
+
+
+def read_until(path: Path, stop) -> tuple[int, int]:
+    """How often the index was opened, and how many different ones were seen."""
+    seen: list[int] = []
+    while not stop.is_set():
+        seen.append(opened(path))
+    return len(seen), len(set(seen))
+
+
+def test_readers_of_an_index_that_is_rebuilt_see_one_or_the_other(tmp_path):
+    path, stop, numbers = tmp_path / "index", threading.Event(), itertools.count(1)
+    build(path, 0)
+
+    def rebuild(times: int) -> None:
+        for _ in range(times):
+            build(path, next(numbers))
+
+    with ThreadPoolExecutor(4) as threads:
+        readers = [threads.submit(read_until, path, stop) for _ in range(2)]
+        writers = [threads.submit(rebuild, 15) for _ in range(2)]
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            stop.set()
+        assert all(opens > 0 for opens, _ in (reader.result() for reader in readers))
+    assert {file.name for file in path.iterdir()} == {"manifest.json", "vectors.npy", "records.jsonl"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _read(path: Path, ready, stop, found) -> None:
+    opened(path)
+    ready.release()
+    found.put(read_until(path, stop))
+
+
+@pytest.mark.slow
+def test_processes_that_read_an_index_during_200_rebuilds(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    path, stop, ready, found = tmp_path / "index", spawn.Event(), spawn.Semaphore(0), spawn.Queue()
+    build(path, 0)
+    readers = [spawn.Process(target=_read, args=(path, ready, stop, found)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in readers:
+        assert ready.acquire(timeout=60)
+    for number in range(1, 201):
+        build(path, number)
+    stop.set()
+    opens, different = zip(*(found.get(timeout=60) for _ in readers), strict=True)
+    for reader in readers:
+        reader.join()
+    print(f"200 rebuilds, {sum(opens)} opens, {max(different)} different indices seen by one reader")
+    assert [reader.exitcode for reader in readers] == [0, 0, 0] and min(different) > 1
+
+
+def test_tensors_that_are_replaced_are_read_whole(tmp_path):
+    """One file or two shards, in turns."""
+    stop = threading.Event()
+
+    def write(number: int) -> None:
+        content = {name: np.full(8, number, np.float32) for name in "ab"}
+        write_tensors(tmp_path, content, max_bytes=10**6 if number % 2 else 32)
+
+    def read() -> int:
+        times = 0
+        while not stop.is_set():
+            with reading(tmp_path):
+                tensors = read_tensors(tmp_path)
+                assert set(tensors) == {"a", "b"}
+                np.testing.assert_array_equal(tensors["a"], tensors["b"])
+            times += 1
+        return times
+
+    write(0)
+    with ThreadPoolExecutor(2) as threads:
+        reader = threads.submit(read)
+        for number in range(1, 20):
+            write(number)
+        stop.set()
+        assert reader.result() > 0
