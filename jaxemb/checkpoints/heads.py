@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxemb.checkpoints.weights import CheckpointFormat
+from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
 from jaxemb.encoders.families import HeadKind, family_of
 
 
@@ -25,7 +25,7 @@ def read_head(format: CheckpointFormat, kind: HeadKind) -> dict[str, np.ndarray]
 
 
 def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.ndarray]) -> CheckpointFormat:
-    """The format with these leaves in place of those that the checkpoint has, each stored as it was.
+    """The format with these leaves in place of those that the checkpoint has, each stored as it was, but never rounded.
 
     Tensors that only repeat what is stored elsewhere are left out: who reads the checkpoint ties them.
     """
@@ -38,7 +38,8 @@ def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np
             unused[name] = tensor
         elif short in rows:
             leaf = np.asarray(leaves[rows[short].leaves[0]])
-            unused[name] = np.ascontiguousarray(leaf.T if rows[short].transpose else leaf, tensor.dtype)
+            dtype = tensor.dtype if is_exact(leaf, tensor.dtype) else leaf.dtype
+            unused[name] = np.ascontiguousarray(leaf.T if rows[short].transpose else leaf, dtype)
     return dataclasses.replace(format, unused=unused)
 
 

@@ -6,12 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxemb.checkpoints.heads import without_heads
 from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
 from jaxemb.checkpoints.tensors import TENSOR_FILES, CheckpointError, read_tensors, write_tensors
-from jaxemb.checkpoints.weights import ONE_DEVICE, CheckpointFormat, Placement, check_shapes, load_weights, save_weights
+from jaxemb.checkpoints.weights import (
+    ONE_DEVICE,
+    CheckpointFormat,
+    Placement,
+    check_shapes,
+    is_exact,
+    load_weights,
+    lossless,
+    save_weights,
+)
 from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, HfConfig, family_of
@@ -228,7 +238,7 @@ def check_writable(contents: ModelDirectory) -> None:
 
 
 def _write(contents: ModelDirectory, root: Path) -> None:
-    model, format = contents.model, contents.format
+    model, format = contents.model, _lossless(contents.model, contents.format)
     contents.tokenizer.save(root)
     write_tensors(root, save_weights(model.encoder, format.encoder))
     write_json(root / "config.json", format.encoder.config)
@@ -258,6 +268,13 @@ def _write(contents: ModelDirectory, root: Path) -> None:
         root / "modules.json",
         [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)],
     )
+
+
+def _lossless(model: Embedder, format: DirectoryFormat) -> DirectoryFormat:
+    """The format, with float32 where narrower types would round the model's arrays."""
+    rest = (np.asarray(leaf) for leaf in jax.tree.leaves((model.pooling, model.heads)))
+    head_dtype = format.head_dtype if all(is_exact(leaf, format.head_dtype) for leaf in rest) else "float32"
+    return dataclasses.replace(format, encoder=lossless(model.encoder, format.encoder), head_dtype=head_dtype)
 
 
 def _modules(root: Path) -> list[dict[str, Any]]:

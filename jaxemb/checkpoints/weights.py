@@ -23,6 +23,7 @@ PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
 _DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
+_STATED_DTYPES = ("dtype", "torch_dtype")  # how a `config.json` calls the type of the tensors
 _OF_LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
@@ -173,6 +174,27 @@ def save_weights(model: Encoder, format: CheckpointFormat) -> dict[str, np.ndarr
         whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
         tensors[tensor.name] = np.ascontiguousarray(whole.T if tensor.weight.transpose else whole, tensor.dtype)
     return tensors | dict(format.unused)
+
+
+def lossless(model: Encoder, format: CheckpointFormat) -> CheckpointFormat:
+    """The format, but float32 in place of narrower types if these would round what the model holds, as training does.
+
+    All tensors then become float32, as does the type that `config.json` states: other software reads all in that type.
+    """
+    leaves = {path: np.asarray(leaf) for path, leaf in by_path(model).items()}
+    of_layer = lambda leaf, layer: leaf if layer is None else leaf[layer]
+    parts = ((of_layer(leaves[path], t.layer), t.dtype) for t in format.stored for path in t.weight.leaves)
+    if all(is_exact(*part) for part in parts):
+        return format
+    config = {**format.config, **{key: "float32" for key in _STATED_DTYPES if key in format.config}}
+    stored = tuple(dataclasses.replace(tensor, dtype=np.dtype(np.float32)) for tensor in format.stored)
+    return dataclasses.replace(format, config=config, stored=stored)
+
+
+def is_exact(array: np.ndarray, dtype: np.dtype | str) -> bool:
+    """Whether all values of a floating-point array, NaN or not, are in that type as they are."""
+    with np.errstate(over="ignore"):
+        return array.dtype == dtype or np.array_equal(array.astype(dtype).astype(array.dtype), array, equal_nan=True)
 
 
 def check_shapes(model: PyTree, format: CheckpointFormat) -> None:

@@ -31,9 +31,23 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 @jax.jit
 def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
     """Negative distances `-|a_i - b_j|_2`; the gradient is 0 where the two coincide."""
-    a, b = _at_least_f32(a), _at_least_f32(b)
-    square = lambda x: jnp.sum(jnp.square(x), axis=-1)
-    return -_safe_sqrt(square(a)[..., :, None] + square(b)[..., None, :] - 2 * dot(a, b))
+    return -_safe_sqrt(_squared_distances(_at_least_f32(a), _at_least_f32(b)))
+
+
+@jax.custom_jvp
+def _squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
+    """By differences: `|a|² + |b|² - 2 <a, b>` is 0, or anything, for vectors that are nearer than they are long."""
+    return jnp.sum(jnp.square(a[..., :, None, :] - b[..., None, :, :]), axis=-1)
+
+
+@_squared_distances.defjvp
+def _squared_distances_jvp(primals, tangents):
+    """`2 <a - b, da - db>` by products, since its transpose by differences would hold all of them, `[N, M, D]`."""
+    (a, b), (da, db) = primals, tangents
+    center = jax.lax.stop_gradient(b.mean(axis=-2, keepdims=True))  # the closer to 0, the smaller the rounding
+    x, y = a - center, b - center
+    own = jnp.sum(x * da, axis=-1)[..., :, None] + jnp.sum(y * db, axis=-1)[..., None, :]
+    return _squared_distances(a, b), 2 * (own - dot(da, y) - dot(x, db))
 
 
 SIMILARITIES: Mapping[str, Similarity] = {"cosine": cosine, "dot": dot, "euclidean": euclidean}

@@ -140,20 +140,56 @@ def _search_rows(queries, exclude, rows, n_valid, k, metric):
     inside = (exclude >= 0) & (exclude < rows.shape[0])
     target = jnp.where(inside, exclude, rows.shape[0])  # outside is dropped; a negative index would wrap around
     scores = scores.at[jnp.arange(len(queries))[:, None], target].set(-jnp.inf, mode="drop")
-    scores, ids = _top_k(scores, min(k, rows.shape[0]))
+    k = min(k, rows.shape[0])
+    if metric == "euclidean":
+        scores, ids = _nearest(queries, rows.astype(jnp.float32), scores, k)
+    else:
+        scores, ids = _top_k(scores, k)
     return scores, jnp.where(scores == -jnp.inf, -1, ids), bad
 
 
+def _nearest(queries, rows, scores, k):
+    """The k nearest rows by `-|q - x|`; `scores` are `-|q - x|²` by products, which round away what vectors share.
+
+    Differences do not. They are taken of the rows that are nearest by products, some more than k: if the last of these
+    is farther than the k-th by more than rounding, the rows after it are too. Otherwise, as where many rows crowd
+    together far from the queries' mean, they are taken of all.
+    """
+    few = min(2 * k + 64, rows.shape[0])
+    ids = jnp.sort(_top_k(scores, few)[1])  # of equal ones, the lower first
+    by_products = jnp.take_along_axis(scores, ids, axis=1)
+    squares = jax.lax.map(lambda pair: _squares(rows[pair[1]] - pair[0]), (queries, ids))
+    negative, position = jax.lax.top_k(jnp.where(by_products == -jnp.inf, -jnp.inf, -squares), k)
+    center = queries.mean(axis=0)
+    lengths = _squares(queries - center) + _squares(rows - center).max()
+    rounding = rows.shape[1] * jnp.finfo(jnp.float32).eps * lengths
+    is_certain = (few == rows.shape[0]) | jnp.all(negative[:, -1] >= by_products.min(axis=1) + rounding)
+
+    def of_all():
+        every = jax.lax.map(lambda query: -_squares(rows - query), queries)
+        return tuple(_top_k(jnp.where(scores == -jnp.inf, -jnp.inf, every), k))
+
+    found = negative, jnp.take_along_axis(ids, position, axis=1)
+    negative, ids = jax.lax.cond(is_certain, lambda: found, of_all)
+    return -jnp.sqrt(-negative), ids
+
+
+def _squares(x):
+    return jnp.sum(jnp.square(x), axis=-1)
+
+
 def _scores(queries, rows, metric):
-    """Similarities `[q, c]` in f32."""
+    """Similarities `[q, c]` in f32; of "euclidean" the squares of the distances."""
+    if metric == "euclidean":  # the nearer to 0, the smaller the rounding
+        center = queries.mean(axis=0)
+        queries, rows = queries - center, rows - center
     # Full precision, as TF32 or bf16 products would reorder near neighbours.
     products = jnp.einsum("qd,cd->qc", queries, rows, precision=jax.lax.Precision.HIGHEST)
     if metric == "dot":
         return products
-    squares = lambda x: jnp.sum(jnp.square(x), axis=1)
     if metric == "euclidean":
-        return -jnp.sqrt(jnp.maximum(squares(queries)[:, None] + squares(rows) - 2 * products, 0.0))
-    inverse_norm = lambda x: jax.lax.rsqrt(jnp.maximum(squares(x), 1e-24))
+        return 2 * products - _squares(queries)[:, None] - _squares(rows)
+    inverse_norm = lambda x: jax.lax.rsqrt(jnp.maximum(_squares(x), 1e-24))
     return products * inverse_norm(queries)[:, None] * inverse_norm(rows)
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -231,6 +232,21 @@ def test_a_pooling_with_weights_is_written_as_a_module_of_our_own(directory, tmp
     assert again.model.dim == 4
     types = [module["type"] for module in json.loads((tmp_path / "saved" / "modules.json").read_text())]
     assert types == ["sentence_transformers.models.Transformer", "jaxemb.pooling.Attention"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_was_trained_is_saved_without_rounding(directory, tensors, tmp_path, dtype):
+    """A checkpoint of 16 bits whose weights were trained in 32 becomes one of 32."""
+    write_tensors(directory, {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()})
+    _write_json(directory / "config.json", json.loads((directory / "config.json").read_text()) | {"torch_dtype": dtype})
+    embedder = load(directory)
+    for name, change, expected in (("same", 0, dtype), ("trained", 1e-5, "float32")):
+        model = jax.tree.map(lambda leaf, change=change: leaf + change, embedder.model)
+        embedder.replace(model=model).save(tmp_path / name)
+        saved = read_tensors(tmp_path / name)
+        assert {str(saved[tensor].dtype) for tensor in saved} == {expected}
+        assert json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] == expected
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / name).model, model)
 
 
 def test_a_pooling_that_the_format_cannot_say_is_not_saved(directory, tmp_path):

@@ -44,6 +44,19 @@ def test_finds_what_sorting_finds(metric):
     assert (scores.dtype, ids.dtype) == (np.float32, np.int32)
 
 
+@pytest.mark.parametrize("clusters", [1, 20])
+def test_distances_far_below_the_length_of_vectors(clusters):
+    """By products they would all be 0. One cluster is searched by a few differences, many take all of them."""
+    rng = np.random.default_rng(0)
+    centers = 30 * rng.standard_normal((clusters, 96))
+    corpus = (centers[np.arange(600) % clusters] + 5e-4 * rng.standard_normal((600, 96))).astype(np.float32)
+    queries = corpus[:20] + 1e-4 * rng.standard_normal((20, 96)).astype(np.float32)
+    scores, ids = topk_search(queries, corpus, 5, metric="euclidean")
+    expected_scores, expected_ids = by_sorting(queries, corpus, 5, "euclidean")
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
 @pytest.mark.parametrize("corpus_chunk", [1, 7, 50])
 @pytest.mark.parametrize("query_chunk", [2, 100])
 def test_chunks_do_not_matter_and_ties_go_to_the_lower_id(corpus_chunk, query_chunk):

@@ -1,0 +1,26 @@
+"""Similarities where rounding would hide what is compared."""
+
+import jax
+import numpy as np
+from jax.test_util import check_grads
+
+from jaxemb.nn.similarity import euclidean, paired
+
+
+def test_distances_of_vectors_that_are_nearer_than_they_are_long():
+    """By `|a|² + |b|² - 2 <a, b>` such distances are 0, and so are their gradients."""
+    rng = np.random.default_rng(0)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    a = (30 * unit(rng.normal(size=(4, 64)))).astype(np.float32)
+    b = (a + 0.003 * unit(rng.normal(size=a.shape))).astype(np.float32)
+    expected = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=-1)
+    np.testing.assert_allclose(-euclidean(a, b), expected, rtol=1e-5)
+    for distance in (lambda b: -euclidean(a, b).trace(), lambda b: -paired(euclidean, a, b).sum()):
+        gradient = jax.grad(distance)(b)
+        np.testing.assert_allclose(gradient, (b - a) / expected.diagonal()[:, None], atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), 1, atol=1e-3)
+
+
+def test_derivatives_of_distances_agree_with_differences():
+    a, b = (np.random.default_rng(i).normal(size=(i, 4)).astype(np.float32) for i in (3, 5))
+    check_grads(euclidean, (a, b), order=2, modes=("fwd", "rev"), atol=2e-2, rtol=2e-2)
