@@ -346,7 +346,8 @@ def parse_json(text: str | bytes, expected: type | None = None, *, finite: bool 
     wanted = "a JSON object" if expected is dict else "a JSON list" if expected is list else "JSON"
     numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
     try:
-        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, **numbers)
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_unique, **numbers)
     except UnicodeDecodeError as error:
         raise MalformedJSONError(f"not UTF-8, at byte {error.start}; expected {wanted}") from error
     except RecursionError:
@@ -365,6 +366,13 @@ def kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     name = names.get(type(value), "a number")
     return f"{name} {value!r:.40}" if isinstance(value, str | int | float) else name
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in found if names.count(name) > 1)!r} comes twice")
+    return found
 
 
 def _finite(text: str) -> float:

@@ -81,6 +81,7 @@ def checked_format(
         raise FileNotFoundError(f"no such file: {path}")
     if format == "parquet" and types:
         raise ValueError(f"types: a parquet file has types of its own; got {dict(types)} for {path}")
+    check_unique(names or (), "names")
     if format not in ("csv", "tsv") and (names or delimiter):
         raise ValueError(f"names and delimiter are for csv and tsv; the format of {path} is {format}")
     return format
@@ -91,6 +92,12 @@ def mapping_of(columns: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     if isinstance(columns, str):
         raise TypeError(f"columns must be a mapping or a sequence of names; got the str {columns!r}")
     return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+
+
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Raises a ValueError, beginning with `where`, for a name that comes twice: one of the two would be lost."""
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise ValueError(f"{where} names a field twice: {', '.join(map(repr, twice))}")
 
 
 def require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "") -> None:
@@ -164,13 +171,14 @@ def header_of(lines: Lines, format: str, delimiter: str | None = None) -> list[s
     if format not in ("csv", "tsv"):
         return None
     quoted = format == "csv"
-    reader = _reader(lines, delimiter or ("," if quoted else "\t"), quoted=quoted)
+    reader, decoded = _reader(lines, delimiter or ("," if quoted else "\t"), quoted=quoted)
     try:
         names = next((row for row in reader if row), [])
+        if decoded.error:
+            raise decoded.error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{lines.file.name}:{lines.number}: the header: {error}") from error
-    if len(set(names)) < len(names):
-        raise ValueError(f"{lines.file.name}:{lines.number}: the header names a field twice: {names}")
+    check_unique(names, f"{lines.file.name}:{lines.number}: the header")
     return names
 
 
@@ -199,40 +207,55 @@ def parsed(row: Record, mapping: Mapping[str, str] | None, types: Mapping[str, C
 
 
 class _Decoded:
-    """Decoded lines; one that is no UTF-8 raises, and the next one can be read."""
+    """Decoded lines; `error` is that of the last one that was no UTF-8, whose bad bytes became surrogates."""
 
     def __init__(self, lines: Lines):
         self.lines = lines
+        self.error: UnicodeDecodeError | None = None
 
     def __iter__(self) -> "_Decoded":
         return self
 
     def __next__(self) -> str:
-        return next(self.lines).decode("utf-8")
+        line = next(self.lines)
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.error = error
+            return line.decode("utf-8", "surrogateescape")
 
 
-def _reader(lines: Lines, delimiter: str, *, quoted: bool) -> Iterator[list[str]]:
-    return csv.reader(
-        _Decoded(lines), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+def _reader(lines: Lines, delimiter: str, *, quoted: bool) -> tuple[Iterator[list[str]], _Decoded]:
+    decoded = _Decoded(lines)
+    reader = csv.reader(
+        decoded, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
     )
+    return reader, decoded
 
 
 def _delimited_rows(
     lines: Lines, names: Sequence[str], delimiter: str, *, quoted: bool
 ) -> Iterator[tuple[int, Record | Exception]]:
-    reader = _reader(lines, delimiter, quoted=quoted)
+    reader, decoded = _reader(lines, delimiter, quoted=quoted)
     while True:
-        first_line = lines.number + 1
+        first_line, decoded.error = lines.number + 1, None
         limit = csv.field_size_limit(sys.maxsize)  # a long document is no error
         try:
             fields = next(reader)
         except StopIteration:
             return
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
+            if str(error) == "unexpected end of data":
+                where = f"{lines.file.name}:{first_line}"
+                unclosed = "a quote is opened here or below that nothing closes: what is a row cannot be told"
+                raise RecordError(f"{where}: {unclosed}") from error
             yield first_line, error
             continue
         finally:
             csv.field_size_limit(limit)
+        if decoded.error:
+            yield first_line, decoded.error
+            continue
         if not fields:
             continue
         if len(fields) != len(names):

@@ -14,6 +14,7 @@ from jaxemb.data.files import (
     Malformed,
     Record,
     Rename,
+    check_unique,
     checked_format,
     header_of,
     mapping_of,
@@ -257,6 +258,7 @@ def _read_parquet(path: Path, columns: Fields, on_error: str) -> Source:
         file = pq.ParquetFile(path, memory_map=True)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a parquet file: {error}") from error
+    check_unique(file.schema_arrow.names, str(path))
     if columns is None:
         return Source(_ArrowTable(file.read()), str(path))
     mapping = mapping_of(columns)

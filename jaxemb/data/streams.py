@@ -15,6 +15,7 @@ from jaxemb.data.files import (
     Malformed,
     Record,
     Rename,
+    check_unique,
     checked_format,
     header_of,
     mapping_of,
@@ -343,6 +344,7 @@ def _parquet_rows(path: Path, mapping: Mapping[str, str] | None, start: int) -> 
         file = pq.ParquetFile(path, memory_map=True)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a parquet file: {error}") from error
+    check_unique(file.schema_arrow.names, str(path))
     fields = None
     if mapping is not None:
         require(mapping, file.schema_arrow.names, f"{path}: ")

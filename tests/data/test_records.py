@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxemb.data import RecordError, from_list, huggingface, read
+from jaxemb.data import RecordError, from_list, huggingface, read, stream
 
 RECORDS = [
     {"a": "plain", "b": "two words"},
@@ -116,10 +116,12 @@ MALFORMED = {
     "csv: quote": ("x.csv", b'a,b\n1,2\n"3"4,5\n4,5\n', {}, r"x.csv:3: .*expected after"),
     "csv: utf-8": ("x.csv", b"a,b\n1,2\n3\xff,3\n4,5\n", {}, r"x.csv:3: .*utf-8.*0xff"),
     "csv: number": ("x.csv", b"a,b\n1,2\n1,high\n4,5\n", {"types": {"b": float}}, r"x.csv:3: column 'b': .*'high'"),
+    "csv: utf-8 in a quoted field": ("x.csv", b'a,b\n1,2\n"3 \xff\nx,y\nz",3\n4,5\n', {}, r"x.csv:3: .*utf-8.*0xff"),
     "csv: after lines": ("x.csv", b'a,b\n"1\n1",2\n3\n4,5\n', {}, "x.csv:4: expected 2 fields"),
     "tsv: fields": ("x.tsv.gz", b"a\tb\n1\t2\n1\t2\t3\n4\t5\n", {}, "x.tsv.gz:3: expected 2 fields .*; got 3"),
     "tsv: line end": ("x.tsv", b"a\tb\n1\t2\n1\r1\t2\n4\t5\n", {}, "x.tsv:3: new-line character"),
     "jsonl: json": ("x.jsonl", b'{"a":"1"}\n\n{"a":\n{"a":"4"}\n', {}, "x.jsonl:3: not valid JSON .Expecting value"),
+    "jsonl: a key twice": ("x.jsonl", b'{"a":"1"}\n{"a":"2","a":"3"}\n{"a":"4"}\n', {}, "the key 'a' comes twice"),
     "jsonl: object": ("x.jsonl", b'{"a":"1"}\n[1]\n{"a":"4"}\n', {}, "x.jsonl:2: expected a JSON object; got a list"),
     "jsonl: utf-8": ("x.jsonl.gz", b'{"a":"1"}\n{"a":"\xff"}\n{"a":"4"}\n', {}, "x.jsonl.gz:2: not UTF-8, at byte 6"),
     "jsonl: field": (
@@ -149,6 +151,23 @@ def test_a_malformed_row_raises_or_is_skipped_and_counted(tmp_path, caplog, case
     assert (len(source), source.skipped) == (2, 1)
     assert next(iter(source[1].values())) == "4"
     assert caplog.records[-1].getMessage().startswith(f"{path}: skipped 1 malformed rows, the first: {path}:")
+
+
+@pytest.mark.parametrize("on_error", ["strict", "skip"])
+def test_a_quote_that_nothing_closes_is_no_skipped_row(tmp_path, on_error):
+    path = write(tmp_path / "x.csv", 'a,b\n1,2\n"3,4\n' + "5,6\n" * 9)
+    for reads in (lambda: read(path, on_error=on_error), lambda: list(stream(path, on_error=on_error))):
+        with pytest.raises(RecordError, match=r"x.csv:3: a quote is opened here or below that nothing closes"):
+            reads()
+
+
+def test_names_that_come_twice_are_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["a", "a"]), path)
+    text = write(tmp_path / "x.csv", "1,2\n")
+    for reads in (lambda: read(path), lambda: read(text, names=["a", "a"]), lambda: list(stream(path))):
+        with pytest.raises(ValueError, match="names a field twice: 'a'"):
+            reads()
 
 
 def test_a_null_in_a_parquet_column_is_malformed(tmp_path):
