@@ -128,6 +128,9 @@ def mean_cosine(x: np.ndarray) -> float:
     """The mean cosine of two different rows of `x` `[N, D]`, in -1..1; near 0 for isotropic vectors.
 
     Raises ValueError for fewer than two rows or values that are not finite.
+
+    >>> round(mean_cosine(np.eye(3) + 1), 3)
+    0.833
     """
     x = _checked(x, least=2)
     unit = unit_rows(x)
@@ -156,6 +159,9 @@ def effective_rank(x: np.ndarray) -> float:
 
     References:
       Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality" (there of singular values).
+
+    >>> round(effective_rank(np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])), 3)
+    2.0
     """
     x = _checked(x, least=2)
     variances = np.square(scipy.linalg.svdvals(x - x.mean(axis=0)))

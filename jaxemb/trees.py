@@ -22,6 +22,9 @@ def by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[
 
     Raises:
       ValueError: if two leaves are called the same, as those of `{"a": {"b": x}, "a.b": y}` are.
+
+    >>> by_path({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
     """
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf):

@@ -8,6 +8,8 @@ import numpy as np
 from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
 from jaxemb.encoders.families import HeadKind, family_of
 
+_ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM"}
+
 
 def read_head(format: CheckpointFormat, kind: HeadKind) -> dict[str, np.ndarray]:
     """The leaves of a head, f32 by dotted path; those that the checkpoint lacks are absent, all of them if it has none.
@@ -41,6 +43,35 @@ def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np
             dtype = tensor.dtype if is_exact(leaf, tensor.dtype) else leaf.dtype
             unused[name] = np.ascontiguousarray(leaf.T if rows[short].transpose else leaf, dtype)
     return dataclasses.replace(format, unused=unused)
+
+
+def add_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.ndarray]) -> CheckpointFormat:
+    """The format of a checkpoint that lacks a head, with this one.
+
+    It is as transformers saves its model with that head: a prefix stands before the names of the encoder.
+
+    Raises:
+      ValueError: if checkpoints of this family have no such head that jaxemb knows.
+    """
+    family = family_of(format.config)
+    table = family.heads[kind].table if kind in family.heads else ()
+    rows = {weight.leaves[0]: weight for weight in reversed(table)}  # the first spelling of each
+    if kind not in _ARCHITECTURES or not rows:
+        raise ValueError(f"checkpoints of {format.config['model_type']} have no head of the kind {kind!r}")
+    body = family.model_types[format.config["model_type"]].removesuffix("Model")
+    prefix = family.prefixes[0]
+    stored = tuple(dataclasses.replace(t, name=prefix + family.short(t.name)) for t in format.stored)
+    dtype = format.stored[0].dtype
+    head = {
+        row.name: np.ascontiguousarray(np.asarray(leaves[leaf]).T if row.transpose else leaves[leaf], dtype)
+        for leaf, row in rows.items()
+        if leaf in leaves
+    }
+    unused = {
+        family.short(name) if family.head_of(family.short(name)) else name: x for name, x in format.unused.items()
+    }
+    config = {**format.config, "architectures": [body + _ARCHITECTURES[kind]]}
+    return dataclasses.replace(format, config=config, stored=stored, unused={**unused, **head})
 
 
 def tensors_of(format: CheckpointFormat, *kinds: HeadKind) -> tuple[str, ...]:

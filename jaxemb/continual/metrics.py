@@ -18,6 +18,9 @@ def average_accuracy(R: ArrayLike, weights: ArrayLike | None = None) -> float:
     """`ACC = mean_j R[T-1, j]`; `weights` `[T]`, such as test set sizes, weight the tasks.
 
     Source: Lopez-Paz and Ranzato 2017, arXiv 1706.08840, equation 2.
+
+    >>> average_accuracy([[0.9, 0.1], [0.7, 0.8]])
+    0.75
     """
     return float(np.average(_used(_square(R)[-1]), weights=None if weights is None else np.asarray(weights)))
 
@@ -42,6 +45,9 @@ def backward_transfer(R: ArrayLike) -> float:
     """`BWT = mean_{j < T-1} (R[T-1, j] - R[j, j])`; negative where tasks are forgotten.
 
     Source: Lopez-Paz and Ranzato 2017, equation 3.
+
+    >>> round(backward_transfer([[0.9, 0.1], [0.7, 0.8]]), 3)  # the first task lost 0.2
+    -0.2
     """
     R = _square(R, least=2)
     return float(np.mean(_used(R[-1] - np.diag(R))[:-1]))
@@ -70,6 +76,9 @@ def forgetting(R: ArrayLike, kind: Kind = "chaudhry") -> float:
 
     Source: Chaudhry et al. 2018, arXiv 1801.10112, section 3.2; mammoth `utils/metrics.py`; avalanche
     `evaluation/metrics/forgetting_bwt.py`.
+
+    >>> round(forgetting([[0.9, 0.1], [0.7, 0.8]]), 3)
+    0.2
     """
     R = _square(R, least=2)
     last = R[-1, :-1]

@@ -30,6 +30,9 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's correlation of the ranks of `x` and `y` `[N]`, equal values sharing their mean rank.
 
     Range, constants and errors as for `pearson`.
+
+    >>> spearman([1, 2, 3], [10, 30, 20])
+    0.5
     """
     from scipy import stats
 
@@ -38,7 +41,11 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
-    """`DCG@k / ideal DCG@k` with `DCG@k = sum_{r <= k} gain_r / log2(r + 1)`; the ideal ranks all judged documents."""
+    """`DCG@k / ideal DCG@k` with `DCG@k = sum_{r <= k} gain_r / log2(r + 1)`; the ideal ranks all judged documents.
+
+    >>> ndcg_at_k([[0, 1]], [[1]], k=10).round(4)  # the one relevant document, second: 1 / log2(3)
+    array([0.6309])
+    """
     ideal = -np.sort(-_levels(judged), axis=-1)
     return _ratio(_dcg(_levels(gains), k), _dcg(ideal, k))
 
@@ -65,13 +72,21 @@ def average_precision_at_k(
 
 
 def reciprocal_rank_at_k(gains: ArrayLike, k: int | None = None) -> np.ndarray:
-    """`1 / rank` of the first relevant document within k, else 0; its mean is MRR@k."""
+    """`1 / rank` of the first relevant document within k, else 0; its mean is MRR@k.
+
+    >>> reciprocal_rank_at_k([[0, 1, 0]], k=10)
+    array([0.5])
+    """
     hits = _hits(gains, k)
     return (hits / np.arange(1, hits.shape[-1] + 1)).max(-1, initial=0.0)
 
 
 def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
-    """Share of the relevant documents that are within the first k."""
+    """Share of the relevant documents that are within the first k.
+
+    >>> recall_at_k([[0, 1, 0]], [[1, 1]], k=3)  # one of two
+    array([0.5])
+    """
     return _ratio(_hits(gains, k).sum(-1), _n_relevant(judged))
 
 

@@ -18,6 +18,9 @@ def cosent(
 ) -> jax.Array:
     """Ranks pairs of texts by their scores: `pair_ranking` of `s_i = s(first_i, second_i)`.
 
+    >>> print(cosent(jnp.eye(2), jnp.eye(2)[jnp.array([0, 0])], jnp.array([0.2, 0.9])))  # the wrong order
+    [20. 20.]
+
     Args:
       first, second: the two texts of each pair, `[N, D]`.
       scores: how similar people find them, any unit, larger is more alike, `[N]`.
@@ -45,6 +48,9 @@ def pair_ranking(similarities: jax.Array, scores: jax.Array, *, scale: float = 2
         L = log(1 + sum_{(i, j): scores_i < scores_j} exp(scale (s_i - s_j)))
 
     The sum has O(N^2) terms; sorted by score, the inner sum over i is a running one, so N log N work and N memory do.
+
+    >>> print(pair_ranking(jnp.array([0.9, 0.1]), jnp.array([1.0, 0.0]), scale=1.0))  # log(1 + exp(0.1 - 0.9))
+    [0.371... 0.371...]
 
     Args:
       similarities: `[N]`.

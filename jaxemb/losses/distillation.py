@@ -54,6 +54,9 @@ def margin_mse_scores(student_scores: jax.Array, teacher_scores: jax.Array) -> j
 
     Margins, unlike scores, do not ask the student for the teacher's range.
 
+    >>> margin_mse_scores(jnp.array([[3.0, 1.0]]), jnp.array([[5.0, 2.0]]))  # ((3 - 1) - (5 - 2))^2
+    Array([1.], dtype=float32)
+
     Args:
       student_scores: s, `[N, 1 + K]`.
       teacher_scores: t, `[N, 1 + K]`; or its margins `t_i0 - t_ik`, `[N, K]` (or `[N]` for K = 1).

@@ -65,6 +65,9 @@ def info_nce(
     No `[N, M]` array is formed for more than `tile` queries: memory is O(M D + tile M), with the gradient (see
     `jaxemb.losses.reductions`). Under `jax.set_mesh`, each device takes its part of the records.
 
+    >>> print(info_nce(jnp.eye(2), jnp.eye(2), temperature=1.0))  # log(1 + 1/e)
+    [0.313... 0.313...]
+
     Args:
       queries: `[N, D]`.
       documents: the positive document of each query, `[N, D]`.

@@ -35,6 +35,10 @@ def maxsim(
     Documents are visited a tile at a time, in the gradient as well (which computes similarities once more): memory is
     O(N T_q T_d tile), not N M T_q T_d.
 
+    >>> query, documents = jnp.eye(2)[None], jnp.array([[[1.0, 0.0], [0.6, 0.8]]])
+    >>> print(maxsim(query, jnp.ones((1, 2), bool), documents, jnp.ones((1, 2), bool)))  # 1 + 0.8
+    [[1.8...]]
+
     Args:
       queries: `[N, T_q, D]`.
       query_mask: bool `[N, T_q]`.

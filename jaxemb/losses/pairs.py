@@ -32,6 +32,9 @@ def contrastive(
 
         loss_i = (y_i d_i^2 + (1 - y_i) max(0, margin - d_i)^2) / 2
 
+    >>> print(contrastive(jnp.eye(2), jnp.eye(2), jnp.array([1, 0])))  # alike as it should be; alike, margin 0.5
+    [0.    0.125]
+
     Args:
       first, second: the two texts of each pair, `[N, D]`.
       labels: y, 1 = alike, 0 = not (a number between weighs the two terms), `[N]`.
@@ -95,6 +98,9 @@ def online_contrastive(
 @one_program()
 def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array) -> jax.Array:
     """The squared error of the cosine as a prediction of the score: `loss_i = (cos(first_i, second_i) - scores_i)^2`.
+
+    >>> print(cosine_similarity_mse(jnp.eye(2), jnp.eye(2), jnp.array([1.0, 0.5])))
+    [0.   0.25]
 
     Args:
       first, second: the two texts of each pair, `[N, D]`.

@@ -27,6 +27,9 @@ def siglip(
 
         loss_i = -sum_{c allowed} log sigmoid(y_ic (s(q_i, c) / temperature + bias))
 
+    >>> print(siglip(jnp.eye(2), jnp.eye(2), temperature=1.0, bias=0.0))  # log(1 + 1/e) + log 2
+    [1.006... 1.006...]
+
     Args:
       queries, documents, negatives, similarity, mask, tile: as in `info_nce`.
       temperature: > 0; usually trained as `exp(-t)` from t = log 10.

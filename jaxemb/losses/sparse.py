@@ -26,6 +26,9 @@ def flops(activations: jax.Array, *, threshold: int | None = None) -> jax.Array:
 
     Unlike an L1 penalty it evens out how often each dimension is used, which keeps posting lists short.
 
+    >>> flops(jnp.array([[1.0, 0.0], [3.0, 0.0]]))  # the mean activations are 2 and 0
+    Array([4., 4.], dtype=float32)
+
     Args:
       activations: weights >= 0, `[N, V]`; or of K texts per example, `[N, K, V]` (the mean is over all of them).
       threshold: texts with this many non-zero weights or fewer are not made sparser: they add nothing to the sum, but
@@ -82,6 +85,9 @@ def flops_ramp(peak: float, total_steps: int, *, fraction: float = 1 / 3) -> Cal
 @one_program()
 def k_sparse(latents: jax.Array, k: int) -> jax.Array:
     """`relu` of the k largest entries of each row, 0 elsewhere: the activation of a k-sparse autoencoder.
+
+    >>> k_sparse(jnp.array([[3.0, -1.0, 2.0, 0.5]]), 2)
+    Array([[3., 0., 2., 0.]], dtype=float32)
 
     Args:
       latents: before the activation, `[..., H]`.

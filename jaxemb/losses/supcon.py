@@ -35,6 +35,9 @@ def supcon(
 
     Several views of one text are several rows with one label.
 
+    >>> print(supcon(jnp.eye(3)[jnp.array([0, 0, 1])], jnp.array([0, 0, 1]), temperature=1.0))
+    [0.4698... 0.4698... 0. ]
+
     Args:
       embeddings: `[N, D]`.
       labels: integers, `[N]`; -1 is the label of no other.

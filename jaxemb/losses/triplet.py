@@ -22,6 +22,10 @@ def triplet(
 ) -> jax.Array:
     """`loss_i = mean_k max(0, d(a_i, p_i) - d(a_i, n_ik) + margin)`, with d the negative similarity.
 
+    >>> anchor, other = jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]])
+    >>> print(triplet(anchor, anchor + 1, other, margin=5.0))  # 5 + sqrt(2) - 5
+    [1.414...]
+
     Args:
       anchors, positives: `[N, D]`.
       negatives: `[N, D]`, or K of each anchor, `[N, K, D]`.

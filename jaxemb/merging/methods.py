@@ -25,6 +25,9 @@ def merge_average(
 ) -> PyTree:
     """`sum_i w_i theta_i / sum_i w_i`, computed in float32 or wider.
 
+    >>> merge_average([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}], [0.25, 0.75])
+    {'w': Array([0.75, 0.75], dtype=float32)}
+
     Args:
       models: n models.
       weights: n numbers with a positive sum; None for equal ones.

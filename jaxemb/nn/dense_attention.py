@@ -13,6 +13,7 @@ BLOCK = 128  # queries whose logits exist at a time
 
 @jax.custom_jvp
 def guarded(x: jax.Array) -> jax.Array:
+    """x, with a tangent of which XLA does not know that it is 0."""
     return x
 
 
@@ -38,12 +39,14 @@ def _hide(unseen: jax.Array, dtype) -> jax.Array:
 
 
 def dense(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
+    """`softmax(scale q k^T + bias) v` with all logits `[B, H, T, T]` at once; arguments as of `nn.attention`."""
     places = jnp.arange(q.shape[1])
     unseen = _hide(_hidden(segments, segments, places, places, causal=causal, window=window), q.dtype)
     return _heads(q, k, v, unseen, bias, scale=scale, soft_cap=soft_cap, dropout=dropout, key=key)
 
 
 def blockwise(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
+    """The same with the logits of `BLOCK` queries at a time, made again for the gradient: memory is linear in T."""
     length = q.shape[1]
     size = min(BLOCK, length)
     blocks = -(-length // size)
@@ -66,6 +69,7 @@ def blockwise(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropo
 
 
 def library(q, k, v, segments, window, bias, *, causal, scale, implementation="xla") -> jax.Array:
+    """The same by `jax.nn.dot_product_attention`, whose "cudnn" never holds the logits."""
     places = jnp.arange(q.shape[1])
     added = _hide(_hidden(segments, segments, places, places, causal=causal, window=window), q.dtype)
     added = added if bias is None else added + bias.astype(q.dtype)

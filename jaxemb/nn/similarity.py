@@ -85,7 +85,12 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def unit(x: jax.Array) -> jax.Array:
-    """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12."""
+    """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12.
+
+    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
     x = _at_least_f32(x)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares <= _TINY_NORM**2, 1.0, squares))

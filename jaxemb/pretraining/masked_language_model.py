@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxemb.checkpoints.heads import read_head, write_head
+from jaxemb.checkpoints.heads import add_head, read_head, write_head
 from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, make_norm
@@ -97,12 +97,17 @@ class MaskedLanguageModel(Module):
         )
         return dataclasses.replace(model, head=head)
 
-    def into(self, embedder: "SentenceEmbedder") -> "SentenceEmbedder":
-        """`embedder` with this model; it is saved with this head if its checkpoint has one."""
-        format = embedder.format.encoder
-        if not read_head(format, "masked_language").keys() >= _NEEDED:
+    def into(self, embedder: "SentenceEmbedder", *, with_head: bool = False) -> "SentenceEmbedder":
+        """`embedder` with this model; it is saved with this head if its checkpoint has one, or `with_head`.
+
+        Raises:
+          ValueError: with `with_head`, for a family whose checkpoints have no such head that jaxemb knows.
+        """
+        format, head = embedder.format.encoder, by_path(self.head)
+        has_head = read_head(format, "masked_language").keys() >= _NEEDED
+        if not (has_head or with_head):
             return embedder.replace(model=self.embedder)
-        format = write_head(format, "masked_language", by_path(self.head))
+        format = write_head(format, "masked_language", head) if has_head else add_head(format, "masked_language", head)
         return embedder.replace(model=self.embedder, format=dataclasses.replace(embedder.format, encoder=format))
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:

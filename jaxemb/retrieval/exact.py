@@ -31,6 +31,10 @@ def topk_search(
     Equal scores go to the lower id. The result depends neither on the chunks nor on the number of devices (but for
     the rounding of the scores, 1e-7 relative). Products are computed in f32.
 
+    >>> scores, rows = topk_search(np.eye(3)[:1], np.eye(3) + 0.1, 2)
+    >>> rows
+    array([[0, 1]], dtype=int32)
+
     Args:
       queries: `[Q, D]`, any float type.
       corpus: `[N, D]`, any float type; may be a memory-mapped array larger than memory, which is read once.

@@ -14,6 +14,7 @@ from jaxemb.losses import info_nce
 from jaxemb.nn import Linear
 from jaxemb.objectives import on_columns
 from jaxemb.pooling import Cls, Concatenation, Mean
+from jaxemb.pretraining import MaskedLanguageModel
 from jaxemb.sentence_embedder import SentenceEmbedder
 
 transformers = pytest.importorskip("transformers")
@@ -77,6 +78,33 @@ def test_a_new_model_is_trained_and_loads_everywhere(family, tmp_path):
     with torch.no_grad():
         expected = body.eval()(**ids).last_hidden_state.numpy()
     np.testing.assert_allclose(states[real], expected[real], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_new_model_keeps_its_masked_language_head(family, tmp_path):
+    words = [*SPECIAL_TOKENS, *"abcdef"]
+    words[:2] = words[1::-1] if family == "mpnet" else words[:2]
+    embedder = jaxemb.new(family, CONFIGS[family], Tokenizer.word_piece(words), key=jax.random.key(0))
+    model = MaskedLanguageModel.of(embedder, jax.random.key(1))
+    spread = lambda i, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
+    leaves, structure = jax.tree.flatten(model)
+    model = jax.tree.unflatten(structure, [spread(i, leaf) for i, leaf in enumerate(leaves)])
+    model.into(embedder, with_head=True).save(tmp_path / "model")
+
+    again = jaxemb.load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, MaskedLanguageModel.of(again, jax.random.key(2)), model)
+    theirs, report = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert type(theirs).__name__ == again.format.encoder.config["architectures"][0]
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")(TEXTS, padding=True, return_tensors="pt")
+    tokens = pad(embedder.tokenizer(TEXTS), length=ids["input_ids"].shape[1])
+    real = ids["attention_mask"].numpy() == 1
+    logits = jax.jit(lambda m: m.head(m.embedder.encoder(tokens), m.embedder.encoder.embeddings.tokens))(model)
+    with torch.no_grad():
+        expected = theirs.eval()(**ids).logits.numpy()
+    np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=2e-4)
+    sizes = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(again.encode(TEXTS), sizes.encode(TEXTS), atol=1e-4)
 
 
 def test_poolings_heads_and_prompts_of_a_new_model(tmp_path):
