@@ -20,6 +20,7 @@ from flax import nnx
 
 from jaxemb.checkpoints.heads import add_head, read_head, write_head
 from jaxemb.embedder import Embedder, transformer_of
+from jaxemb.encoders.families import family_of
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, make_norm
 from jaxemb.objectives.columns import Batch, Objective, text_column
@@ -36,25 +37,27 @@ _NEEDED = {"transform.kernel", "norm.weight", "bias"}
 
 @nnx.dataclass
 class MaskedLanguageHead(Module):
-    """Logits of tokens from their states h, with the token embeddings E: `norm(gelu(h W + b)) E^T + c`."""
+    """Logits of tokens from their states h, with the token embeddings E: `norm(f(h W + b)) E^T + c`, f mostly gelu."""
 
     transform: Linear = nnx.data()
     norm: Norm = nnx.data()
     bias: jax.Array = nnx.data()
+    activation: str = nnx.static(default="gelu", kw_only=True)
 
     @classmethod
     def init(cls, key: jax.Array, config: TransformerConfig, vocabulary: int) -> "MaskedLanguageHead":
         """A randomly initialised head for states of `config.dim` and `vocabulary` tokens."""
+        with_bias = config.norm_bias  # ModernBERT has neither
         return cls(
-            transform=Linear.init(key, config.dim, config.dim, True, config.initializer_range),
+            transform=Linear.init(key, config.dim, config.dim, with_bias, config.initializer_range),
             norm=make_norm(config, config.dim),
             bias=jnp.zeros(vocabulary),
         )
 
     def hidden(self, states: jax.Array) -> jax.Array:
-        """`norm(gelu(h W + b))`, `[..., d]` to `[..., D]`; for d < D with the first d rows of W."""
+        """`norm(f(h W + b))`, `[..., d]` to `[..., D]`; for d < D with the first d rows of W."""
         kernel = self.transform.kernel[: states.shape[-1]]
-        return self.norm(ACTIVATIONS["gelu"](dataclasses.replace(self.transform, kernel=kernel)(states)))
+        return self.norm(ACTIVATIONS[self.activation](dataclasses.replace(self.transform, kernel=kernel)(states)))
 
     def __call__(self, states: jax.Array, table: jax.Array) -> jax.Array:
         """Logits f32 `[..., V]` from states `[..., d]`, d <= D, and embeddings `[V, D]`."""
@@ -84,6 +87,10 @@ class MaskedLanguageModel(Module):
           ValueError: if the output matrix of the checkpoint's head is not the token embeddings.
         """
         model, format = cls.init(key, embedder.model), embedder.format.encoder
+        known = family_of(format.config).heads.get("masked_language")
+        if known is not None:
+            activation = known.activation or transformer_of(embedder.model).config.activation
+            model = dataclasses.replace(model, head=dataclasses.replace(model.head, activation=activation))
         stored = {leaf: jnp.asarray(array) for leaf, array in read_head(format, "masked_language").items()}
         if not stored.keys() >= _NEEDED:
             return model
@@ -94,6 +101,7 @@ class MaskedLanguageModel(Module):
             transform=Linear(stored["transform.kernel"], stored.get("transform.bias")),
             norm=dataclasses.replace(model.head.norm, weight=weight, bias=bias, weight_offset=0.0),
             bias=stored["bias"],
+            activation=model.head.activation,
         )
         return dataclasses.replace(model, head=head)
 

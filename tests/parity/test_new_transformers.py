@@ -87,8 +87,9 @@ def test_a_new_model_keeps_its_masked_language_head(family, tmp_path):
     embedder = jaxemb.new(family, CONFIGS[family], Tokenizer.word_piece(words), key=jax.random.key(0))
     model = MaskedLanguageModel.of(embedder, jax.random.key(1))
     spread = lambda i, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
-    leaves, structure = jax.tree.flatten(model)
-    model = jax.tree.unflatten(structure, [spread(i, leaf) for i, leaf in enumerate(leaves)])
+    leaves, structure = jax.tree.flatten(model.head)
+    head = jax.tree.unflatten(structure, [spread(i, leaf) for i, leaf in enumerate(leaves)])
+    model = dataclasses.replace(model, head=head)
     model.into(embedder, with_head=True).save(tmp_path / "model")
 
     again = jaxemb.load(tmp_path / "model")

@@ -49,10 +49,12 @@ class StoredHead:
         what is stored elsewhere (an output matrix that is the token embeddings).
       table: the tensors that a module holds and its leaves, such as `MaskedLanguageHead`; () where there is no module.
         Several rows of one leaf are spellings of which a checkpoint has one.
+      activation: the one that it applies; None for that of the encoder's layers.
     """
 
     tensors: str
     table: Table = ()
+    activation: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +111,12 @@ def modern(name: str) -> str:
     return name
 
 
-def masked_language_head(dense: str, norm_name: str, bias: str, tensors: str) -> StoredHead:
+def masked_language_head(
+    dense: str, norm_name: str, bias: str, tensors: str, activation: str | None = None
+) -> StoredHead:
     """A `MaskedLanguageHead`: a dense layer, a norm and the output's bias; its matrix is the token embeddings."""
     table = (*linear(dense, "transform"), *norm(norm_name, "norm"), *array(bias, "bias"))
-    return StoredHead(tensors, table)
+    return StoredHead(tensors, table, activation)
 
 
 def pooler() -> StoredHead:

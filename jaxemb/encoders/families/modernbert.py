@@ -76,7 +76,7 @@ FAMILY = Family(
     heads={
         # Classifiers have a `head` of these names as well, before their `classifier`.
         "masked_language": masked_language_head(
-            "head.dense", "head.norm", "decoder.bias", tensors=r"(head|decoder)\..*"
+            "head.dense", "head.norm", "decoder.bias", r"(head|decoder)\..*", "gelu"
         ),
         **TASK_HEADS,
     },

@@ -120,14 +120,14 @@ FAMILY = Family(
     model_types={"nomic_bert": "NomicBertModel"},
     config=nomic_bert_config,
     tables=(_TRANSFORMERS, _PUBLISHED),
-    prefixes=("bert.", "nomic_bert."),
+    prefixes=("nomic_bert.", "bert."),  # in transformers, and before
     heads={
         "masked_language": StoredHead(
             r"cls\.predictions\..*",
             (
                 *linear("cls.predictions.transform.dense", "transform"),
                 *norm("cls.predictions.transform.layer_norm", "norm"),
-                *norm("cls.predictions.transform.LayerNorm", "norm"),  # in transformers
+                *norm("cls.predictions.transform.LayerNorm", "norm"),
                 *array("cls.predictions.bias", "bias"),
             ),
         ),

@@ -18,7 +18,7 @@ def roberta_config(c: HfConfig) -> TransformerConfig:
     return dataclasses.replace(config, position_offset=offset, max_positions=config.position_table - offset)
 
 
-LM_HEAD = masked_language_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", tensors=r"lm_head\..*")
+LM_HEAD = masked_language_head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", r"lm_head\..*", "gelu")
 
 FAMILY = Family(
     model_types={"roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel", "camembert": "CamembertModel"},
