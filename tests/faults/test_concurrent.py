@@ -14,7 +14,12 @@ from jaxemb.checkpoints import read_tensors, write_tensors
 from jaxemb.files import reading
 from jaxemb.retrieval import build_index, open_index
 
-MODEL = types.SimpleNamespace(model=types.SimpleNamespace(dim=4), similarity_fn_name="cosine", prompts={})
+MODEL = types.SimpleNamespace(
+    model=types.SimpleNamespace(dim=4),
+    similarity_fn_name="cosine",
+    prompts={},
+    encode=lambda texts: np.ones((len(texts), 4), np.float32),
+)
 
 
 def build(path: Path, number: int) -> None:

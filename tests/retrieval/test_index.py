@@ -62,14 +62,14 @@ def test_options_of_building(tmp_path):
     assert index.vectors.dtype == np.float16
     ((best, _),) = index.search(["a"], model)
     assert best == Hit(4.0, 1, {"body": "aaaab"})
-    assert model.asked == ["passage", "query"]
+    assert model.asked == ["passage", None, None, "query"]  # None: what the model is known by
 
 
 def test_vectors_at_hand_are_not_encoded_again(tmp_path):
     model = Letters()
     vectors = Letters().encode(["c", "b", "a"])
     index = build_index(tmp_path / "index", RECORDS, model, model="letters", vectors=vectors, dtype="float16")
-    assert model.asked == []
+    assert model.asked == [None]
     assert index.search(["a"], model)[0][0].record == {"text": "ddd"}
     assert index.vectors.dtype == np.float16
     with pytest.raises(ValueError, match=r"vectors must be \(3, 4\), as the records; got \(2, 4\)"):
@@ -129,6 +129,39 @@ def test_a_model_of_another_dimension_is_named(index):
         index.search(["a"], Letters("ab"))
 
 
+def test_another_model_of_the_same_dimension_is_refused(index):
+    with pytest.raises(ValueError, match=r"made by letters; this is another model: its vector .* build the index anew"):
+        index.search(["a"], Letters("eabc"))
+
+    class Rounded(Letters):
+        def encode(self, texts, **options):
+            return super().encode(texts, **options) * 1.01
+
+    assert index.search(["a"], Rounded()) == index.search(["a"], Letters())
+    assert index.search(["a"], known := Letters()) == index.search(["a"], known)
+    assert len(known.asked) == 3  # it is judged once
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "records.jsonl"])
+def test_files_that_were_changed_are_named(index, name):
+    """Shuffled records and a flipped bit leave files that can be read."""
+    if name == "records.jsonl":
+        changed = b"".join(reversed((index.path / name).read_bytes().splitlines(keepends=True)))
+    else:
+        changed = bytearray((index.path / name).read_bytes())
+        changed[-6] ^= 1
+    (index.path / name).write_bytes(changed)
+    with pytest.raises(ValueError, match=f"{name} was changed after the index was built"):
+        open_index(index.path)
+    assert len(open_index(index.path, verify=False)) == 3
+
+
+def test_vectors_that_float16_cannot_hold_are_named(tmp_path):
+    vectors = np.array([[1, 2, 3, 4], [1, 1e6, 3, 4], [0, 0, 0, 1]], np.float32)
+    with pytest.raises(ValueError, match="the embedding of record 1 is not finite"):
+        build_index(tmp_path / "i", RECORDS, Letters(), model="letters", vectors=vectors, dtype="float16")
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "vectors.npy", "records.jsonl"])
 def test_a_missing_file_is_named(index, name):
     (index.path / name).unlink()
@@ -162,9 +195,9 @@ def test_vectors_that_do_not_match_the_manifest_are_named(index):
     ("message", "content"),
     [
         ("not valid JSON", "{"),
-        ("format must be 1; got 2", '{"format": 2}'),
+        ("format must be 2; got 1; build the index anew", '{"format": 1}'),
         ("expected a JSON object; got a list", "[]"),
-        ("count, dim, dtype, similarity, text missing", '{"format": 1, "model": "m"}'),
+        ("count, dim, dtype, fingerprint, sha256, similarity, text missing", '{"format": 2, "model": "m"}'),
     ],
 )
 def test_a_damaged_manifest_is_named(index, message, content):
@@ -175,7 +208,7 @@ def test_a_damaged_manifest_is_named(index, message, content):
 
 def test_a_damaged_record_is_named_when_it_is_found(index):
     (index.path / "records.jsonl").write_text('{"text": "aab"}\n{"text": \n3\n')
-    again = open_index(index.path)
+    again = open_index(index.path, verify=False)
     assert again.record(0) == {"text": "aab"}
     with pytest.raises(ValueError, match=r"records.jsonl:2: not valid JSON"):
         again.record(1)
