@@ -557,7 +557,8 @@ class Call:
     @functools.cached_property
     def expected(self) -> Any:
         result = self()
-        return None if any(callable(leaf) for leaf in jax.tree.leaves(result)) else result
+        comparable = (str, int, float, np.ndarray, np.generic, jax.Array)
+        return result if all(isinstance(leaf, comparable) for leaf in jax.tree.leaves(result)) else None
 
     def cases(self) -> Iterator[Case]:
         names = tuple(self.parameters)

@@ -4,7 +4,7 @@ import copy
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: Values that a key should rarely have, by name.
@@ -25,6 +25,8 @@ WRONG: dict[str, Any] = {
     "half an emoji": "\ud83d",
     "a path that leads out": "../../outside",
 }
+#: And for files that another library reads.
+FEW = {name: WRONG[name] for name in ("null", "a text", "-1", "2**62", "an empty list", "an object")}
 _SHOWN = 3  # entries of a list or of a vocabulary that are mutated
 
 Path = tuple[str | int, ...]
@@ -45,19 +47,19 @@ def keys_of(document: Any, path: Path = ()) -> Iterator[Path]:
         yield from keys_of(value, (*path, key))
 
 
-def json_mutants(document: Any) -> Iterator[tuple[str, Any]]:
-    """What is wrong, and the document that has it: every key left out, and with every value of `WRONG`."""
+def json_mutants(document: Any, wrong: Mapping[str, Any] = WRONG) -> Iterator[tuple[str, Any]]:
+    """What is wrong, and the document that has it: every key left out, and with every value of `wrong`."""
     for path in keys_of(document):
         where = ".".join(map(str, path))
         yield f"{where} left out", _changed(document, path)
-        for name, value in WRONG.items():
+        for name, value in wrong.items():
             if (old := _at(document, path)) != value or type(old) is not type(value):
                 yield f"{where} = {name}", _changed(document, path, value)
 
 
-def json_files(content: bytes) -> Iterator[tuple[str, bytes]]:
+def json_files(content: bytes, wrong: Mapping[str, Any] = WRONG) -> Iterator[tuple[str, bytes]]:
     """What is wrong, and the bytes of a JSON file that has it."""
-    for name, document in json_mutants(json.loads(content)):
+    for name, document in json_mutants(json.loads(content), wrong):
         yield name, json.dumps(document).encode()
     whole = {"[]": b"[]", "{}": b"{}", "null": b"null", "a text": b'"text"', "a number": b"7", "[[1]]": b"[[1]]"}
     whole |= {"deep": b"[" * 100_000 + b"]" * 100_000, "a long number": b"9" * 5000}

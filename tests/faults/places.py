@@ -252,6 +252,7 @@ _OTHER_MODELS = "|".join(
     )
 )
 _MUTANTS_OF_MODELS: dict[str, Mutants] = {
+    r"^tokenizer.json$": functools.partial(mutations.json_files, wrong=mutations.FEW),
     r"\.json$": mutations.json_files,
     r"\.(safetensors|txt)$": mutations.byte_files,
 }
