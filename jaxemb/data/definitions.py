@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jaxemb.data.files import RecordError
 from jaxemb.data.records import Source, from_list, read
 from jaxemb.data.tokenizer import Tokenizer
 
@@ -117,23 +119,38 @@ def read_dictionary(
       definition: the field of its definition, or of a list of them.
       names: the fields of a tsv or csv file without a header line.
       separator: what parts several definitions in one field, such as "<|list_more_def|>" (DefSent+'s files).
+
+    Raises:
+      RecordError: naming file and row of an entry or definition that is no text, or empty.
     """
     source = read(path, columns={"word": word, "definition": definition}, names=names)
     pairs = []
-    for record in source.__getitems__(range(len(source))):
+    for number, record in enumerate(source.__getitems__(range(len(source)))):
         found = record["definition"]
-        texts = found if isinstance(found, list) else found.split(separator) if separator else [found]
-        pairs += [(record["word"], text.strip()) for text in texts]
+        parted = found.split(separator) if separator and isinstance(found, str) else found
+        (entry,) = _texts([record["word"]], word, f"{path}: row {number}")
+        pairs += [(entry, text) for text in _texts(parted, definition, f"{path}: row {number}")]
     return Definitions.from_pairs(pairs)
 
 
 def read_wordnet(path: str | Path) -> Definitions:
     """A dictionary from a jsonl file of WordNet's synsets, with lists "words" and "definitions": each of the words is
-    an entry that each of the definitions defines, so that synonyms share them."""
+    an entry that each of the definitions defines, so that synonyms share them. Raises as `read_dictionary` does."""
     source = read(path, columns=("words", "definitions"))
     return Definitions.from_pairs(
         (word, text)
-        for synset in source.__getitems__(range(len(source)))
-        for word in synset["words"]
-        for text in synset["definitions"]
+        for number, synset in enumerate(source.__getitems__(range(len(source))))
+        for word in _texts(synset["words"], "words", f"{path}: row {number}")
+        for text in _texts(synset["definitions"], "definitions", f"{path}: row {number}")
     )
+
+
+def _texts(found: Any, field: str, where: str) -> list[str]:
+    """The texts of a field of one or of a list, without white space around them."""
+    texts = found if isinstance(found, list) else [found]
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise RecordError(
+                f"{where}: {field!r} must be a text that is not empty, or a list of them; got {text!r:.60}"
+            )
+    return [text.strip() for text in texts]

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxemb.data import Definitions, Tokenizer, read_dictionary, read_wordnet
+from jaxemb.data import Definitions, RecordError, Tokenizer, read_dictionary, read_wordnet
 
 PAIRS = [("cat", "a small animal"), ("ice cream", "a frozen dessert"), ("cat", "a jazz fan"), ("dog", "it barks")]
 
@@ -43,6 +43,19 @@ def test_synonyms_share_definitions(tmp_path):
     path.write_text("\n".join(map(json.dumps, synsets)), encoding="utf-8")
     found = read_wordnet(path)
     assert pairs_of(found) == [("cat", "feline"), ("true cat", "feline"), ("cat", "a"), ("cat", "b")]
+
+
+@pytest.mark.parametrize("value", [7, "", " ", [1], {"a": 1}, ["a", ""]])
+@pytest.mark.parametrize("field", ["words", "definitions"])
+def test_names_the_row_of_what_is_no_text(tmp_path, field, value):
+    path = tmp_path / "synsets.jsonl"
+    rows = [{"words": "cat", "definitions": "feline"}, {"words": "dog", "definitions": "it barks", field: value}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(RecordError, match=rf"synsets.jsonl: row 1: '{field}' must be a text"):
+        read_wordnet(path)
+    if field == "definitions" or not isinstance(value, list):
+        with pytest.raises(RecordError, match=rf"synsets.jsonl: row 1: '{field}' must be a text"):
+            read_dictionary(path, word="words", definition="definitions")
 
 
 def test_entries_are_split_and_stay_where_they_are_when_others_come():
