@@ -572,7 +572,7 @@ class Call:
                     yield self._case(f"*{name} = {what}", {name: (value,)}, (name,), _fits(value, hint))
                 continue
             for what, value in [*WRONG.items(), ("no value of any type", object()), ("a list of texts", ["text"])]:
-                if isinstance(value, str) and value == good:
+                if isinstance(value, str) and isinstance(good, str) and value == good:
                     continue
                 lawful = _fits(value, hint) and not _is_suspicious(name, value)
                 shown = (value,) if isinstance(value, str) and value else ()
