@@ -366,7 +366,7 @@ def test_counts_are_positive(capsys, notes, value):
         ("mine", "--max-score", "nan", "must be a finite number"),
         ("mine", "--corpus-column", " ", "must not be empty"),
         ("mine", "--query-prompt", "\ud83d", "must be UTF-8"),
-        ("evaluate", "--max-loss", "-0.1", "must be a number from 0 to 1"),
+        ("evaluate", "--max-loss", "-0.1", "must be at least 0"),
         ("encode", "--model", "", "must not be empty"),
         ("train", "--out", "", "must not be empty"),
     ],

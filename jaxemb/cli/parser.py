@@ -188,7 +188,7 @@ def _evaluate(commands) -> None:
     group.add_argument("--layers", type=_counts, metavar="N,...", help="numbers of layers (default: up to six)")
     group.add_argument("--dims", type=_counts, metavar="N,...", help="dimensions (default: powers of two from 32)")
     group.add_argument(
-        "--max-loss", type=_share, default=0.02, metavar="X", help="of quality, for the size that is recommended"
+        "--max-loss", type=_loss, default=0.02, metavar="X", help="of quality, for the size that is recommended"
     )
 
 
@@ -360,10 +360,10 @@ def _number(text: str) -> float:
     return value
 
 
-def _share(text: str) -> float:
-    """The type of an option that is a number from 0 to 1."""
-    if not 0 <= (value := _number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+def _loss(text: str) -> float:
+    """The type of an option that is a finite number, not below 0."""
+    if (value := _number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0; got {text!r}")
     return value
 
 
