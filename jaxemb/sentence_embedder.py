@@ -118,9 +118,13 @@ def new(
     return SentenceEmbedder(**vars(contents))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SentenceEmbedder(ModelDirectory):
     """A model as people use it: texts in, vectors out. `jaxemb.load` returns one; the attributes are its files'."""
+
+    def __repr__(self) -> str:
+        kind, prompts = self.format.encoder.config["model_type"], f", prompts={[*self.prompts]}" if self.prompts else ""
+        return f"SentenceEmbedder({kind!r}, max_length={self.max_length}{prompts}, {self.model})"
 
     def save(self, path: str | Path) -> None:
         """Writes a sentence-transformers directory, which other software loads; all or nothing.

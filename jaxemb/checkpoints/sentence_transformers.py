@@ -86,7 +86,7 @@ class DirectoryFormat:
     do_lower_case: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ModelDirectory:
     """What a model directory holds.
 

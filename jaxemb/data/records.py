@@ -26,7 +26,7 @@ from jaxemb.data.files import (
 from jaxemb.packages import remedy
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Source:
     """Records by index: `len(source)`, `source[i] -> dict`.
 
@@ -44,6 +44,9 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self):,} records)"
 
     def __getitem__(self, index: int) -> Record:
         return self.__getitems__([index])[0]

@@ -40,7 +40,7 @@ class Resumable(Protocol):
     def set_state(self, state: State) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """Records that are read in their order: `for record in stream`. Made by `stream` and `from_iterable`.
 
@@ -60,6 +60,9 @@ class Stream:
 
     def __iter__(self) -> "StreamReader":
         return StreamReader(self)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r})"
 
     def map(self, function: Callable[[Record], Record]) -> "Stream":
         """The stream whose records are `function(record)`, computed when they are read."""

@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
     type_ids: list[np.ndarray] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A tokenizer as a function: texts to id arrays, with special tokens, cut to a maximum length, unpadded.
 
@@ -66,7 +66,7 @@ class Tokenizer:
       files: the checkpoint's tokenizer files, verbatim.
     """
 
-    backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
     special_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
     model_max_length: int | None = None
     truncation_side: str = "right"

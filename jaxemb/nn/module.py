@@ -1,8 +1,10 @@
 """The base of all modules: a frozen pytree."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
+import jax
 from flax import nnx
 
 
@@ -13,6 +15,13 @@ class Module(nnx.Module):
 
         embedder = dataclasses.replace(embedder, pooling=Cls())  # a copy that shares all else
     """
+
+    def __repr__(self) -> str:
+        """One line: the parts, each with how many numbers it has."""
+        parts = [f"{field.name}={_summary(getattr(self, field.name))}" for field in dataclasses.fields(self)]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    __str__ = __repr__
 
     if not TYPE_CHECKING:  # so that an assignment is an error for type checkers, too
 
@@ -29,3 +38,18 @@ class Module(nnx.Module):
                 f"cannot {verb} {type(self).__name__}.{name}: modules are frozen; "
                 "make a changed copy with dataclasses.replace(module, name=value)"
             )
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, Module):
+        return f"{type(value).__name__}({_numbers(value)})"
+    if isinstance(value, tuple | list) and any(isinstance(part, Module) for part in value):
+        return f"[{', '.join(map(_summary, value))}]"
+    if dataclasses.is_dataclass(value):
+        return f"{type(value).__name__}(...)"
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else repr(value)
+
+
+def _numbers(module: Module) -> str:
+    count = sum(math.prod(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(module))
+    return f"{count:,} numbers" if count else ""

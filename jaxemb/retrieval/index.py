@@ -66,7 +66,7 @@ class Hit:
     record: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SearchIndex:
     """An opened index; `open_index` makes one. Vectors stay on disk, and records stay unparsed, until needed."""
 
@@ -78,6 +78,10 @@ class SearchIndex:
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    def __repr__(self) -> str:
+        of, size = self.manifest, f"{len(self):,} x {self.manifest.dim} {self.manifest.dtype}"
+        return f"SearchIndex({str(self.path)!r}, {size}, {of.similarity}, model={of.model!r})"
 
     def record(self, id: int) -> dict[str, Any]:
         """The record number `id`.
