@@ -18,7 +18,7 @@ class Module(nnx.Module):
 
     def __repr__(self) -> str:
         """One line: the parts, each with how many numbers it has."""
-        parts = [f"{field.name}={_summary(getattr(self, field.name))}" for field in dataclasses.fields(self)]
+        parts = [f"{field.name}={_summary(getattr(self, field.name))}" for field in dataclasses.fields(self)]  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     __str__ = __repr__
