@@ -359,6 +359,26 @@ def test_counts_are_positive(capsys, notes, value):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluate --task sts --data a.csv --layers 2", "argument --layers: only with --grid"),
+        ("evaluate --task sts --data a.csv --max-loss 0.1", "argument --max-loss: only with --grid"),
+        ("evaluate --task sts --data a.csv --split dev", "argument --split: only with --task retrieval"),
+        ("evaluate --task retrieval --data a --columns a,b,c", "argument --columns: only with --task sts"),
+        ("search . x --out b", "argument --out: only for a file of texts"),
+        ("mine a.csv --out b.jsonl --corpus-column c", "argument --corpus-column: only with --corpus"),
+        ("mine a.csv --out b.jsonl --seed 1", "argument --seed: only with --sampling random"),
+        (
+            "encode a.txt --out b.npy --prompt x --prompt-name y",
+            "argument --prompt-name: not allowed with argument --prompt",
+        ),
+    ],
+)
+def test_no_option_is_ignored(capsys, line, message):
+    assert fail(capsys, 2, *line.split()).endswith(message)
+
+
+@pytest.mark.parametrize(
     ("command", "option", "value", "message"),
     [
         ("mine", "--negatives", "9" * 20, "must be below 2**31"),
@@ -481,7 +501,7 @@ def test_a_model_that_is_a_path_is_not_looked_up_on_the_hub(capsys, monkeypatch,
 
 def test_searching_nothing(capsys, tmp_path, notes):
     assert fail(capsys, 2, "search", tmp_path / "none", "x").endswith(f"no run, index or file {tmp_path / 'none'}")
-    assert fail(capsys, 2, "search", notes, " ") == "jaxemb: error: the query is empty"
+    assert fail(capsys, 2, "search", notes, " ").endswith("argument QUERY: must not be empty; got ' '")
     assert "is no complete search index: manifest.json is missing" in fail(capsys, 2, "search", tmp_path, "x")
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxemb.cli.parser import make_parser
+from jaxemb.cli.parser import parsed
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,9 +26,8 @@ _INPUT_ERRORS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with `arguments` (by default those of the process) and returns its exit code."""
-    parser = make_parser()
     try:
-        args = parser.parse_args(arguments)
+        args = parsed(arguments)
     except SystemExit as exit_:  # argparse has printed help or the usage error
         return int(exit_.code or OK)
     logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")

@@ -205,7 +205,7 @@ def mine(args: argparse.Namespace) -> None:
         raise ValueError(f"--out must be a .jsonl file; got {args.out!r}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no directory {out.parent}")
-    if len(columns) != 2:
+    if len(set(columns)) != 2 or len(columns) != 2:
         raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
     source = read(args.file, format=args.format).with_columns(columns)
     corpus = None

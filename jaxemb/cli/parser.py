@@ -2,8 +2,9 @@
 
 import argparse
 import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxemb.cli import commands as run
 
@@ -60,8 +61,33 @@ def _command(
         formatter_class=_Formatter,
         parents=[*shared, _output()],
     )
-    sub.set_defaults(command=runs, name=name)
+    sub.set_defaults(command=runs, name=name, parser=sub)
     return sub
+
+
+#: Options that mean something only beside others: which, when, and how that is said.
+_ONLY: dict[str, tuple[tuple[tuple[str, ...], Callable[[argparse.Namespace], bool], str], ...]] = {
+    "evaluate": (
+        (("layers", "dims", "max_loss"), lambda args: args.grid, "with --grid"),
+        (("columns", "names", "format"), lambda args: args.task == "sts", "with --task sts"),
+        (("split",), lambda args: args.task == "retrieval", "with --task retrieval"),
+    ),
+    "search": ((("column", "format", "out"), lambda args: not os.path.isdir(args.where), "for a file of texts"),),
+    "mine": (
+        (("corpus_column", "corpus_format"), lambda args: args.corpus, "with --corpus"),
+        (("seed",), lambda args: args.sampling == "random", "with --sampling random"),
+    ),
+}
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command line; ends the process with help, or with what is wrong with them."""
+    args = make_parser().parse_args(arguments)
+    for names, holds, when in _ONLY.get(args.name, ()):
+        given = [name for name in names if getattr(args, name) != args.parser.get_default(name)]
+        if given and not holds(args):
+            args.parser.error(f"argument --{given[0].replace('_', '-')}: only {when}")
+    return args
 
 
 # The commands, in the order of the help
@@ -153,8 +179,9 @@ def _encode(commands) -> None:
     sub.add_argument("--out", required=True, metavar="FILE.npy", help="vectors [N, D], row n for text n")
     sub.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="type of the written vectors")
     sub.add_argument("--normalize", action="store_true", help="give the vectors unit length")
-    sub.add_argument("--prompt", type=_any_text, metavar="TEXT", help="text to put in front of each")
-    sub.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
+    prompts = sub.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", type=_any_text, metavar="TEXT", help="text to put in front of each")
+    prompts.add_argument("--prompt-name", metavar="NAME", help="or the name of one of the model's prompts")
 
 
 def _evaluate(commands) -> None:
@@ -237,10 +264,12 @@ def _mine(commands) -> None:
     sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
     sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
     sub.add_argument("--scores", action="store_true", help="write the scores as well")
-    sub.add_argument("--query-prompt", type=_any_text, metavar="TEXT", help="text to put in front of queries")
-    sub.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
-    sub.add_argument("--corpus-prompt", type=_any_text, metavar="TEXT", help="text to put in front of documents")
-    sub.add_argument("--corpus-prompt-name", metavar="NAME", help="or one of the model's (default: 'document')")
+    prompts = sub.add_mutually_exclusive_group()
+    prompts.add_argument("--query-prompt", type=_any_text, metavar="TEXT", help="text to put in front of queries")
+    prompts.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
+    prompts = sub.add_mutually_exclusive_group()
+    prompts.add_argument("--corpus-prompt", type=_any_text, metavar="TEXT", help="text to put in front of documents")
+    prompts.add_argument("--corpus-prompt-name", metavar="NAME", help="or one of the model's (default: 'document')")
     group = sub.add_argument_group("which negatives")
     group.add_argument("--negatives", type=_count, default=3, metavar="N", help="how many for each query")
     group.add_argument("--range-min", type=_natural, default=0, metavar="N", help="skip the N most similar")
