@@ -1,9 +1,51 @@
 """One progress bar for everything that takes long: units per second and the time left."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
 
 from jaxemb.packages import remedy
+
+
+class Audience:
+    """A stream of whoever watches, who may leave: from then on what is said is dropped, and the work goes on.
+
+    Args:
+      stream: such as `sys.stderr`, which is None where it was closed before the process began.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self._stream: Any = _nowhere() if stream is None or stream.closed else stream
+
+    def write(self, text: str) -> int:
+        with self._leaving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._leaving():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, UnicodeError):
+                raise
+            nowhere = _nowhere()
+            with contextlib.suppress(OSError, ValueError):  # what is buffered must not fail again
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            self._stream = nowhere
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -32,7 +74,7 @@ def progress_bar(total: int, unit: str, *, enabled: bool = True, label: str = ""
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=cast(TextIO, Audience(sys.stderr)))) as progress:
         task = progress.add_task(label or unit, total=total, rate="")
 
         def advance(n: int, label: str | None = None) -> None:

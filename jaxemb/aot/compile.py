@@ -96,7 +96,7 @@ def _shapes(run: Run, mesh: Mesh, rules: Rules, records: int | None) -> tuple[Tr
 
     def initial(model):
         state = init_state(jax.random.key(run.seed, impl=run.prng), model, run.optimizer, run.transform)
-        return begin_task(run.transform, run.objective, state, Task(0, steps=run.steps))
+        return begin_task(run.transform, run.objective, state, Task(0, steps=run.all_tasks[0].steps))
 
     state = jax.eval_shape(initial, embedder.model)
     return _placed(state, parallel.shardings(state, mesh, rules)), batch
@@ -120,7 +120,7 @@ def _embedder_of_shapes(run: Run):
 
 def _batch_shapes(run: Run, embedder, mesh: Mesh, records: int | None) -> dict[str, Any]:
     try:
-        first = next(iter(run.data(embedder)))
+        first = next(iter(run.all_tasks[0].data(embedder)))
     except StopIteration:
         raise ValueError("the data is empty: there is no batch to take shapes from") from None
     have = len(first["id"])

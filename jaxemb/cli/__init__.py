@@ -1,13 +1,18 @@
 """The `jaxemb` command. What a subcommand needs is imported when it runs, so help and usage errors are instant."""
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO, cast
 
 from jaxemb.cli.parser import parsed
+from jaxemb.progress import Audience
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,22 +31,42 @@ _INPUT_ERRORS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with `arguments` (by default those of the process) and returns its exit code."""
+    _open_standard_files()
+    with (
+        contextlib.redirect_stdout(cast(TextIO, Audience(sys.stdout))),
+        contextlib.redirect_stderr(cast(TextIO, Audience(sys.stderr))),
+    ):
+        code = _run(arguments)
+    if arguments is None and code != INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python takes a moment to end
+    return code
+
+
+def _open_standard_files() -> None:
+    """Opens those of the files 0, 1 and 2 that are closed, lest one that is opened later is taken for them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(number)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         args = parsed(arguments)
     except SystemExit as exit_:  # argparse has printed help or the usage error
         return int(exit_.code or OK)
     logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")
+    trains_alone = args.name == "train" and not args.distributed
     try:
-        _prepare_jax(args)
-        args.command(args)
+        with _quitting() if trains_alone else contextlib.nullcontext():
+            _prepare_jax(args)
+            args.command(args)
         sys.stdout.flush()
         return OK
     except KeyboardInterrupt:
         print("jaxemb: interrupted", file=sys.stderr)
         return _exit_code(INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _exit_code(FAILED) if _has_joined() else OK  # others wait for what this process was about to do
     except Exception as error:
         if args.debug:
             if not _has_joined():
@@ -49,6 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"jaxemb: error: {_one_line(error)}", file=sys.stderr)
         return _exit_code(BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED)
+
+
+@contextlib.contextmanager
+def _quitting() -> Iterator[None]:
+    """Ctrl-C ends the process at once, as long as `fit`, which handles it while it trains, has nothing to save.
+
+    An exception would be lost, or shown, by the extension modules that are being imported.
+    """
+
+    def end(number, frame):
+        os.write(2, b"jaxemb: interrupted\n")
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit_code(code: int) -> int:

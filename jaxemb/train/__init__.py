@@ -1,11 +1,12 @@
 """Training: a `Run` says what and `fit` does it; `train` does it in memory; `make_train_step` is the step alone."""
 
 from jaxemb.train.accumulation import stack_batches
-from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError
+from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, UnwrittenCheckpointError
+from jaxemb.train.directory import RunLostError
 from jaxemb.train.logging import RunLog, read_metrics
 from jaxemb.train.loop import Result, fit
 from jaxemb.train.optimizers import adamw, decayed
-from jaxemb.train.run import Run, load_run
+from jaxemb.train.run import Run, RunTask, load_run
 from jaxemb.train.runner import NonFiniteError, Runner, train
 from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state, trainable
 from jaxemb.train.step import make_train_step
@@ -17,8 +18,11 @@ __all__ = [
     "Result",
     "Run",
     "RunLog",
+    "RunLostError",
+    "RunTask",
     "Runner",
     "TrainState",
+    "UnwrittenCheckpointError",
     "adamw",
     "apply_transform",
     "begin_task",

@@ -7,13 +7,15 @@
         manifest.json    SHA-256 of every other file, written last
 
 A checkpoint is written beside its final place and renamed when it is complete. One that does not match its manifest
-is put aside as `*.corrupt`, with a message, and the one before is used.
+is put aside as `*.corrupt`, with a message, and the one before is used. Files of others beside them do no harm.
 """
 
+import contextlib
 import functools
 import logging
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.files import read_json, sha256, write_json
+from jaxemb import files
 from jaxemb.train.state import TrainState
 from jaxemb.trees import by_path, map_with_path
 
@@ -31,6 +33,10 @@ _log = logging.getLogger(__name__)
 
 class DamagedCheckpointError(RuntimeError):
     """The files of a checkpoint are not those that were written."""
+
+
+class UnwrittenCheckpointError(RuntimeError):
+    """A checkpoint could not be written, as on a full disk; those before are as they were."""
 
 
 class Checkpoints:
@@ -47,8 +53,8 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._directory.mkdir(parents=True, exist_ok=True)
         if _is_first_process():
-            for leftover in self._directory.glob("*.partial"):
-                shutil.rmtree(leftover)
+            for leftover in self._directory.glob("step_*.partial"):
+                _remove(leftover)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -67,8 +73,8 @@ class Checkpoints:
         return self._complete_steps()
 
     def _complete_steps(self) -> list[int]:
-        names = (p.name.removeprefix("step_") for p in self._directory.glob("step_*") if p.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        names = (p.name for p in self._directory.glob("step_*") if p.is_dir())
+        return sorted(int(name[5:]) for name in names if re.fullmatch("step_[0-9]{8,}", name))
 
     def save(self, step: int, state: TrainState, loop: Mapping[str, Any], *, best: int | None = None) -> None:
         """Begins to write the checkpoint of `step`, from a copy of the state; see `finish`.
@@ -80,15 +86,19 @@ class Checkpoints:
           state: the state after them.
           loop: JSON-like; what the loop needs beside the state.
           best: the step whose checkpoint is kept as the best, if any.
+
+        Raises:
+          UnwrittenCheckpointError: if it, or the one before, cannot be written.
         """
         import orbax.checkpoint as ocp
 
         self.finish()
         self._checkpointer = self._checkpointer or ocp.StandardCheckpointer()
         partial = self.path(step).with_suffix(".partial")
-        self._checkpointer.save(partial / "state", _to_arrays(state), force=True)
-        partial.mkdir(exist_ok=True)
-        write_json(partial / f"loop-{jax.process_index()}.json", loop, indent=None)
+        with self._writes(step):
+            self._checkpointer.save(partial / "state", _to_arrays(state), force=True)
+            partial.mkdir(exist_ok=True)
+            files.write_json(partial / f"loop-{jax.process_index()}.json", loop, indent=None)
         complete = functools.partial(self._complete_save, step, best)
         if jax.process_count() == 1:
             self._writing = self._thread.submit(complete)
@@ -107,17 +117,30 @@ class Checkpoints:
     def _complete_save(self, step: int, best: int | None) -> None:
         final = self.path(step)
         partial = final.with_suffix(".partial")
-        self._checkpointer.wait_until_finished()
+        with self._writes(step):
+            self._checkpointer.wait_until_finished()
         wait_for_all(f"written {step}")
         if _is_first_process():
-            write_json(partial / "manifest.json", _digests(partial))
-            if final.exists():  # the same step again, by a run that was resumed before it
-                shutil.rmtree(final)
-            partial.rename(final)
+            with self._writes(step):
+                files.write_json(partial / "manifest.json", _digests(partial))
+                _remove(final)  # the same step again, by a run that was resumed before it
+                partial.rename(final)
             steps = self._complete_steps()
             for old in set(steps) - {*steps[-self._keep :], best}:
-                shutil.rmtree(self.path(old))
+                _remove(self.path(old))
         wait_for_all(f"saved {step}")
+
+    @contextlib.contextmanager
+    def _writes(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax has many kinds, a ValueError for a full disk among them
+            steps = self._complete_steps()
+            last = f"the last one is {self.path(steps[-1])}" if steps else "there is none before it"
+            why = " ".join(str(error).split())[:300]
+            raise UnwrittenCheckpointError(
+                f"checkpoint {self.path(step)} could not be written; {last}: {why}"
+            ) from error
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that is intact, or None if there is none. Damaged ones are put aside.
@@ -125,15 +148,19 @@ class Checkpoints:
         Args:
           like: a state of the same structure, shapes, dtypes and placement.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return self.restore(step, like)
             except DamagedCheckpointError as error:
-                _log.warning("%s; it is put aside and the checkpoint before it is used", error)
+                then = (
+                    "the checkpoint before it is used" if step > steps[0] else "as none is intact, the run starts anew"
+                )
+                _log.warning("%s; it is put aside and %s", error, then)
             wait_for_all(f"read {step}")
             if _is_first_process():
                 aside = self.path(step).with_suffix(".corrupt")
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 self.path(step).rename(aside)
             wait_for_all(f"put aside {step}")
         return None
@@ -151,16 +178,20 @@ class Checkpoints:
         path = self.path(step)
         if problem := _problem(path):
             raise DamagedCheckpointError(f"checkpoint {path} is damaged ({problem})")
+        mine = path / f"loop-{jax.process_index()}.json"
+        if not mine.exists():  # fewer processes wrote it; what they say of the run is the same
+            mine = path / "loop-0.json"
+        try:
+            loop = files.read_json(mine, dict, finite=False)
+        except (OSError, ValueError) as error:
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error})") from error
         with ocp.StandardCheckpointer() as checkpointer:
             wanted = _to_arrays(like)
             saved = checkpointer.metadata(path / "state").item_metadata
             if wrong := _mismatches(wanted, saved):
                 raise ValueError(f"checkpoint {path} is of another model or method: {'; '.join(wrong[:5])}")
             arrays = checkpointer.restore(path / "state", jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
-        mine = path / f"loop-{jax.process_index()}.json"
-        if not mine.exists():  # fewer processes wrote it; what they say of the run is the same
-            mine = path / "loop-0.json"
-        return _from_arrays(arrays, like), read_json(mine, dict, finite=False)
+        return _from_arrays(arrays, like), loop
 
 
 def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
@@ -190,18 +221,27 @@ def _is_key(leaf) -> bool:
 def _problem(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
-        manifest = read_json(path / "manifest.json", dict)
+        manifest = files.read_json(path / "manifest.json", dict)
+        found = _digests(path)
     except (OSError, ValueError) as error:
         return str(error)
-    found = _digests(path)
-    changed = sorted(name for name in manifest.keys() | found.keys() if manifest.get(name) != found.get(name))
+    changed = sorted(name for name, digest in manifest.items() if found.get(name) != digest)
+    if "loop-0.json" not in manifest or not any(name.startswith("state/") for name in manifest):
+        changed.append("manifest.json")
     return f"missing or changed: {', '.join(changed[:3])}" if changed else None
 
 
 def _digests(directory: Path) -> dict[str, str]:
     """SHA-256 by relative name of every file under `directory`, but for the manifest itself."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return {p.relative_to(directory).as_posix(): sha256(p) for p in files}
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {p.relative_to(directory).as_posix(): files.sha256(p) for p in paths}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_first_process() -> bool:

@@ -9,13 +9,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import jax
 
-from jaxemb.files import parse_json, write_text
+from jaxemb import files
+from jaxemb.progress import Audience
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunLog:
         self._progress = progress and self._is_first
         self._done, self._started = resumed_at, time.perf_counter()
         self._bar: Any = None
+        self._audience = cast(TextIO, Audience(sys.stderr))
 
     def __enter__(self) -> "RunLog":
         if self._is_first:
@@ -47,8 +49,8 @@ class RunLog:
             _drop_after(path, self._resumed_at)
             self._file = path.open("a", encoding="utf-8")
             self._board = _tensorboard(self._out / "tensorboard", self._resumed_at)
-        if self._progress and sys.stderr.isatty() and importlib.util.find_spec("rich"):
-            self._bar, self._task = _bar(self._steps, self._resumed_at)
+        if self._progress and self._audience.isatty() and importlib.util.find_spec("rich"):
+            self._bar, self._task = _bar(self._steps, self._resumed_at, self._audience)
             self._bar.start()
         return self
 
@@ -75,13 +77,17 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        if self._bar is not None and "train/loss" in values:
+            rate = values.get("train/records_per_second", 0.0)
+            return self._bar.update(self._task, loss=values["train/loss"], rate=rate)
+        self.say(self._line(step, values))
+
+    def say(self, text: str) -> None:
+        """Tells whoever watches."""
         if self._bar is not None:
-            if "train/loss" in values:
-                self._bar.update(self._task, loss=values["train/loss"], rate=values["train/records_per_second"])
-            else:
-                self._bar.console.print(self._line(step, values), highlight=False)
+            self._bar.console.print(text, highlight=False)
         elif self._progress:
-            print(self._line(step, values), file=sys.stderr, flush=True)
+            print(text, file=self._audience, flush=True)
 
     def sync(self) -> None:
         """Returns once what was logged is on the disk."""
@@ -98,19 +104,27 @@ class RunLog:
 
 
 def read_metrics(out: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`."""
-    with (Path(out) / "metrics.jsonl").open(encoding="utf-8") as file:
-        return [parse_json(line, dict, finite=False) for line in file]
+    """The lines of a run's `metrics.jsonl`. One that is damaged, or was not finished, is left out, with a warning."""
+    return [values for _, values in _intact_lines(Path(out) / "metrics.jsonl")]
+
+
+def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            values = files.parse_json(line, dict, finite=False)
+            if not (line.endswith(b"\n") and isinstance(values.get("step"), int)):
+                raise ValueError("it has no step" if line.endswith(b"\n") else "it is not finished")
+        except ValueError as error:
+            logger.warning("%s, line %d is left out: %s", path, number, error)
+        else:
+            yield line, values
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`; the last line of a killed process may be incomplete."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    # A run that begins anew evaluates at step 0 again.
-    kept = [line for line in lines if step and parse_json(line, dict, finite=False)["step"] <= step]
-    write_text(path, "".join(kept))
+    """Keeps the lines of steps up to `step`; a run that begins anew evaluates at step 0 again."""
+    if path.exists():
+        kept = [line for line, values in _intact_lines(path) if step and values["step"] <= step]
+        files.write_bytes(path, b"".join(kept))
 
 
 def _tensorboard(directory: Path, resumed_at: int):
@@ -138,7 +152,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _bar(steps: int, done: int):
+def _bar(steps: int, done: int, audience: TextIO):
     from rich import progress
     from rich.console import Console
 
@@ -151,6 +165,6 @@ def _bar(steps: int, done: int):
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=audience),
     )
     return bar, bar.add_task("training", total=steps, completed=done, loss=float("nan"), rate=0.0)

@@ -1,28 +1,29 @@
 """The training loop: batches in, a trained model, its checkpoints and its log out."""
 
-import contextlib
+import bisect
 import dataclasses
+import hashlib
+import itertools
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxemb import parallel
-from jaxemb.files import read_json, write_bytes, write_json
 from jaxemb.train.accumulation import stack_batches
-from jaxemb.train.checkpoints import Checkpoints, wait_for_all
+from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, wait_for_all
+from jaxemb.train.directory import RunDirectory
 from jaxemb.train.logging import RunLog
-from jaxemb.train.run import Run, differences
+from jaxemb.train.run import Run, RunTask
 from jaxemb.train.runner import Runner
 from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
 from jaxemb.train.step import make_train_step
+from jaxemb.train.stopping import Stop, interruptible, stopping
 from jaxemb.transforms import Task
+from jaxemb.trees import by_path
 
 if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
@@ -43,33 +44,49 @@ class Result:
 
     Attributes:
       embedder: the trained embedder, as saved in `out/model`.
-      metrics: results of the evaluation after the last step.
+      metrics: results of the last evaluation.
       best: the best evaluation, whose model is saved in `out/best`; None without one.
       state: the last train state.
+      initial: results of the evaluation before the first step.
+      after: by the name of each task, results of the evaluation after it.
     """
 
     embedder: "SentenceEmbedder"
     metrics: Mapping[str, float]
     best: Best | None
     state: TrainState
+    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    after: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
+    def scores(self, number: str) -> tuple[np.ndarray, np.ndarray]:
+        """What `jaxemb.continual.metrics` takes, of a run whose evaluators are called like its tasks.
 
-@dataclasses.dataclass
-class _Progress:
-    """What the loop carries beside the state; a checkpoint holds it as JSON."""
+            R, b = result.scores("ndcg@10")
+            continual.metrics.summarise(R, b)
 
-    losses: list[float] = dataclasses.field(default_factory=list)  # since the last line of the log
-    records: int = 0
-    seconds: float = 0.0
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    best: Best | None = None
+        Args:
+          number: which of an evaluator's numbers.
+
+        Returns:
+          R `[T, T]`, `R[i, j]` the number of evaluator j after training task i, and b `[T]`, that before training.
+
+        Raises:
+          ValueError: naming a result that there is not.
+        """
+        wanted = [f"{name}/{number}" for name in self.after]
+        rows = [self.initial, *self.after.values()]
+        if missing := sorted({name for name in wanted for row in rows if name not in row}):
+            raise ValueError(f"there is no result {missing[0]!r}; there are {sorted(rows[-1])}")
+        values = np.array([[row[name] for name in wanted] for row in rows])
+        return values[1:], values[0]
 
 
 def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True) -> Result:
     """Trains, or goes on training, in the directory `out`.
 
     A run that was killed and is started again ends with the parameters, bit for bit, of one that was not. SIGTERM
-    (to one process, of several) saves a checkpoint and exits with code 0.
+    (to one process, of several) saves a checkpoint and exits with code 0; so does Ctrl-C, with a KeyboardInterrupt, and
+    a second Ctrl-C quits at once. An evaluator that fails loses no step.
 
         out/run.json, config.py    what the run is
         out/metrics.jsonl          losses and evaluation results; with tensorboardX also out/tensorboard
@@ -83,118 +100,274 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
       progress: show a bar on a terminal, lines elsewhere.
 
     Raises:
-      FileExistsError: if `out` holds a run and `resume` is False.
+      FileExistsError: if `out` holds a run and `resume` is False, or `out/model` is there and no run is.
       ValueError: if `out` is a URL or holds a different run, several processes have no mesh in common, the data ends
-        early, or `run.best` names no evaluation result.
+        early or is not what it was, or `run.best` names no evaluation result.
       NonFiniteError: if a loss or gradient is not finite.
+      RunLostError: if `out` is removed meanwhile.
+      InUseError: if another process trains there.
     """
-    # The loop in one piece: steps, log, evaluation and checkpoints act on the same state, progress and clock.
     if "://" in str(out):
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
     if run.mesh is None and jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
-    out = Path(out)
-    _claim(out, run, resume)
-    embedder = run.embedder()
-    state = _initial_state(run, embedder)
-    _check_savable(run, embedder, state)
-    batches: Any = iter(run.data(embedder))
-    checkpoints = Checkpoints(out / "checkpoints", run.keep)
-    done = _Progress()
-    if restored := checkpoints.restore_newest(state):
-        state, loop = restored
-        done = _Progress(**loop["progress"])
-        batches.set_state(loop["data"])
-    start = int(state.step)
-    if start >= run.steps:
-        _log.warning("%s holds this run, finished: nothing is trained; a changed run needs another directory", out)
+    with stopping() as stop, RunDirectory(Path(out), run, resume=resume) as directory:
+        embedder = run.embedder()
+        state = _initial_state(run, embedder)
+        _check_savable(run, embedder, state)
+        with Checkpoints(directory.path / "checkpoints", run.keep) as checkpoints:
+            restored = checkpoints.restore_newest(state)
+            state = restored[0] if restored else state
+            log = RunLog(directory.path, steps=run.steps, resumed_at=int(state.step), progress=progress)
+            with interruptible(stop), log:
+                loop = _Loop(run, embedder, state, directory, checkpoints, log, stop)
+                loop.train(restored and restored[1])
+                result = loop.finish()
+        if stop.received is not None:
+            stop.leave("the run is finished")
+        return result
 
-    def read_metrics() -> dict[str, float]:
-        """Adds those of the steps done to the window of the log; gives those of the last."""
-        found = runner.read()
-        done.losses += [metrics["loss"] for metrics in found]
-        done.records, done.seconds = done.records + runner.records, done.seconds + runner.seconds
-        runner.records, runner.seconds = 0, 0.0
-        return found[-1] if found else {}
 
-    def write_log(step: int) -> None:
-        log.advance(step)
-        if step % run.log_every == 0 or step == run.steps:
-            metrics = read_metrics()
-            pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
-            values = metrics | {"loss": float(np.mean(done.losses))} | pace
-            log.write(step, {f"train/{name}": value for name, value in values.items()})
-            done.losses, done.records, done.seconds = [], 0, 0.0
+@dataclasses.dataclass
+class _Progress:
+    """What the loop carries beside the state; a checkpoint holds it as JSON.
 
-    def settle() -> None:
-        runner.wait()
-        read_metrics()
+    Attributes:
+      losses: since the last line of the log.
+      records, seconds: as long.
+      metrics: results of the last evaluation.
+      initial, after: see `Result`; `after` without names.
+      is_evaluated: whether the evaluation of this step, if there is to be one, has been.
+      task: the number of the task that is trained, or begins next.
+      data: where the data of that task are; None before it begins.
+      first_batch: a digest of the task's first batch.
+    """
 
-    def last_checkpoint() -> Path | None:
-        return checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
+    losses: list[float] = dataclasses.field(default_factory=list)
+    records: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: Best | None = None
+    initial: dict[str, float] = dataclasses.field(default_factory=dict)
+    after: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    is_evaluated: bool = False
+    task: int = 0
+    data: Any = None
+    first_batch: str | None = None
 
-    step_of_run = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
-    runner = Runner(step_of_run, state, mesh=run.mesh, done=write_log, last_checkpoint=last_checkpoint)
 
-    def evaluate(step: int) -> bool:
+class _Loop:
+    """A run on its way: its state, what is known about it, and where both are kept.
+
+    Training, evaluation and checkpoints act on the same state, progress and clock.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        embedder: "SentenceEmbedder",
+        state: TrainState,
+        directory: RunDirectory,
+        checkpoints: Checkpoints,
+        log: RunLog,
+        stop: Stop,
+    ):
+        self._run, self._embedder, self._log, self._stop = run, embedder, log, stop
+        self._directory, self._checkpoints, self._done = directory, checkpoints, _Progress()
+        step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
+        last = lambda: checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
+        self._runner = Runner(step, state, mesh=run.mesh, done=self._write_log, last_checkpoint=last)
+        self._step = int(state.step)
+        self._ends = list(itertools.accumulate(task.steps for task in run.all_tasks))
+        self._batches: Any = None  # those of the task that is trained
+
+    def train(self, restored: Mapping[str, Any] | None) -> None:
+        """Takes the steps that are left, from where the last checkpoint was."""
+        if restored:
+            self._done = _Progress(**restored)
+            self._log.say(f"resuming at step {self._step}")
+        else:
+            self._log.say("no checkpoint yet: starting at 0")
+        if self._step >= self._run.steps:
+            _log.warning(
+                "%s holds this run, finished: nothing is trained; a changed run needs another directory",
+                self._directory.path,
+            )
+        if self._done.data is None:
+            self._pause(evaluate=not self._done.is_evaluated)
+        for number, task in list(enumerate(self._run.all_tasks))[self._done.task :]:
+            self._train_task(number, task)
+
+    def finish(self) -> Result:
+        """Saves the models."""
+        run, done, state = self._run, self._done, self._runner.state
+        self._directory.check()
+        final = self._embedder.replace(model=_whole(run, _evaluated_model(run, state)))
+        _save(final, self._directory.path / "model")
+        if done.best:
+            try:
+                best, _ = self._checkpoints.restore(done.best["step"], state)
+            except DamagedCheckpointError as error:
+                _log.warning("%s; %s is not written", error, self._directory.path / "best")
+                done.best = None
+            else:
+                best_model = _whole(run, _evaluated_model(run, best))
+                _save(self._embedder.replace(model=best_model), self._directory.path / "best")
+        after = {task.name: metrics for task, metrics in zip(run.all_tasks, done.after, strict=False)}
+        return Result(final, done.metrics, done.best, state, done.initial, after)
+
+    def _train_task(self, number: int, task: RunTask) -> None:
+        run, done = self._run, self._done
+        told = _told(run, number, self._embedder)
+        batches = task.data(self._embedder)
+        if done.data is None:
+            self._hook(begin_task, told)
+            self._batches = iter(batches)
+        else:
+            self._batches = self._resumed(task, batches)
+            self._pause(evaluate=not done.is_evaluated)
+        for step in range(self._step + 1, self._ends[number] + 1):
+            self._runner.start(*self._next_batch(task, step))
+            self._step = step
+            if step < self._ends[number]:
+                self._pause(evaluate=step % run.evaluate_every == 0, save=step % run.checkpoint_every == 0)
+        self._settle()
+        self._hook(end_task, told)
+        self._batches, done.first_batch, done.task = None, None, number + 1
+        self._pause(evaluate=True, save=True)
+
+    def _hook(self, hook, told: Task) -> None:
+        state = hook(self._run.transform, self._run.objective, self._runner.state, told)
+        self._runner.state = _placed(self._run, state)
+        self._runner.go_on()
+
+    def _resumed(self, task: RunTask, batches: Any) -> Iterator:
+        """The task's batches from where they were."""
+        if self._done.first_batch not in (None, _digest(next(iter(batches)))):
+            raise ValueError(
+                f"the data of {self._directory.path} has changed: the first batch of the task {task.name!r} is another "
+                "one; bring back what it was, or choose another directory"
+            )
+        iterator: Any = iter(batches)
+        iterator.set_state(self._done.data)
+        return iterator
+
+    def _next_batch(self, task: RunTask, step: int) -> tuple[Any, np.ndarray]:
+        """The batch of a step, brought to its devices while the step before runs, and its record ids."""
+        try:
+            parts = [next(self._batches) for _ in range(self._run.accumulate)]
+        except StopIteration:
+            remedy = "let it repeat or lower Run.steps"
+            raise ValueError(f"the data ended at step {step} of {self._run.steps}; {remedy}") from None
+        self._done.first_batch = self._done.first_batch or _digest(parts[0])
+        batch = parts[0] if self._run.accumulate == 1 else stack_batches(parts)
+        ids = np.asarray(batch["id"]).ravel()
+        if self._run.mesh is None:
+            return parallel.put(batch, None), ids
+        return parallel.shard_batch(batch, self._run.mesh, axis=int(self._run.accumulate > 1)), ids
+
+    # Between steps
+
+    def _pause(self, *, evaluate: bool, save: bool = False) -> None:
+        """Evaluates, saves and stops, as far as it is time."""
+        evaluate &= bool(self._run.evaluators)
+        self._done.is_evaluated = not evaluate
+        if evaluate:
+            self._settle()
+            save |= self._evaluate()
+        stopping = self._stop(self._step)
+        if not (evaluate or save or stopping):
+            return
+        self._settle()
+        is_last = self._step == self._run.steps and self._done.task == len(self._ends)
+        if save or stopping:
+            self._save()
+        if stopping and not is_last:
+            self._checkpoints.finish()
+            saved = f"saved {self._checkpoints.path(self._step)}"
+            _log.warning("%s: %s", self._stop.name, saved)
+            self._stop.leave(saved)
+        self._runner.go_on()
+
+    def _settle(self) -> None:
+        self._runner.wait()
+        self._read_metrics()
+
+    def _evaluate(self) -> bool:
         """Whether the model of this step is the best so far."""
-        current = embedder.replace(model=_evaluated_model(run, runner.state))
-        with parallel.in_force(run.mesh):
-            for name, evaluator in run.evaluators.items():
-                done.metrics |= _numbers(name, evaluator(current))
-        log.write(step, done.metrics)
+        run, done = self._run, self._done
+        try:
+            done.metrics = done.metrics | self._evaluated()
+        except Exception:
+            if self._step:  # its evaluation is what a resumed run begins with
+                self._save()
+                self._checkpoints.finish()
+            raise
+        done.is_evaluated = True
+        self._write(done.metrics)
+        if self._step == 0:
+            done.initial = done.metrics
+        elif self._batches is None:
+            done.after.append(done.metrics)
         if run.best is None:
             return False
-        if run.best[0] not in done.metrics:
-            raise ValueError(f"Run.best is {run.best[0]!r}, but the evaluation results are {sorted(done.metrics)}")
         value = done.metrics[run.best[0]]
         if not run.is_better(value, done.best["value"] if done.best else None):
             return False
-        done.best = {"step": step, "value": value}
+        done.best = {"step": self._step, "value": value}
         return True
 
-    def save(step: int) -> None:
-        log.sync()
-        loop = {"progress": dataclasses.asdict(done), "data": batches.get_state()}
-        checkpoints.save(step, runner.state, loop, best=done.best["step"] if done.best else None)
+    def _evaluated(self) -> dict[str, float]:
+        run, found = self._run, dict[str, float]()
+        current = self._embedder.replace(model=_evaluated_model(run, self._runner.state))
+        with parallel.in_force(run.mesh):
+            for name, evaluator in run.evaluators.items():
+                found |= _numbers(name, evaluator(current))
+        if run.best is not None and run.best[0] not in found:
+            raise ValueError(f"Run.best is {run.best[0]!r}, but the evaluation results are {sorted(found)}")
+        return found
 
-    with checkpoints, _sigterm() as stop, RunLog(out, steps=run.steps, resumed_at=start, progress=progress) as log:
-        if start == 0 and run.evaluators and evaluate(0):
-            save(0)
-        for step in range(start + 1, run.steps + 1):
-            runner.start(*_next_batch(run, batches, step))
-            is_last = step == run.steps
-            must_evaluate = bool(run.evaluators) and (is_last or step % run.evaluate_every == 0)
-            must_save = is_last or step % run.checkpoint_every == 0
-            if must_evaluate:
-                settle()
-                must_save |= evaluate(step)
-            stopping = stop(step) and not is_last
-            if must_evaluate or must_save or stopping:
-                settle()
-                if must_save or stopping:
-                    save(step)
-                if stopping:
-                    checkpoints.finish()
-                    _log.warning("SIGTERM: saved %s", checkpoints.path(step))
-                    raise SystemExit(0)
-                runner.go_on()
+    def _save(self) -> None:
+        done = self._done
+        self._directory.claim()
+        self._log.sync()
+        done.data = None if self._batches is None else self._batches.get_state()
+        best = done.best["step"] if done.best else None
+        self._checkpoints.save(self._step, self._runner.state, dataclasses.asdict(done), best=best)
 
-    state = end_task(run.transform, run.objective, runner.state, _task(run, embedder))
-    final = embedder.replace(model=_whole(run, _evaluated_model(run, state)))
-    _save(final, out / "model")
-    if done.best:
-        best, _ = checkpoints.restore(done.best["step"], state)
-        _save(embedder.replace(model=_whole(run, _evaluated_model(run, best))), out / "best")
-    return Result(final, done.metrics, done.best, state)
+    # The log
+
+    def _read_metrics(self) -> dict[str, float]:
+        """Adds those of the steps done to the window of the log; gives those of the last."""
+        found, done = self._runner.read(), self._done
+        done.losses += [metrics["loss"] for metrics in found]
+        done.records, done.seconds = done.records + self._runner.records, done.seconds + self._runner.seconds
+        self._runner.records, self._runner.seconds = 0, 0.0
+        return found[-1] if found else {}
+
+    def _write_log(self, step: int) -> None:
+        self._log.advance(step)
+        if step % self._run.log_every == 0 or step in self._ends:
+            done, metrics = self._done, self._read_metrics()
+            pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
+            values = metrics | {"loss": float(np.mean(done.losses))} | pace
+            self._write({f"train/{name}": value for name, value in values.items()}, step)
+            done.losses, done.records, done.seconds = [], 0, 0.0
+
+    def _write(self, values: Mapping[str, float], step: int | None = None) -> None:
+        step = self._step if step is None else step
+        task = {"task": bisect.bisect_left(self._ends, step)} if len(self._ends) > 1 else {}
+        self._log.write(step, {**task, **values})
 
 
 def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:
     rules = run.rules or parallel.REPLICATED
     key = jax.random.key(run.seed, impl=run.prng)
-    state = init_state(key, embedder.model, run.optimizer, run.transform, mesh=run.mesh, rules=rules)
-    state = begin_task(run.transform, run.objective, state, _task(run, embedder))
-    return state if run.mesh is None else parallel.place(state, run.mesh, rules)
+    return init_state(key, embedder.model, run.optimizer, run.transform, mesh=run.mesh, rules=rules)
+
+
+def _placed(run: Run, state: TrainState) -> TrainState:
+    return state if run.mesh is None else parallel.place(state, run.mesh, run.rules or parallel.REPLICATED)
 
 
 def _check_savable(run: Run, embedder: "SentenceEmbedder", state: TrainState) -> None:
@@ -216,8 +389,11 @@ def _numbers(name: str, found: Any) -> dict[str, float]:
         raise TypeError(f"Run.evaluators[{name!r}] must give numbers by name; got {found!s:.80}") from error
 
 
-def _task(run: Run, embedder: "SentenceEmbedder") -> Task:
-    return Task(0, batches=lambda: run.data(embedder), steps=run.steps)
+def _told(run: Run, number: int, embedder: "SentenceEmbedder") -> Task:
+    """What the transform is told about a task: of data without an end as many batches as the steps take."""
+    task = run.all_tasks[number]
+    batches = lambda: itertools.islice(task.data(embedder), task.steps * run.accumulate)
+    return Task(number, batches, task.steps, task.classes)
 
 
 def _evaluated_model(run: Run, state: TrainState) -> Any:
@@ -240,51 +416,9 @@ def _save(embedder: "SentenceEmbedder", path: Path) -> None:
     wait_for_all(f"saved {path.name}")
 
 
-def _next_batch(run: Run, batches: Iterator, step: int) -> tuple[dict[str, Any], np.ndarray]:
-    """The batch of a step, on its devices, and its record ids."""
-    try:
-        parts = [next(batches) for _ in range(run.accumulate)]
-    except StopIteration:
-        raise ValueError(f"the data ended at step {step} of {run.steps}; let it repeat or lower Run.steps") from None
-    batch = parts[0] if run.accumulate == 1 else stack_batches(parts)
-    ids = np.asarray(batch["id"]).ravel()
-    if run.mesh is not None:
-        batch = parallel.shard_batch(batch, run.mesh, axis=int(run.accumulate > 1))
-    return batch, ids
-
-
-def _claim(out: Path, run: Run, resume: bool) -> None:
-    """Makes `out` the directory of this run, or sees that it is."""
-    description, path = run.describe(), out / "run.json"
-    claimed = path.exists()
-    wait_for_all("looked")  # before process 0 writes
-    if claimed:
-        if not resume:
-            raise FileExistsError(f"{out} already holds a run; resume it or choose another directory")
-        if lines := differences(read_json(path, dict), description):
-            raise ValueError(f"{out} holds a different run; choose another directory. " + "; ".join(lines))
-    elif jax.process_index() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if run.source is not None:
-            write_bytes(out / "config.py", Path(run.source).read_bytes())
-        write_json(path, description)
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """A function that says after each step whether to stop: SIGTERM has come, to this process or any of the others.
-
-    Several processes stop after the same step, which JAX lets them agree on; it has taken the signal for that.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
-        yield lambda step: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
-    try:
-        yield lambda step: event.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _digest(batch: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in sorted(by_path(dict(batch)).items()):
+        digest.update(f"{name} {np.shape(leaf)}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

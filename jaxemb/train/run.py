@@ -2,16 +2,17 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import optax
 
 from jaxemb.objectives import Objective
+from jaxemb.train import description
 from jaxemb.train.state import TrainState
 from jaxemb.transforms import Transform, identity
 
@@ -22,13 +23,33 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
 Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
-# What may change when a run is resumed: how it is watched, and where it runs.
-_MAY_CHANGE = frozenset({"log_every", "evaluate_every", "checkpoint_every", "keep", "mesh", "rules"})
+Data = Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
+# What may change when a run is resumed: how it is watched, where it runs, and the text that says so.
+_MAY_CHANGE = frozenset({"log_every", "evaluate_every", "checkpoint_every", "keep", "mesh", "rules", "source_sha256"})
 
 
 @dataclasses.dataclass(frozen=True)
+class RunTask:
+    """One of several tasks of a run: its data come for some steps, and are then gone.
+
+    Attributes:
+      name: what logs and results call it.
+      data, steps: as those of a `Run` of one task. Batches of all tasks are best of one shape, for which one program
+        is compiled.
+      classes: the classes of its data, bool `[C]`, for methods of classifiers; None where there are none.
+    """
+
+    name: str
+    data: Data
+    steps: int
+    classes: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """What is trained, on what, how and for how long.
+
+    Ordinary training is one task, `data` for `steps`; a continual run has several in `tasks`, one after another.
 
     Attributes:
       embedder: makes the embedder to start from, such as `lambda: jaxemb.load(...)`; with a mesh, what does not fit on
@@ -36,15 +57,17 @@ class Run:
         `lambda: checkpoints.Parameters(model)`.
       data: from the embedder to the batches: an iterable whose iterators have `get_state` and `set_state`, as grain's
         do. A batch is a dict of `Tokens` and arrays, with the record ids under "id".
+      steps: number of optimiser steps; of several tasks their sum, which is known.
+      tasks: in place of `data` and `steps`, tasks with names of their own. The transform is told where each begins and
+        ends (`Transform.begin_task`, `end_task`), and each ends with an evaluation.
       objective: `(model, batch, key) -> (losses [N], outputs)`.
       optimizer: an optax optimiser of what is trained; `jaxemb.train.adamw` makes the usual one.
-      steps: number of optimiser steps.
       transform: the training method.
       evaluators: name -> function of an embedder to numbers; the results are called `name/number`. They run with `mesh`
         in force, so that encoding and search are split over it, and with the model spread as in training; several
         processes call them alike.
-      evaluate_every: steps between evaluations; there is always one before the first and one after the last step.
-      checkpoint_every: steps between checkpoints; there is always one after the last step.
+      evaluate_every: steps between evaluations; there is always one before the first step and after the last of a task.
+      checkpoint_every: steps between checkpoints; there is always one after the last step of a task.
       keep: number of newest checkpoints that are kept; the best one is kept beside them.
       best: the evaluation result that makes a checkpoint the best, and whether it should be "max" or "min". None
         for no best checkpoint.
@@ -63,10 +86,11 @@ class Run:
     """
 
     embedder: Callable[[], "SentenceEmbedder"]
-    data: Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
     objective: Objective
     optimizer: optax.GradientTransformation
-    steps: int
+    data: Data | None = None
+    steps: int = 0
+    tasks: Sequence[RunTask] = ()
     transform: Transform = dataclasses.field(default_factory=identity)
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     evaluate_every: int = 500
@@ -84,17 +108,16 @@ class Run:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("embedder", "data", "objective"):
+        for name in ("embedder", "objective"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Run.{name} must be a function; got {getattr(self, name)!r}")
+        self._check_tasks()
         for name, kind in (("optimizer", optax.GradientTransformation), ("transform", Transform)):
             # GradientTransformationExtraArgs is a GradientTransformation.
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"Run.{name} must be a {kind.__name__}; got {getattr(self, name)!r}")
-        for name in ("steps", "evaluate_every", "checkpoint_every", "keep", "accumulate", "log_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Run.{name} must be a whole number of at least 1; got {value!r}")
+        for name in ("evaluate_every", "checkpoint_every", "keep", "accumulate", "log_every"):
+            _check_count(f"Run.{name}", getattr(self, name))
         for name, evaluator in self.evaluators.items():
             if not callable(evaluator):
                 raise TypeError(f"Run.evaluators[{name!r}] must be a function of an embedder; got {evaluator!r}")
@@ -108,14 +131,39 @@ class Run:
         if self.rules is not None and self.mesh is None:
             raise ValueError("Run.rules place arrays on a mesh: Run.mesh must be given, too")
 
+    @property
+    def all_tasks(self) -> tuple[RunTask, ...]:
+        """The tasks; of ordinary training, the one."""
+        if self.data is not None:
+            return (RunTask("train", self.data, self.steps),)
+        return tuple(self.tasks)
+
+    def _check_tasks(self) -> None:
+        if bool(self.tasks) == (self.data is not None):
+            raise TypeError("Run takes data and steps, or tasks; got " + ("both" if self.tasks else "none of them"))
+        for task in self.tasks:
+            if not isinstance(task, RunTask):
+                raise TypeError(f"Run.tasks must be RunTasks; got {task!r}")
+        if len(names := [task.name for task in self.tasks]) > len(set(names)):
+            raise ValueError(f"Run.tasks must have names of their own; got {names}")
+        for where, task in zip([f"Run.tasks[{name!r}]" for name in names] or ["Run"], self.all_tasks, strict=True):
+            if not callable(task.data):
+                raise TypeError(f"{where}.data must be a function; got {task.data!r}")
+            _check_count(f"{where}.steps", task.steps)
+        if self.tasks and self.steps not in (0, total := sum(task.steps for task in self.tasks)):
+            raise ValueError(f"Run.steps of several tasks is their sum, {total}; got {self.steps}: leave it out")
+        object.__setattr__(self, "steps", sum(task.steps for task in self.all_tasks))
+
     def describe(self) -> dict[str, Any]:
-        """What of the run can be written as JSON: numbers and strings as they are, functions by name."""
+        """The run as JSON: what makes its numbers, down to the values that functions close over, as it is; evaluators,
+        which only watch it, by their names."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "source"}
-        fields |= {"optimizer": None, "transform": None, "mesh": self.mesh and dict(self.mesh.shape)}
+        fields |= {"mesh": self.mesh and dict(self.mesh.shape), "rules": self.rules and len(self.rules)}
+        fields |= {"evaluators": sorted(self.evaluators), "options": {k: repr(v) for k, v in self.options.items()}}
+        fields["transform"] = self.transform if self.transform.parts is None else self.transform.parts
         text = None if self.source is None else Path(self.source).read_bytes()
         fields["source_sha256"] = None if text is None else hashlib.sha256(text).hexdigest()
-        described = {name: _simple(value) for name, value in fields.items() if value is not None}
-        return json.loads(json.dumps(described))
+        return {name: description.describe(value) for name, value in fields.items() if value is not None}
 
     def is_better(self, value: float, than: float | None) -> bool:
         """Whether `value` of the `best` result is better `than` another one; NaN is never better."""
@@ -127,11 +175,17 @@ class Run:
 def differences(saved: Mapping[str, Any], described: Mapping[str, Any]) -> list[str]:
     """What makes two descriptions those of different runs, one line each."""
     names = sorted((saved.keys() | described.keys()) - _MAY_CHANGE)
-    return [
-        f"{name}: {saved.get(name)!r} there, {described.get(name)!r} here"
-        for name in names
-        if saved.get(name) != described.get(name)
-    ]
+    found = [change for name in names for change in description.changes(saved.get(name), described.get(name), name)]
+    return [f"{name}: {_shown(there)} there, {_shown(here)} here" for name, there, here in found]
+
+
+def _shown(value: Any) -> str:
+    return text if len(text := repr(value)) <= 100 else f"{text[:97]}..."
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
 def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
@@ -151,17 +205,3 @@ def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
     if not isinstance(run, Run):
         raise ValueError(f"run() of {path} must return a jaxemb.train.Run; got {type(run).__name__}")
     return dataclasses.replace(run, source=path, options=options)
-
-
-def _simple(value: Any) -> Any:
-    match value:
-        case bool() | int() | float() | str() | None:
-            return value
-        case Mapping():
-            return {str(name): _simple(v) for name, v in value.items()}
-        case tuple() | list() | set() | frozenset():
-            return [_simple(v) for v in value]
-        case _ if callable(value) and hasattr(value, "__qualname__"):
-            return f"{value.__module__}.{value.__qualname__}"
-        case _:
-            return str(value) if isinstance(value, Path) else type(value).__name__

@@ -112,7 +112,8 @@ class Runner:
 
     def go_on(self) -> None:
         """Says that the time since `wait` was not spent on steps."""
-        self._clock = time.perf_counter()
+        if self._clock is not None:  # the first step has been compiled
+            self._clock = time.perf_counter()
 
     def read(self) -> list[dict[str, float]]:
         """The metrics of every step that is done and has not been read.

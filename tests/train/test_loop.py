@@ -205,14 +205,17 @@ def test_says_when_the_best_result_does_not_exist(tmp_path):
         fit(toy_run(best=("toy/spearman", "max")), tmp_path, progress=False)
 
 
-def test_copies_the_config_file_and_tells_another_one_apart(tmp_path):
+def test_copies_the_config_file_and_tells_another_one_apart(tmp_path, caplog):
     config = tmp_path / "config.py"
     text = "from tiny_run import toy_run\ndef run(**options):\n    return toy_run(steps=2)\n"
     config.write_text(text)
     fit(load_run(config), tmp_path / "out", progress=False)
     assert (tmp_path / "out" / "config.py").read_text() == text
     config.write_text(text + "# changed\n")
-    with pytest.raises(ValueError, match="source_sha256"):
+    fit(load_run(config), tmp_path / "out", progress=False)
+    assert "the config file is not the text in" in caplog.text and "but gives the same run" in caplog.text
+    config.write_text(text.replace("steps=2", "steps=2, seed=7"))
+    with pytest.raises(ValueError, match="seed: 0 there, 7 here"):
         fit(load_run(config), tmp_path / "out", progress=False)
 
 

@@ -33,7 +33,7 @@ def test_refuses(changes, error, message):
 def test_is_described_by_what_json_can_hold():
     described = tiny_run(seed=3, best=("tiny/similarity", "max")).describe()
     assert json.loads(json.dumps(described)) == described
-    assert described["seed"] == 3 and described["data"] == "tiny_run.pairs"
+    assert described["seed"] == 3 and described["data"]["function"] == "tiny_run.pairs"
     assert described["best"] == ["tiny/similarity", "max"]
 
 

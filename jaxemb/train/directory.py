@@ -1,0 +1,105 @@
+"""The directory of a run: whose it is, and that nobody else trains there."""
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxemb import files
+from jaxemb.train.checkpoints import wait_for_all
+from jaxemb.train.run import Run, differences
+
+_log = logging.getLogger(__name__)
+
+
+class RunLostError(RuntimeError):
+    """The directory of a run was removed or replaced while it was trained."""
+
+
+class RunDirectory:
+    """The directory `path` of `run`, locked while the context lasts.
+
+    It is the run's from its first checkpoint on: a start that failed before has nothing to keep, and another run may
+    take its place.
+
+    Raises:
+      FileExistsError: if it holds a run and `resume` is False, or a model that is no run's.
+      ValueError: if it holds a different run.
+      NotADirectoryError: if it is a file.
+      InUseError: if another process trains there.
+    """
+
+    def __init__(self, path: Path, run: Run, *, resume: bool):
+        self.path, self._run, self._resume = path, run, resume
+        self._description = run.describe()
+        self._is_claimed = False
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunDirectory":
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"a run needs a directory; {self.path} is a file")
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(files.locked(self.path, wait=False))
+            starts_anew = self._check()
+            wait_for_all("looked")  # before process 0 changes anything
+            if starts_anew and jax.process_index() == 0:
+                shutil.rmtree(self.path / "checkpoints" / "step_00000000", ignore_errors=True)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._open.close()
+
+    def claim(self) -> None:
+        """Says whose directory it is, once there is something to keep, and later sees that it still is."""
+        if self._is_claimed:
+            return self.check()
+        self._is_claimed = True
+        if jax.process_index() == 0:
+            if self._run.source is not None:
+                files.write_bytes(self.path / "config.py", Path(self._run.source).read_bytes())
+            files.write_json(self.path / "run.json", self._description)
+
+    def check(self) -> None:
+        """Raises RunLostError if the directory is no longer there."""
+        if self._is_claimed and jax.process_index() == 0 and not (self.path / "run.json").exists():
+            raise RunLostError(f"{self.path} was removed or replaced while the run was trained in it")
+
+    def _check(self) -> bool:
+        """Whether another run that has nothing to keep makes place for this one."""
+        saved, kept = self._saved(), self._kept()
+        models = [name for name in ("model", "best") if (self.path / name).exists()]
+        if models and saved is None and not kept:
+            raise FileExistsError(
+                f"{self.path / models[0]} is there, and no run that made it; choose another directory"
+            )
+        if (kept or models) and not self._resume:
+            raise FileExistsError(f"{self.path} already holds a run; resume it or choose another directory")
+        lines = [] if saved is None else differences(saved, self._description)
+        if lines and (kept or models):
+            remedy = f"choose another directory, or go on regardless without {self.path / 'run.json'}"
+            raise ValueError(f"{self.path} holds a different run; {remedy}. " + "; ".join(lines))
+        if saved and not lines and saved.get("source_sha256") != self._description.get("source_sha256"):
+            _log.warning("the config file is not the text in %s, but gives the same run", self.path / "config.py")
+        return bool(lines) or not self._resume
+
+    def _saved(self) -> Mapping[str, Any] | None:
+        path = self.path / "run.json"
+        try:
+            return files.read_json(path, dict)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            _log.warning("%s; which run %s holds cannot be told, and it is taken for this one", error, self.path)
+            return None
+
+    def _kept(self) -> bool:
+        names = [path.name for path in self.path.glob("checkpoints/step_*") if path.is_dir()]
+        return any(re.fullmatch(r"step_\d+", name) and int(name[5:]) for name in names)

@@ -1,0 +1,317 @@
+"""What may happen to a run between its start and its end, and that it can be gone on with or says what is wrong."""
+
+import io
+import itertools
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import assert_bitwise_equal, read_model, toy_run
+
+from jaxemb.checkpoints import Parameters
+from jaxemb.cli import main
+from jaxemb.files import InUseError, locked
+from jaxemb.progress import Audience
+from jaxemb.train import Checkpoints, RunLostError, UnwrittenCheckpointError, fit, read_metrics
+
+NO_JSON = {
+    "empty": b"",
+    "half": b'{"step": 3, "state/',
+    "list": b"[]",
+    "number": b"3",
+    "deep": b"[" * 100_000,
+    "not UTF-8": b'{"\xff": 1}',
+    "zeros": b"\0" * 64,
+}
+damages = pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
+
+
+class CrashError(Exception):
+    pass
+
+
+def acting_at(step, action, every=1):
+    """Evaluators, asked after every `every` steps, of which the one at `step` acts."""
+    steps = itertools.count(0, every)
+
+    def evaluator(embedder):
+        if next(steps) == step:
+            action()
+        return {"error": 0.0}
+
+    return {"evaluators": {"toy": evaluator}, "evaluate_every": every}
+
+
+def crash():
+    raise CrashError
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, fit(toy_run(best=("toy/error", "min")), out, progress=False)
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of a finished run, and its state."""
+    return shutil.copytree(whole[0], tmp_path / "run"), whole[1].state
+
+
+def again(out, **changes):
+    return fit(toy_run(best=("toy/error", "min"), **changes), out, progress=False)
+
+
+# Files that are not as they were written
+
+
+@damages
+def test_a_damaged_run_json_is_no_obstacle(finished, caplog, content):
+    out, state = finished
+    (out / "run.json").write_bytes(content)
+    assert_bitwise_equal(again(out).state, state)
+    assert f"{out / 'run.json'}: " in caplog.text and "which run" in caplog.text
+
+
+@damages
+def test_a_damaged_manifest_makes_the_checkpoint_before_the_newest(finished, caplog, content):
+    out, state = finished
+    (out / "checkpoints/step_00000012/manifest.json").write_bytes(content)
+    assert_bitwise_equal(again(out).state, state)
+    assert "manifest.json: " in caplog.text and "the checkpoint before it is used" in caplog.text
+
+
+@damages
+def test_a_damaged_log_warns_and_blocks_nothing(finished, caplog, content):
+    out, state = finished
+    log = out / "metrics.jsonl"
+    intact = read_metrics(out)
+    log.write_bytes(content + b"\n" + log.read_bytes() + b'{"no": 1}\n' + content)
+    assert read_metrics(out) == intact
+    assert_bitwise_equal(again(out).state, state)
+    assert read_metrics(out) == intact
+    assert f"{log}, line 1 is left out" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_costs_the_best_model_alone(finished, caplog):
+    out, _ = finished
+    newest = Checkpoints(out / "checkpoints", 2).steps()[-1]
+    run = {"best": ("toy/error", "min"), "evaluators": {"toy": lambda e: {"error": float(jnp.sum(e.model["w"]))}}}
+    away = lambda model, batch, key: (-jnp.square(batch["score"] - model["w"][batch["id"] % 5]), {})
+    other = out.with_name("other")
+    first = fit(toy_run(**run, objective=away), other, progress=False)
+    best = first.best["step"]
+    assert best < newest
+    (other / f"checkpoints/step_{best:08d}/manifest.json").write_text("{}")
+    shutil.rmtree(other / "model")
+    shutil.rmtree(other / "best")
+    found = fit(toy_run(**run, objective=away), other, progress=False)
+    assert found.best is None and (other / "model").is_dir() and not (other / "best").exists()
+    assert f"{other / 'best'} is not written" in caplog.text
+
+
+def test_when_all_checkpoints_are_damaged_it_says_that_it_starts_anew(finished, caplog, capsys):
+    out, state = finished
+    for manifest in out.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    found = fit(toy_run(best=("toy/error", "min")), out)
+    assert_bitwise_equal(found.state, state)
+    assert "as none is intact, the run starts anew" in caplog.text
+    assert "no checkpoint yet: starting at 0" in capsys.readouterr().err
+
+
+def test_files_of_others_do_no_harm(finished):
+    out, state = finished
+    checkpoints = out / "checkpoints"
+    stray = [".DS_Store", "step_00000012/.DS_Store", "step_00000012/state/.DS_Store", "notes.partial", "step_00000099"]
+    for name in (*stray, "step_00000003.partial", ".DS_Store"):
+        (checkpoints / name).write_text("not ours")
+    for name in ("step_", "step_x", "step_٣", "step_5"):
+        (checkpoints / name).mkdir()
+    found = again(out)
+    assert_bitwise_equal(found.state, state)
+    assert all((checkpoints / name).read_text() == "not ours" for name in stray)
+    assert not list(checkpoints.glob("*.corrupt"))
+
+
+# Whose the directory is
+
+
+def test_a_failed_first_start_does_not_claim_the_directory(tmp_path):
+    def none(embedder):
+        raise FileNotFoundError("no such data")
+
+    with pytest.raises(FileNotFoundError, match="no such data"):
+        fit(toy_run(data=none, best=("toy/error", "min")), tmp_path, progress=False)
+    with pytest.raises(CrashError):
+        fit(toy_run(seed=5, **acting_at(0, crash)), tmp_path, progress=False)
+    result = fit(toy_run(steps=2), tmp_path, resume=False, progress=False)
+    assert int(result.state.step) == 2 and json.loads((tmp_path / "run.json").read_text())["steps"] == 2
+    with pytest.raises(ValueError, match=r"holds a different run; .* or go on regardless without .*run\.json"):
+        fit(toy_run(steps=3), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["model", "best"])
+def test_a_model_of_nobody_is_noticed_before_the_first_step(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+    made = []
+    with pytest.raises(FileExistsError, match=f"{name} is there, and no run that made it; choose another directory"):
+        fit(toy_run(embedder=lambda: made.append(1)), tmp_path, progress=False)
+    assert not made
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(NotADirectoryError, match="a run needs a directory"):
+        fit(toy_run(), tmp_path / "run", progress=False)
+
+
+def test_only_one_process_trains_in_a_directory(tmp_path):
+    with locked(tmp_path), pytest.raises(InUseError, match="is in use by another process"):
+        fit(toy_run(), tmp_path, progress=False)
+
+
+def test_a_directory_that_is_removed_meanwhile_is_an_error(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RunLostError, match="run was removed or replaced while the run was trained in it"):
+        fit(toy_run(**acting_at(8, lambda: shutil.rmtree(out), every=4)), out, progress=False)
+
+
+# Being stopped
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, capfd, caplog):
+    before = signal.getsignal(signal.SIGINT)
+    interrupted = acting_at(4, send(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        fit(toy_run(**interrupted, checkpoint_every=100), tmp_path, progress=False)
+    assert "Ctrl-C: saving after this step; once more quits at once" in capfd.readouterr().err
+    assert f"Ctrl-C: saved {tmp_path / 'checkpoints/step_00000004'}" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [4]
+    fit(toy_run(evaluators={"toy": lambda embedder: {}}), tmp_path)
+    assert "resuming at step 4" in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_quits_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(toy_run(**acting_at(4, twice), checkpoint_every=3), tmp_path, progress=False)
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [3]
+
+
+def test_sigterm_before_the_first_step_saves_and_exits_with_code_0(tmp_path):
+    embedder = toy_run().embedder
+
+    def terminated():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embedder()
+
+    with pytest.raises(SystemExit) as caught:
+        fit(toy_run(embedder=terminated), tmp_path, progress=False)
+    assert caught.value.code == 0
+    assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [0]
+    assert not (tmp_path / "model").exists()
+
+
+class Terminated(Parameters):
+    """Saving it, the process is asked to end."""
+
+    def save(self, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().save(path)
+
+
+def test_sigterm_while_models_are_written_leaves_them_whole(tmp_path, whole):
+    embedder = lambda: Terminated({"w": jnp.asarray(np.full(5, 0.5, np.float32))})
+    with pytest.raises(SystemExit) as caught:
+        fit(toy_run(embedder=embedder, best=("toy/error", "min")), tmp_path, progress=False)
+    assert caught.value.code == 0
+    for name in ("model", "best"):
+        np.testing.assert_array_equal(read_model(tmp_path / name)["w"], read_model(whole[0] / name)["w"])
+
+
+def test_an_evaluator_that_fails_loses_no_step_and_is_asked_again(tmp_path):
+    """Whether in the middle, at a step without another reason to save, or at the end."""
+    whole = fit(toy_run(evaluate_every=4, checkpoint_every=100), tmp_path / "whole", progress=False)
+    for step in (8, 12):
+        out = tmp_path / str(step)
+        with pytest.raises(CrashError):
+            fit(toy_run(**acting_at(step, crash, every=4), checkpoint_every=100), out, progress=False)
+        assert Checkpoints(out / "checkpoints", 2).steps()[-1] == step
+        resumed = fit(toy_run(evaluate_every=4, checkpoint_every=100), out, progress=False)
+        assert_bitwise_equal(resumed.state, whole.state)
+        asked = [line["step"] for line in read_metrics(out) if "toy/error" in line]
+        assert asked == [0, 4, 8, 12] and resumed.metrics == whole.metrics
+
+
+def test_a_full_disk_is_no_bad_usage(tmp_path, monkeypatch, capsys):
+    import orbax.checkpoint as ocp
+
+    def full(self, *args, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(UnwrittenCheckpointError, match=r"step_00000003 could not be written; there is none before it"):
+        fit(toy_run(), tmp_path / "run", progress=False)
+    (tmp_path / "config.py").write_text("from tiny_run import toy_run\nrun = toy_run\n")
+    assert main(["train", str(tmp_path / "config.py"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+# Whoever watches
+
+
+class Pipe(io.StringIO):
+    """A pipe whose reader leaves after some text."""
+
+    def write(self, text):
+        if self.tell() > 30:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+@pytest.mark.parametrize("stream", [Pipe, lambda: None], ids=["reader gone", "closed"])
+def test_a_run_goes_on_when_nobody_listens(tmp_path, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    logging.disable(logging.CRITICAL)
+    try:
+        fit(toy_run(), tmp_path)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert (tmp_path / "model").is_dir()
+
+
+def test_what_is_said_to_nobody_is_dropped():
+    audience = Audience(None)
+    assert audience.write("text") == 4
+    with pytest.raises(UnicodeEncodeError):
+        Audience(io.TextIOWrapper(io.BytesIO(), encoding="ascii")).write("ä")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["2>&1 | head -1", "| head -0", "<&- >&- 2>&-"])
+def test_the_command_trains_whatever_its_standard_files_are(tmp_path, how):
+    (tmp_path / "config.py").write_text("from tiny_run import toy_run\nrun = toy_run\n")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    command = f"{sys.executable} -m jaxemb train config.py --out run {how}; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
