@@ -130,8 +130,13 @@ def encode(
 
     def fetch(advance) -> None:
         indices, slots, result = in_flight.popleft()
+        rows = np.asarray(result)[slots]
+        if not np.isfinite(rows).all():  # of texts in one row, one spoils the others: 0 * nan is nan
+            bad = np.sort(indices[~np.isfinite(rows).all(axis=1)])
+            which = f"texts[{bad[0]}] {texts[bad[0]]!r:.60}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "")
+            raise ValueError(f"no finite embedding in {dtype} of {which}; the weights or their products are not finite")
         if vectors is not None:
-            vectors[indices] = np.asarray(result)[slots]
+            vectors[indices] = rows
         advance(len(indices))
 
     reads = gathered is not None and jax.process_index() > 0  # the file that process 0 writes

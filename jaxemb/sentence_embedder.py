@@ -162,8 +162,10 @@ class SentenceEmbedder(ModelDirectory):
         """The text to put in front: `prompt`, or the stored prompt called `prompt_name`, or the default one.
 
         Raises:
-          ValueError: if no prompt has that name.
+          ValueError: if no prompt has that name, or both a prompt and a name are given.
         """
+        if prompt is not None and prompt_name is not None:
+            raise ValueError(f"prompt and prompt_name exclude each other; got {prompt!r} and {prompt_name!r}")
         name = prompt_name or self.default_prompt_name
         if prompt is not None or name is None:
             return prompt or ""
@@ -205,7 +207,8 @@ class SentenceEmbedder(ModelDirectory):
 
         Raises:
           TypeError: naming the index of the first element that is not a string.
-          ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`.
+          ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`, for both a prompt and a name of one;
+            naming texts whose embeddings are not finite, as the weights are not or float16 cannot hold them.
         """
         several = [texts] if isinstance(texts, str) else texts
         vectors = encode(

@@ -1,6 +1,8 @@
 """Encoding gives the same vectors however texts are batched, and says clearly what it cannot take."""
 
+import dataclasses
 import logging
+import re
 import resource
 
 import jax
@@ -9,6 +11,8 @@ import pytest
 
 import jaxemb
 from jaxemb import encode as encoding
+from jaxemb.embedder import Dense
+from jaxemb.nn import Linear
 from jaxemb.parallel import make_mesh
 
 SENTENCE = "a plane is taking off from the runway of a small airport near the sea"
@@ -164,3 +168,25 @@ def test_texts_that_are_cut_are_counted_in_one_warning(embedder, caplog):
 def test_bad_input_is_named(embedder, texts, options, error, message):
     with pytest.raises(error, match=message):
         embedder.encode(texts, **options)
+
+
+def test_texts_without_finite_embeddings_are_named(embedder, tmp_path):
+    """As with weights that training has spoilt, or numbers that float16 cannot hold."""
+    encoder, plane = embedder.model.encoder, embedder.tokenizer(["plane"])[0][1]
+    spoilt = dataclasses.replace(encoder.embeddings, tokens=encoder.embeddings.tokens.at[plane].set(np.nan))
+    large = Dense(linear=Linear(1e7 * np.eye(384, 8, dtype=np.float32)))
+    for dtype, changes, texts in (
+        ("float32", {"encoder": dataclasses.replace(encoder, embeddings=spoilt)}, ["a train " * 40, "a plane"]),
+        ("float16", {"heads": (large,)}, ["a train"]),
+    ):
+        model = dataclasses.replace(embedder.model, **changes)
+        message = f"no finite embedding in {dtype} of texts[{len(texts) - 1}] {texts[-1]!r}; the weights"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            embedder.replace(model=model).encode(texts, dtype=dtype, out=tmp_path / "x.npy")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_and_the_name_of_one_exclude_each_other(embedder):
+    prompted = embedder.replace(prompts={"query": "q: "})
+    with pytest.raises(ValueError, match="prompt and prompt_name exclude each other; got 'p: ' and 'query'"):
+        prompted.encode(["one"], prompt="p: ", prompt_name="query")

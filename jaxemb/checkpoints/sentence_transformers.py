@@ -18,6 +18,7 @@ from jaxemb.checkpoints.weights import (
     Placement,
     check_shapes,
     is_exact,
+    is_finite,
     load_weights,
     lossless,
     save_weights,
@@ -449,6 +450,8 @@ def _read_head_tensors(path: Path, ranks: Mapping[str, int]) -> list[Any]:
     if set(tensors) != set(ranks) or any(tensors[name].ndim != rank for name, rank in ranks.items()):
         found = {name: list(tensors[name].shape) for name in tensors}
         raise CheckpointError(f"{path}: expected tensors of ranks {dict(ranks)}; found shapes {found}")
+    if bad := [name for name in ranks if not is_finite(tensors[name])]:
+        raise CheckpointError(f"{path}: {', '.join(bad)}: has values that are not finite")
     return [tensors[name] for name in ranks]
 
 

@@ -22,6 +22,7 @@ from jaxemb.trees import PyTree, by_path
 PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
+_PART = 1 << 16  # numbers that stay in the processor's cache
 _DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
 _STATED_DTYPES = ("dtype", "torch_dtype")  # how a `config.json` calls the type of the tensors
 _OF_LAYER = re.compile(r"\blayers?\.(\d+)\.")
@@ -111,7 +112,8 @@ def load_weights(
     them that the host ever holds (beside tensors that the model does not use).
 
     Raises:
-      CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16.
+      CheckpointError: naming every tensor that is missing, left over, mis-shaped or not f32, f16 or bf16, or one with
+        values that are not finite.
       ValueError: naming the leaf that `placement` cannot split.
     """
     like = jax.eval_shape(lambda key: family.init(key, config), jax.random.key(0))
@@ -135,7 +137,7 @@ def load_weights(
             problems.append(f"{problem}: {names[short]}")
         starts = np.cumsum([0, *(shape[-1] for shape in targets)])
         for leaf, start in zip(weight.leaves, starts, strict=False):
-            sources[leaf][layer] = _Source(tensor, int(start), weight.transpose)
+            sources[leaf][layer] = _Source(names[short], tensor, int(start), weight.transpose)
         stored.append(StoredTensor(names[short], weight, layer, tensor.dtype))
     if problems:
         raise CheckpointError(
@@ -197,6 +199,16 @@ def is_exact(array: np.ndarray, dtype: np.dtype | str) -> bool:
         return array.dtype == dtype or np.array_equal(array.astype(dtype).astype(array.dtype), array, equal_nan=True)
 
 
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all values are; without a copy, as the array may be large."""
+    if array.dtype == ml_dtypes.bfloat16:
+        bits = array.reshape(-1).view(np.uint16)  # NumPy itself is slow with this type
+        parts = (bits[start : start + _PART] for start in range(0, len(bits), _PART))
+        return all((part << 1).max() < 0xFF00 for part in parts)  # without the sign; the exponent is all ones
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
 def check_shapes(model: PyTree, format: CheckpointFormat) -> None:
     """Raises a ValueError for a leaf that the checkpoint has no place for, or another shape (layers dropped)."""
     leaves = {path: leaf.shape for path, leaf in by_path(model).items()}
@@ -235,11 +247,18 @@ def truncate(format: CheckpointFormat, layers: int | None) -> CheckpointFormat:
 class _Source:
     """The tensor that holds a leaf, or one layer of it: as its last dimension from `start` on."""
 
+    name: str
     tensor: np.ndarray | TensorParts
     start: int
     is_transposed: bool
 
     def read(self, index: tuple[slice, ...], into: np.ndarray) -> None:
+        """Raises CheckpointError for values that are not finite."""
+        self._copy(index, into)
+        if not is_finite(into):
+            raise CheckpointError(f"{self.name}: has values that are not finite; fetch or write the checkpoint again")
+
+    def _copy(self, index: tuple[slice, ...], into: np.ndarray) -> None:
         *lead, last = index
         index = (*lead, slice(last.start + self.start, last.stop + self.start))
         if not self.is_transposed:

@@ -85,7 +85,8 @@ class StackConfig:
         check_fields(self, "an integer >= 1", is_size, *sizes, *optional)
         check_fields(self, "an integer >= 0", is_count, "relative_buckets")
         check_fields(self, "in [0, 1)", lambda rate: 0 <= rate < 1, "dropout", "attention_dropout")
-        check_fields(self, "finite and > 0", lambda x: 0 < x < math.inf, "norm_eps")
+        # What float32 holds: a smaller one is 0, and a larger one is all that is left of a state.
+        check_fields(self, "in 1.2e-38..1", lambda x: 1.2e-38 <= x <= 1, "norm_eps")
         check_fields(self, "finite and >= 0", lambda x: 0 <= x < math.inf, "initializer_range")
         optional = ("attention_scale", "attention_soft_cap")
         check_fields(self, "None, or finite and > 0", lambda x: x is None or 0 < x < math.inf, *optional)

@@ -20,6 +20,7 @@ from jaxemb.checkpoints import (
     write_tensors,
 )
 from jaxemb.checkpoints.tensors import TensorParts
+from jaxemb.checkpoints.weights import is_finite
 from jaxemb.encoders import Transformer
 from jaxemb.encoders.families import family_of
 from jaxemb.trees import by_path
@@ -76,6 +77,24 @@ def test_prefix_legacy_names_and_unused_tensors_come_back(tensors, config):
     jax.tree.map(np.testing.assert_array_equal, model, plain)
     assert set(format.unused) == set(unused)
     _assert_same_bytes(save_weights(model, format), original)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_named(tensors, config, dtype, bad):
+    family, name = family_of(config), "encoder.layer.1.attention.self.key.weight"
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    tensors[name][2, 1] = bad
+    with pytest.raises(CheckpointError, match=f"{name}: has values that are not finite"):
+        load_weights(family.config(config), tensors, family, config, Placement(param_dtype=np.dtype(dtype).name))
+
+
+def test_large_values_are_finite():
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        largest = np.full((3, 2**17), ml_dtypes.finfo(dtype).max, dtype)
+        assert is_finite(largest)
+        largest[1, -1] = -np.inf
+        assert not is_finite(largest)
 
 
 def test_a_changed_leaf_changes_its_tensor_only(tensors, config):
