@@ -120,8 +120,7 @@ def encode(
     # A process can read only what its own devices hold.
     gathered = parallel.replicated(mesh) if mesh and mesh.is_multi_process else None
     rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
-    if batch_tokens is None:
-        batch_tokens = 1024 if jax.default_backend() == "cpu" else 32_768
+    batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 32_768)
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     tokenise = lambda start: tokenizer.encode([prompt + t for t in texts[start : start + window]], max_length)
@@ -130,11 +129,7 @@ def encode(
 
     def fetch(advance) -> None:
         indices, slots, result = in_flight.popleft()
-        rows = np.asarray(result)[slots]
-        if not np.isfinite(rows).all():  # of texts in one row, one spoils the others: 0 * nan is nan
-            bad = np.sort(indices[~np.isfinite(rows).all(axis=1)])
-            which = f"texts[{bad[0]}] {texts[bad[0]]!r:.60}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "")
-            raise ValueError(f"no finite embedding in {dtype} of {which}; the weights or their products are not finite")
+        rows = _finite(np.asarray(result)[slots], indices, texts)
         if vectors is not None:
             vectors[indices] = rows
         advance(len(indices))
@@ -200,6 +195,15 @@ def _vectors(out: str | Path | None, shape: tuple[int, int], dtype: str, *, read
             vectors = np.load(fresh, mmap_mode="r+")
             yield vectors
             vectors.flush()
+
+
+def _finite(rows: np.ndarray, indices: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The rows. Raises a ValueError that names the texts, `indices`, of those that are not finite."""
+    if not np.isfinite(rows).all():  # of texts in one row, one spoils the others: 0 * nan is nan
+        bad = np.sort(indices[~np.isfinite(rows).all(axis=1)])
+        which = f"texts[{bad[0]}] {texts[bad[0]]!r:.60}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "")
+        raise ValueError(f"no finite embedding in {rows.dtype} of {which}; weights or their products are not finite")
+    return rows
 
 
 def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int | None, full: int) -> None:

@@ -180,7 +180,7 @@ def test_texts_without_finite_embeddings_are_named(embedder, tmp_path):
         ("float16", {"heads": (large,)}, ["a train"]),
     ):
         model = dataclasses.replace(embedder.model, **changes)
-        message = f"no finite embedding in {dtype} of texts[{len(texts) - 1}] {texts[-1]!r}; the weights"
+        message = f"no finite embedding in {dtype} of texts[{len(texts) - 1}] {texts[-1]!r}; weights or"
         with pytest.raises(ValueError, match=re.escape(message)):
             embedder.replace(model=model).encode(texts, dtype=dtype, out=tmp_path / "x.npy")
         assert not list(tmp_path.iterdir())

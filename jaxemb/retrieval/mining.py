@@ -367,6 +367,8 @@ def mine_hard_negatives(
 
     def encode(texts: list[str], prompt: str | None, name: str | None, *stored: str) -> np.ndarray:
         if prompt is not None:
+            if name is not None:
+                raise ValueError(f"a prompt and the name of one exclude each other; got {prompt!r} and {name!r}")
             return np.asarray(embedder.encode(texts, prompt=prompt, **encoding))  # type: ignore[call-arg]
         return np.asarray(embedder.encode(texts, prompt_name=name or stored_prompt(embedder, *stored), **encoding))
 
