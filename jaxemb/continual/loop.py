@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
+from jaxemb import parallel
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.objectives import Objective
 from jaxemb.train import (
@@ -78,6 +80,8 @@ def run_stream(
     future: bool = True,
     chunk: int = 500,
     checkpoints: str | Path | None = None,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules = parallel.REPLICATED,
 ) -> StreamResult:
     """Trains on the experiences one after another, and scores all of them after each.
 
@@ -109,16 +113,24 @@ def run_stream(
       chunk: largest number of steps in one call of the compiled program.
       checkpoints: directory; a run that was stopped and starts again there goes on after its last finished task, and
         ends with the same values, bit for bit.
+      mesh: the devices that share the work: every batch is split over them, the data of a task are on each whole, and
+        the state lies as `rules` say. It is in force while evaluators run.
+      rules: path rules, of paths in the state.
 
     Raises:
-      ValueError: for no experience, both or neither of epochs and steps, sizes below 1, experiences whose training data
-        have different columns, shapes or types, or checkpoints of another run.
+      ValueError: for no experience, both or neither of epochs and steps, sizes below 1, a batch size that does not
+        split over the mesh, experiences whose training data have different columns, shapes or types, or checkpoints of
+        another run.
       NonFiniteError: if a loss or gradient is not finite; a note says which task it was.
     """
     # The loop in one piece: training, scores and checkpoints act on the same state and progress.
     transform = identity() if transform is None else transform
     lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
-    state = init_state(jax.random.key(seed), model, optimizer, transform)
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise ValueError(f"batch_size must divide by the {shards} shards of the mesh; got {batch_size}")
+    place = (lambda state: state) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
+    state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
     passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
     totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
     chunk = min(chunk, max(totals))
@@ -126,9 +138,8 @@ def run_stream(
     in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
     store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
     last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
-    runner = Runner(
-        _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step), state, last_checkpoint=last_checkpoint
-    )
+    call = _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step)
+    runner = Runner(call, state, mesh=mesh, last_checkpoint=last_checkpoint)
     # Its own function, so that a new optimiser state does not share its buffers with the trained one.
     fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -152,12 +163,13 @@ def run_stream(
     if not done.seconds:
         remember(-1)
         every = _classes(experiences, len(experiences) - 1, "all")
-        for name, score in evaluate.items() if future else ():
-            done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
+        with parallel.in_force(mesh):
+            for name, score in evaluate.items() if future else ():
+                done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
 
     for number in range(len(done.seconds), len(experiences)):
         began = time.perf_counter()
-        data = _on_device(experiences[number], offsets[number], max(lengths))
+        data = _on_device(experiences[number], offsets[number], max(lengths), mesh)
         classes = _classes(experiences, number, compete)
         order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
         all_ids = np.asarray(experiences[number].train.get("id", np.arange(lengths[number]) + offsets[number]))
@@ -169,9 +181,9 @@ def run_stream(
             classes=experiences[number].classes,
         )
         if boundaries:
-            runner.state = begin_task(transform, objective, runner.state, task)
+            runner.state = place(begin_task(transform, objective, runner.state, task))
         if reset_optimizer and number > 0:
-            runner.state = dataclasses.replace(runner.state, opt_state=fresh(runner.state))
+            runner.state = place(dataclasses.replace(runner.state, opt_state=fresh(runner.state)))
 
         batches, losses, before = _forever(order), [], int(runner.state.step)
         for start in range(0, totals[number], chunk):
@@ -191,17 +203,18 @@ def run_stream(
                 error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
                 raise
         if boundaries:
-            runner.state = end_task(transform, objective, runner.state, task)
+            runner.state = place(end_task(transform, objective, runner.state, task))
         del data, task  # the device need not hold them beside the evaluators' arrays
         done.seconds.append(time.perf_counter() - began)
         done.losses.append(losses)
 
         remember(number)
         seen = _classes(experiences, number, "seen")
-        for name, score in evaluate.items():
-            scored = experiences if future else experiences[: number + 1]
-            row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
-            done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
+        with parallel.in_force(mesh):
+            for name, score in evaluate.items():
+                scored = experiences if future else experiences[: number + 1]
+                row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
+                done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
         if store is not None:
             store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
             store.finish()
@@ -281,16 +294,20 @@ def _traced(
 
 @jax.jit
 def _batch(data: Columns, rows: jax.Array, classes: jax.Array | np.ndarray | None) -> dict[str, Any]:
-    batch = dict(jax.tree.map(lambda leaf: leaf[rows], data))
+    """The records of `rows`, split over the mesh in force."""
+    axes = tuple(parallel.batch_axes())
+    split = lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec(axes)) if axes else leaf
+    batch = dict(jax.tree.map(lambda leaf: split(leaf[rows]), data))
     return batch if classes is None else {**batch, "classes": classes}
 
 
-def _on_device(experience: Experience, offset: int, size: int) -> dict[str, Any]:
-    """The training columns with "id", every leaf padded to `size` rows."""
+def _on_device(experience: Experience, offset: int, size: int, mesh: Mesh | None) -> dict[str, Any]:
+    """The training columns with "id", every leaf padded to `size` rows, whole on every device of the mesh."""
 
     def place(leaf) -> jax.Array:
         leaf = np.asarray(leaf)
-        return jnp.asarray(np.pad(leaf, [(0, size - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)))
+        padded = np.pad(leaf, [(0, size - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
+        return parallel.put(padded, None if mesh is None else parallel.replicated(mesh))
 
     ids = np.arange(count(experience.train), dtype=np.int32) + np.int32(offset)
     columns = {"id": ids, **experience.train}

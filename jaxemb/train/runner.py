@@ -1,6 +1,7 @@
 """Running compiled train steps, one ahead of the host: what every loop is made of."""
 
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -153,6 +154,8 @@ def train(
     *,
     transform: Transform | None = None,
     seed: int = 0,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules = parallel.REPLICATED,
 ) -> TrainState:
     """The state after one step on each of the batches: a task, in memory, without a log.
 
@@ -166,6 +169,7 @@ def train(
       batches: of one shape, so that one program is compiled. A method that looks at the task's data at its beginning or
         end needs a collection of them, which can be gone through again.
       seed: of the method's parameters and of dropout.
+      mesh, rules: the devices that share the batches, and where the state lies; see `init_state`.
 
     Raises:
       NonFiniteError: if a loss or gradient was not finite.
@@ -174,12 +178,15 @@ def train(
     task = Task(0)
     if isinstance(batches, Collection):
         task = Task(0, batches=lambda: batches, steps=len(batches))
-    state = begin_task(transform, objective, init_state(jax.random.key(seed), model, optimizer, transform), task)
-    runner = Runner(make_train_step(objective, optimizer, transform), state)
+    place = (lambda state: state) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
+    state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
+    state = place(begin_task(transform, objective, state, task))
+    runner = Runner(make_train_step(objective, optimizer, transform), state, mesh=mesh)
     for number, batch in enumerate(batches, 1):
-        runner.start(batch, np.ravel(batch["id"]) if "id" in batch else _NO_IDS)
+        ids = np.ravel(batch["id"]) if "id" in batch else _NO_IDS
+        runner.start(parallel.put(batch, None) if mesh is None else parallel.shard_batch(batch, mesh), ids)
         if number % _READ_EVERY == 0:
             runner.read()
     runner.wait()
     runner.read()
-    return end_task(transform, objective, runner.state, task)
+    return place(end_task(transform, objective, runner.state, task))

@@ -4,16 +4,23 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
-from tiny_run import tiny_model, tiny_run, toy_run
+from jax.sharding import PartitionSpec
+from tiny_run import pair_batch, tiny_model, tiny_run, toy_objective, toy_run
 
+from jaxemb import Classifier
 from jaxemb.checkpoints import Parameters
+from jaxemb.continual import accuracy, run_stream, split_by_class
 from jaxemb.data.tokenizer import Encoded
 from jaxemb.encode import encode
+from jaxemb.encoders import Mlp
 from jaxemb.losses import info_nce
-from jaxemb.objectives import on_columns
-from jaxemb.parallel import ENCODER_RULES, lies_on, make_mesh, mesh_in_force
-from jaxemb.train import fit, read_metrics
+from jaxemb.objectives import classification, on_columns
+from jaxemb.parallel import ENCODER_RULES, REPLICATED, lies_on, make_mesh, mesh_in_force
+from jaxemb.train import fit, read_metrics, train
+from jaxemb.transforms import chain, ewc, experience_replay
+from jaxemb.trees import by_path
 
 
 def losses(run, out):
@@ -103,3 +110,43 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 def test_refuses_a_batch_that_does_not_divide(tmp_path):
     with pytest.raises(ValueError, match=r"of shape \(8,.* does not split over 3 local shards"):
         fit(toy_run(mesh=mesh(3)), tmp_path, progress=False)
+
+
+def blobs(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 8).astype(np.int32)
+    return {"input": (labels[:, None] + rng.normal(size=(32, 4))).astype(np.float32), "label": labels}
+
+
+SPLIT = ((r"encoder.*kernel", PartitionSpec(None, "fsdp")), (r".*", PartitionSpec()))
+
+
+@pytest.mark.parametrize("rules", [SPLIT, pytest.param(REPLICATED, marks=pytest.mark.slow)])
+def test_a_stream_gives_the_same_on_a_mesh(rules):
+    """With replay and hooks at the ends of tasks, and evaluators that see the state as it lies."""
+    stream = split_by_class(blobs(0), blobs(1), 2)
+    model = Classifier.init(jax.random.key(0), Mlp.init(jax.random.key(1), (4, 8)), 8, 4)
+    method = chain(experience_replay(8, 4, blobs(0)), ewc(1.0))
+    learn = functools.partial(
+        run_stream,
+        *(stream, model, classification(), optax.sgd(0.1, momentum=0.9), method),
+        epochs=2,
+        batch_size=4,
+        evaluate={"acc": accuracy(scenario="task", transform=method)},
+        reset_optimizer=True,
+    )
+    alone, shared = learn(), learn(mesh=mesh(2, 2), rules=rules)
+    np.testing.assert_array_equal(shared.R["acc"], alone.R["acc"])
+    np.testing.assert_allclose(np.concatenate(shared.losses), np.concatenate(alone.losses), rtol=1e-5)
+    kernels = [leaf for name, leaf in by_path(shared.state.model).items() if "encoder" in name and "kernel" in name]
+    assert kernels and all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(shared.state.model))
+    assert all(kernel.is_fully_replicated == (rules is REPLICATED) for kernel in kernels)
+    with pytest.raises(ValueError, match="batch_size must divide by the 4 shards of the mesh; got 6"):
+        learn(mesh=mesh(2, 2), batch_size=6)
+
+
+def test_a_task_in_memory_gives_the_same_on_a_mesh():
+    data = [pair_batch(range(n, n + 8)) for n in (0, 8, 16)]
+    model = {"w": np.full(5, 0.5, np.float32)}
+    learn = functools.partial(train, model, toy_objective, optax.adam(0.1), data)
+    np.testing.assert_allclose(learn(mesh=mesh(4)).model["w"], learn().model["w"], rtol=1e-5)
