@@ -111,6 +111,8 @@ def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
     check_replaceable(directory, contents)
     home = final if final.is_dir() else final.parent
     home.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # what is not ours to see
+        remove_abandoned(final.parent)
     with _unfinished(home, directory, directory=True) as outer:
         (fresh := outer / "new").mkdir()  # the outer one is locked, and stays
         yield fresh
@@ -193,25 +195,21 @@ def reserve(path: Path, size: int) -> None:
 def _unfinished(home: Path, wanted: str | Path, *, directory: bool) -> Iterator[Path]:
     """A temporary in `home`, removed if it is still there at the end. Errors about it speak of `wanted`."""
     fresh = home / f".{secrets.token_hex(6)}{_UNFINISHED}"
-    held = None
-    try:
-        remove_abandoned(home)
-        while held is None:
-            if directory:
-                fresh.mkdir(exist_ok=True)
-            else:
-                fresh.touch()
-            held = _hold(fresh)
-        yield fresh
-    except OSError as error:
-        about = error.errno in _NO_ROOM if error.filename is None else str(error.filename) in (str(home), str(fresh))
-        if not about:
-            raise
-        raise OSError(error.errno, error.strerror, str(wanted)) from error
-    finally:
-        _remove(fresh)
-        if held is not None:
-            os.close(held)
+    make = fresh.mkdir if directory else fresh.touch
+    with contextlib.ExitStack() as at_the_end:
+        try:
+            remove_abandoned(home)
+            make(exist_ok=True)
+            while (held := _hold(fresh)) is None:
+                make(exist_ok=True)
+            at_the_end.callback(os.close, held)
+            at_the_end.callback(_remove, fresh)
+            yield fresh
+        except OSError as error:
+            about = error.errno in _NO_ROOM if error.filename is None else error.filename in (str(home), str(fresh))
+            if not about:
+                raise
+            raise OSError(error.errno, error.strerror, str(wanted)) from error
 
 
 def remove_abandoned(directory: Path) -> None:
