@@ -17,14 +17,15 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 _UNFINISHED = ".jaxemb-unfinished"  # how the names of temporaries end
 _COMMITTED = ".jaxemb-committed"  # in a directory: new files that are about to take their places
 _OBSOLETE = "obsolete.json"  # in there: which old files go
 _OLD = 24 * 3600.0  # seconds until a temporary counts as abandoned where the file system has no locks
+T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -97,7 +98,7 @@ def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
     """A new directory whose files take their places in `directory` when the block ends without an error, all or none.
 
     `directory` is made if absent. What else is in it stays, but for files that are ours and not among the new ones.
-    Readers that use `reading` see all old files or all new ones.
+    Readers that use `read_whole` see all old files or all new ones.
 
     Args:
       directory: where the files belong.
@@ -136,10 +137,10 @@ def check_replaceable(directory: str | Path, contents: Contents) -> None:
     """Raises a FileExistsError if `replaced_files` would refuse to write into `directory`."""
     if not (path := checked_path(directory)).exists():
         return
-    with reading(path):
-        has_others = path.is_file() or any(not entry.name.endswith(_UNFINISHED) for entry in path.iterdir())
-        if has_others and not (path / contents.mark).exists():
-            raise FileExistsError(f"{directory} exists and is no {contents.name}; give another path")
+    _finish(path)
+    has_others = path.is_file() or any(not entry.name.endswith(_UNFINISHED) for entry in path.iterdir())
+    if has_others and not (path / contents.mark).exists():
+        raise FileExistsError(f"{directory} exists and is no {contents.name}; give another path")
 
 
 def _commit(fresh: Path, final: Path, contents: Contents) -> None:
@@ -147,16 +148,63 @@ def _commit(fresh: Path, final: Path, contents: Contents) -> None:
     for name, is_directory in new.items():
         if (final / name).exists() and (final / name).is_dir() != is_directory:
             raise OSError(errno.EEXIST, f"is {'no' if is_directory else 'a'} directory", str(final / name))
-    old = {path.relative_to(final) for pattern in contents.files for path in final.glob(pattern) if not path.is_dir()}
+    old = {path.relative_to(final) for path in _ours(final, contents)}
     write_json(fresh / _OBSOLETE, sorted(map(str, old - new.keys())))
     os.rename(fresh, final / _COMMITTED)
     _sync(final)
 
 
+def read_whole(directory: str | Path, contents: Contents, read: Callable[[], T]) -> T:
+    """What `read()` makes of the files of `directory`, all of one state.
+
+    It is called again if `replaced_files` came between. What a killed process had committed is completed first.
+    """
+    directory = Path(directory)
+    while True:
+        _finish(directory)
+        with contextlib.ExitStack() as stack:  # the number of a file that is open is given to no other
+            try:
+                opened = {path: stack.enter_context(open(path, "rb")) for path in _ours(directory, contents)}
+            except FileNotFoundError:
+                continue
+            try:
+                result = read()
+            except Exception:
+                if _is_unchanged(directory, contents, opened):
+                    raise
+            else:
+                if _is_unchanged(directory, contents, opened):
+                    return result
+
+
+def _is_unchanged(directory: Path, contents: Contents, opened: Mapping[Path, IO[bytes]]) -> bool:
+    if _is_committed(directory) or _ours(directory, contents) != opened.keys():
+        return False
+    try:
+        return all(os.path.samestat(path.stat(), os.fstat(file.fileno())) for path, file in opened.items())
+    except FileNotFoundError:
+        return False
+
+
+def _ours(directory: Path, contents: Contents) -> set[Path]:
+    return {path for pattern in contents.files for path in directory.glob(pattern) if path.is_file()}
+
+
+def _is_committed(directory: Path) -> bool:
+    return (directory / _COMMITTED).is_dir()
+
+
+def _finish(directory: Path) -> None:
+    """Waits for the process that brings committed files to their places, or does it for one that was killed."""
+    if _is_committed(directory):
+        with locked(directory):
+            _complete(directory)
+
+
 def _complete(final: Path) -> None:
     """Brings committed files to their places, from whatever point on."""
     committed = final / _COMMITTED
-    if not committed.is_dir():
+    if not _is_committed(final):
         return
     obsolete = committed / _OBSOLETE
     for name in read_json(obsolete, list) if obsolete.exists() else ():
@@ -260,45 +308,27 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: str | Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Only one process or thread at a time is in such a block, or several that share; a killed one is out of it.
+def locked(directory: str | Path, *, wait: bool = True) -> Iterator[None]:
+    """Only one process or thread at a time is in such a block; a killed one is out of it.
 
     Where the file system has no locks, there is none.
 
     Args:
       directory: which exists; nothing is written there.
-      shared: let others in that share too.
-      wait: until the others are out.
+      wait: until the other one is out.
 
     Raises:
-      InUseError: if others are in and `wait` is False.
+      InUseError: if another one is in and `wait` is False.
     """
     number = os.open(directory, os.O_RDONLY)
     try:
-        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            _lock(number, how if wait else how | fcntl.LOCK_NB)
+            _lock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError(f"{directory} is in use by another process; wait for it, or name another one") from None
         yield
     finally:
         os.close(number)
-
-
-@contextlib.contextmanager
-def reading(directory: str | Path) -> Iterator[None]:
-    """In the block `replaced_files` changes nothing in `directory`; what a killed process had committed is completed.
-
-    Raises:
-      FileNotFoundError: if there is no such directory.
-    """
-    while True:
-        with locked(directory, shared=True):
-            if not (Path(directory) / _COMMITTED).is_dir():
-                yield
-                return
-        with locked(directory):
-            _complete(Path(directory))
 
 
 def _lock(number: int, how: int) -> bool:

@@ -1,6 +1,7 @@
 """A model as people use it (`SentenceEmbedder`): load or make, encode, compare, save."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from jax.sharding import Mesh
 from jaxemb.backends import without_absent_tpu
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.new import new_directory
-from jaxemb.checkpoints.sentence_transformers import ModelDirectory, check_writable, read_directory, write_directory
+from jaxemb.checkpoints.sentence_transformers import (
+    CONTENTS,
+    ModelDirectory,
+    check_writable,
+    read_directory,
+    write_directory,
+)
 from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Head
 from jaxemb.encode import encode
-from jaxemb.files import reading
+from jaxemb.files import read_whole
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.pooling import Pooling
 from jaxemb.similarity import similarity
@@ -68,8 +75,8 @@ def load(
     without_absent_tpu()
     placement = Placement(mesh, rules, param_dtype)
     path = resolve(path_or_id, revision=revision)
-    with reading(path):
-        contents = read_directory(path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
+    read = functools.partial(read_directory, path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
+    contents = read_whole(path, CONTENTS, read)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 

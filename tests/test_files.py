@@ -142,8 +142,8 @@ def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch,
     with pytest.raises((StopIteration, RuntimeError)), writer as fresh:
         fill(fresh, a="2", b="2", c="2", d="2")
     monkeypatch.undo()
-    with files.reading(tmp_path):
-        assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == dict.fromkeys("abcd", "2")
+    read = lambda: {name: (tmp_path / name).read_text() for name in names(tmp_path)}
+    assert files.read_whole(tmp_path, ANY, read) == dict.fromkeys("abcd", "2")
 
 
 def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_path):
@@ -157,10 +157,32 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_pat
     assert names(tmp_path) == {"a", "b"}
 
 
-def test_a_lock_admits_one_or_those_who_share(tmp_path):
+def test_what_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    letters = ANY._replace(files=["?"])
+
+    def write(content: str) -> None:
+        with files.replaced_files(tmp_path, letters) as fresh:
+            fill(fresh, a=content, **{content: content})
+
+    def read() -> tuple[str, set[str]]:
+        first = (tmp_path / "a").read_text()
+        if content := next(contents, None):
+            write(content)
+        if content == "2":
+            raise ValueError("what was there is gone")
+        return first, names(tmp_path)
+
+    write("0")
+    contents = iter("123")
+    assert files.read_whole(tmp_path, letters, read) == ("3", {"a", "3"})
+    with pytest.raises(ZeroDivisionError):
+        files.read_whole(tmp_path, letters, lambda: 1 / 0)
+
+
+def test_a_lock_admits_one(tmp_path):
     with files.locked(tmp_path), pytest.raises(files.InUseError, match=f"{tmp_path} is in use by another process"):
         files.locked(tmp_path, wait=False).__enter__()
-    with files.locked(tmp_path, shared=True), files.locked(tmp_path, shared=True, wait=False):
+    with files.locked(tmp_path):
         entered = threading.Event()
 
         def enter():

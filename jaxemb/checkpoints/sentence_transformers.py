@@ -59,10 +59,8 @@ _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has 
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
 )
-
-
 _NAMES = ("config.json", *TOKENIZER_FILES, *TENSOR_FILES)  # of the root, or of a module's folder
-_CONTENTS = Contents(
+CONTENTS = Contents(
     "model directory",
     mark="modules.json",
     files=(
@@ -226,7 +224,7 @@ def write_directory(path: str | Path, contents: ModelDirectory) -> None:
     Raises:
       FileExistsError: if `path` is a file, or a non-empty directory without `modules.json`.
     """
-    with replaced_files(path, _CONTENTS) as fresh:
+    with replaced_files(path, CONTENTS) as fresh:
         _write(contents, fresh)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxemb.files import Contents, inside, kind, read_json, replaced_files, write_json
+from jaxemb.files import Contents, inside, kind, read_json, read_whole, replaced_files, write_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 TENSOR_FILES = (_SINGLE, _INDEX, "model-?????-of-?????.safetensors")
+_CONTENTS = Contents("directory of tensors", mark="", files=TENSOR_FILES)
 _MAX_SHARD_BYTES = 5 * 10**9
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {
@@ -82,7 +83,10 @@ def read_tensors(directory: str | Path) -> Tensors:
     Raises:
       CheckpointError: if there are only pickles, no tensors at all, or a file is missing or damaged.
     """
-    directory = Path(directory)
+    return read_whole(directory, _CONTENTS, lambda: _read(Path(directory)))
+
+
+def _read(directory: Path) -> Tensors:
     if (single := directory / _SINGLE).is_file():
         return Tensors([single])
     if (index := directory / _INDEX).is_file():
@@ -115,7 +119,7 @@ def write_tensors(
 
     All or nothing, instead of what tensors `directory` has; it is made if absent.
     """
-    with replaced_files(directory, Contents("directory of tensors", "", TENSOR_FILES)) as fresh:
+    with replaced_files(directory, _CONTENTS) as fresh:
         _write(fresh, tensors, max_bytes)
 
 

@@ -6,7 +6,6 @@ records.jsonl  one JSON object per vector, in order
 """
 
 import base64
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.files import Contents, parse_json, read_json, reading, replaced_files, sha256, write_json
+from jaxemb.files import Contents, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 
 if TYPE_CHECKING:
@@ -224,8 +223,7 @@ def open_index(path: str | Path, *, verify: bool = True) -> SearchIndex:
       ValueError: for a manifest that cannot be read, and files that are damaged or do not match it.
     """
     path = Path(path)
-    with reading(path) if path.is_dir() else contextlib.nullcontext():
-        return _open(path, verify)
+    return read_whole(path, _CONTENTS, lambda: _open(path, verify))
 
 
 def _open(path: Path, verify: bool) -> SearchIndex:

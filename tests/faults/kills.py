@@ -18,7 +18,7 @@ import numpy as np
 from tiny_run import tiny_embedder, tiny_run, toy_run
 
 from jaxemb.compilation import enable_persistent_cache
-from jaxemb.files import reading
+from jaxemb.files import Contents, read_whole
 from jaxemb.retrieval import build_index
 from jaxemb.train import fit
 
@@ -79,10 +79,8 @@ class Work:
 
 def files_of(directory: Path) -> dict[str, bytes]:
     """All files, as whoever opens the directory finds them."""
-    for place in (directory, directory / "place"):
-        if place.is_dir():
-            with reading(place):
-                pass
+    if (directory / "place").is_dir():  # completes what was committed
+        read_whole(directory / "place", Contents("", "", ()), lambda: None)
     return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -120,7 +118,12 @@ def _model_with_notes(directory: Path) -> None:
 
 def _index(directory: Path, number: int) -> None:
     vectors = np.full((number, 4), number, np.float32)
-    model = types.SimpleNamespace(model=types.SimpleNamespace(dim=4), similarity_fn_name="cosine", prompts={})
+    model = types.SimpleNamespace(
+        model=types.SimpleNamespace(dim=4),
+        similarity_fn_name="cosine",
+        prompts={},
+        encode=lambda texts: np.ones((len(texts), 4), np.float32),
+    )
     build_index(
         directory / "place", [f"{number} {i}" for i in range(number)], model, model=str(number), vectors=vectors
     )
