@@ -146,8 +146,8 @@ def check_replaceable(directory: str | Path, contents: Contents) -> None:
 def _commit(fresh: Path, final: Path, contents: Contents) -> None:
     new = {path.relative_to(fresh): path.is_dir() for path in fresh.rglob("*")}
     for name, is_directory in new.items():
-        if (final / name).exists() and (final / name).is_dir() != is_directory:
-            raise OSError(errno.EEXIST, f"is {'no' if is_directory else 'a'} directory", str(final / name))
+        if (place := _place(final, str(name))).exists() and place.is_dir() != is_directory:
+            raise OSError(errno.EEXIST, f"is {'no' if is_directory else 'a'} directory", str(place))
     old = {path.relative_to(final) for path in _ours(final, contents)}
     write_json(fresh / _OBSOLETE, sorted(map(str, old - new.keys())))
     os.rename(fresh, final / _COMMITTED)
@@ -208,11 +208,11 @@ def _complete(final: Path) -> None:
         return
     obsolete = committed / _OBSOLETE
     for name in read_json(obsolete, list) if obsolete.exists() else ():
-        (final / name).unlink(missing_ok=True)
+        (place := _place(final, name)).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty
-            (final / name).parent.rmdir()
+            place.parent.rmdir()
     for path in sorted(committed.rglob("*")):
-        place = final / path.relative_to(committed)
+        place = _place(final, str(path.relative_to(committed)))
         if path.is_dir():
             place.mkdir(exist_ok=True)
         elif path != obsolete:
@@ -220,6 +220,14 @@ def _complete(final: Path) -> None:
             _sync(place.parent)
     _sync(final)
     shutil.rmtree(committed)
+
+
+def _place(final: Path, name: str) -> Path:
+    """Where a file goes: not outside, also not by links, as somebody else may have made the directory."""
+    place = inside(final, name, where=str(final / _COMMITTED))
+    if not place.parent.resolve().is_relative_to(final.resolve()):
+        raise OSError(errno.EXDEV, "leads out of its directory", str(place))
+    return place
 
 
 def reserve(path: Path, size: int) -> None:

@@ -146,6 +146,23 @@ def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch,
     assert files.read_whole(tmp_path, ANY, read) == dict.fromkeys("abcd", "2")
 
 
+@pytest.mark.parametrize("name", ["../victim", "link/victim", "/victim"])
+def test_what_others_committed_reaches_nothing_outside(tmp_path, name):
+    """A model directory that was downloaded may hold anything."""
+    committed = tmp_path / "model" / files._COMMITTED
+    (committed / "link").mkdir(parents=True)
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "model" / "link").symlink_to(tmp_path)
+    files.write_json(committed / files._OBSOLETE, [name])
+    with pytest.raises((OSError, ValueError), match=r"leads out|expected a path inside"):
+        files.read_whole(tmp_path / "model", ANY, lambda: None)
+    files.write_json(committed / files._OBSOLETE, [])
+    (committed / "link" / "victim").write_text("theirs")
+    with pytest.raises(OSError, match="leads out"):
+        files.read_whole(tmp_path / "model", ANY, lambda: None)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
 def test_what_killed_processes_left_is_removed_and_what_is_in_use_is_not(tmp_path):
     for what in ("file", "files"):
         abandon(tmp_path, what)
