@@ -99,6 +99,13 @@ def byte_files(content: bytes, flips: int = 12, seed: int = 0) -> Iterator[tuple
         yield f"bit {place} flipped", bytes(changed)
 
 
+def few_files(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """As `byte_files`, of a file that is one of many alike."""
+    yield "with zeros behind", content + bytes(64)
+    if content:
+        yield "cut by a byte", content[:-1]
+
+
 def gzip_files(content: bytes) -> Iterator[tuple[str, bytes]]:
     """What is wrong, and the bytes of a gzip file that has it."""
     yield from byte_files(content)

@@ -432,7 +432,7 @@ PLACES: dict[str, tuple[Place, dict[str, Mutants]]] = {
         {
             r"^run.json|step_00000004/(loop-0|manifest).json$": mutations.json_files,
             r"metrics.jsonl$": mutations.line_files,
-            r"step_00000004/state/": lambda content: mutations.byte_files(content, flips=2) if content else iter(()),
+            r"step_00000004/state/": mutations.few_files,
         },
     ),
     "csv": (Place(_csv, _read, ".csv", lawful=_OTHER_DATA), _MUTANTS_OF_DATA),
