@@ -8,7 +8,7 @@ import inspect
 import tempfile
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -574,11 +574,12 @@ class Call:
             for what, value in [*WRONG.items(), ("no value of any type", object()), ("a list of texts", ["text"])]:
                 if isinstance(value, str) and isinstance(good, str) and value == good:
                     continue
-                lawful = _fits(value, hint) and not _is_suspicious(name, value)
-                shown = (value,) if isinstance(value, str) and value else ()
+                lawful = _fits(value, hint) and not _is_suspicious(value, hint)
+                shown = (value, repr(value).strip("'")) if isinstance(value, str) and value else ()
                 yield self._case(f"{name} = {what}", {name: value}, (name, name.rstrip("s"), *shown), lawful)
             if isinstance(good, np.ndarray | jax.Array) and good.ndim:
-                for what, value, lawful in _wrong_arrays(np.asarray(good), alone=self._arrays() == [name]):
+                others = [np.asarray(self.given[n]) for n in self._arrays() if n != name]
+                for what, value, lawful in _wrong_arrays(np.asarray(good), others):
                     yield self._case(f"{name} = {what}", {name: value}, names, lawful)
         if arrays := self._arrays():
             empty = {n: np.zeros((0, *a.shape[1:]), a.dtype) for n in arrays for a in [np.asarray(self.given[n])]}
@@ -609,15 +610,16 @@ def _used(result: Any) -> Any:
     return jax.block_until_ready(result)
 
 
-def _is_suspicious(name: str, value: Any) -> bool:
+def _is_suspicious(value: Any, hint: Any) -> bool:
     """Whether a value of the right type is still one that an argument hardly ever has."""
     if isinstance(value, float) and not np.isfinite(value):
         return True
-    return isinstance(value, str) and value == ""
+    return isinstance(value, str) and value == "" and "Path" in str(hint)
 
 
-def _wrong_arrays(good: np.ndarray, *, alone: bool) -> Iterator[tuple[str, Any, bool]]:
-    """What is wrong, the array, and whether a function may take it."""
+def _wrong_arrays(good: np.ndarray, others: Sequence[np.ndarray]) -> Iterator[tuple[str, Any, bool]]:
+    """What is wrong, the array, and whether a function may take it beside others that are as they were."""
+    alone = not others
     yield "an array of texts", np.full(good.shape, "a"), False
     yield "an array of objects", np.full(good.shape, None), False
     yield "the numbers in lists", good.tolist(), True
@@ -627,7 +629,7 @@ def _wrong_arrays(good: np.ndarray, *, alone: bool) -> Iterator[tuple[str, Any, 
     yield "an axis more", good[None], alone
     yield "an axis less", good[0], alone
     if good.ndim > 1:
-        yield "a column less", good[..., :-1], alone
+        yield "a column less", good[..., :-1], all(other.ndim == 1 for other in others)
         yield "a ragged list", [*good.tolist()[:-1], good.tolist()[-1][:-1]], False
     yield "complex numbers", good.astype(np.complex64), False
     if good.dtype.kind == "f":

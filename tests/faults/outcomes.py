@@ -78,7 +78,7 @@ class Case:
             return Outcome.RAW, f"{said} [{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}]"
         if self.is_lawful or (self.expected is not None and same(result, self.expected)):
             return Outcome.AS_BEFORE, ""
-        return Outcome.SILENT, f"{result!r:.100}".replace("\n", " ")
+        return Outcome.SILENT, _shown(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +146,13 @@ def _equal(x: Any, y: Any) -> bool:
     if x.dtype == object or y.dtype == object:
         return bool(np.array_equal(x, y))
     return x.shape == y.shape and bool(np.allclose(x, y, rtol=1e-5, atol=1e-6, equal_nan=True))
+
+
+def _shown(result: Any) -> str:
+    try:
+        return f"{result!r:.100}".replace("\n", " ")
+    except Exception:  # what was made of the fault cannot even be shown
+        return type(result).__name__
 
 
 def _is_clear(error: BaseException, names: Sequence[str]) -> bool:
