@@ -262,8 +262,8 @@ def _unfinished(home: Path, wanted: str | Path, *, directory: bool) -> Iterator[
             at_the_end.callback(_remove, fresh)
             yield fresh
         except OSError as error:
-            about = error.errno in _NO_ROOM if error.filename is None else error.filename in (str(home), str(fresh))
-            if not about:
+            of_it = str(error.filename) == str(home) or str(error.filename).startswith(str(fresh))
+            if not of_it and not (error.filename is None and error.errno in _NO_ROOM):
                 raise
             raise OSError(error.errno, error.strerror, str(wanted)) from error
 

@@ -1,5 +1,7 @@
 """Reading and writing tensor files: safetensors, single or sharded. Pickles are refused."""
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,15 +136,24 @@ def _write(directory: Path, tensors: Mapping[str, np.ndarray], max_bytes: int) -
         free -= tensor.nbytes
     metadata = {"format": "pt"}  # transformers reads no file without it
     if len(shards) == 1:
-        safetensors.numpy.save_file(shards[0], directory / _SINGLE, metadata=metadata)
+        _save_file(shards[0], directory / _SINGLE, metadata)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file(shard, directory / file, metadata=metadata)
+        _save_file(shard, directory / file, metadata)
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
     write_json(directory / _INDEX, index, indent=2)
+
+
+def _save_file(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _open(path: Path):

@@ -1,5 +1,6 @@
 import json
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,30 @@ def test_a_missing_shard_is_named(tmp_path):
     write_tensors(tmp_path, TENSORS, max_bytes=40)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"index\.json: shards are missing: model-00002-of-00003\.safetensors"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../a.safetensors", "/a.safetensors", "a/../../a.safetensors", 3, None])
+def test_shards_lie_in_the_directory(tmp_path, shard):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    message = f"{index}: weight_map: expected a path inside of {tmp_path}; got {shard!r}"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object; got a list"),
+        ("{}", "weight_map must be an object; got null"),
+        ('{"weight_map": ["a"]}', "weight_map must be an object; got a list"),
+    ],
+)
+def test_an_index_of_shards_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"model.safetensors.index.json: {re.escape(message)}"):
         read_tensors(tmp_path)
 
 
@@ -95,3 +120,17 @@ def test_the_conversion_that_the_message_states_works(tmp_path):
 def test_an_empty_directory_says_what_is_expected(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected model\.safetensors or model\.safetensors\.index\.json"):
         read_tensors(tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path):
+    write_tensors(tmp_path / "model", {"a": np.zeros(3, np.float32)})
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'model'}'"):
+            write_tensors(tmp_path / "model", {"a": np.zeros(10_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
