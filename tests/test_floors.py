@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxemb"
 #: From the ground up: a room may import from its own floor's rooms below it and from the floors below.
 FLOORS = (
     ("packages",),
-    ("types", "trees", "similarity", "progress", "compilation", "backends", "files"),
+    ("checks", "files", "settings", "types", "trees", "similarity", "progress", "compilation", "backends"),
     ("parallel",),
     ("nn",),
     ("losses", "pooling", "interval", "isotropy"),
@@ -31,8 +31,8 @@ FLOORS = (
 )
 #: What is made of arrays alone knows no more of jaxemb than this.
 PURE = {
-    "nn": {"trees", "parallel.mesh"},
-    "losses": {"nn", "trees", "parallel.mesh"},
+    "nn": {"checks", "trees", "parallel.mesh"},
+    "losses": {"checks", "nn", "trees", "parallel.mesh"},
     "pooling": {"types", "nn"},
     "evaluate.metrics": set(),
 }

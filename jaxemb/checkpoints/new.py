@@ -1,7 +1,9 @@
 """Models from scratch: what a directory of a new one holds."""
 
 import dataclasses
-from collections.abc import Sequence
+import difflib
+import logging
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jax
@@ -13,7 +15,12 @@ from jaxemb.embedder import Embedder, Head
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.pooling import Mean, Pooling
+from jaxemb.settings import Settings
 
+logger = logging.getLogger(__name__)
+
+# Keys that transformers writes for every family, and that change nothing here.
+_OF_TRANSFORMERS = {"architectures", "model_type", "pad_token_id", "vocab_size"}
 # The fields of `TransformerConfig` that a directory need not say, as they do not change what a trained model gives.
 _OF_COMPUTATION = (
     *("dropout", "attention_dropout", "initializer_range"),
@@ -39,7 +46,9 @@ def new_directory(
         raise ValueError(f"{expected}; got {', '.join(sorted(unsaid))}")
     of_family = family_of({"model_type": family})
     hf_config = _complete(family, of_family, config, tokenizer)
-    model_config = mapped("config", of_family, hf_config, overrides)
+    settings = Settings(hf_config, "config")
+    model_config = mapped(settings, of_family, overrides)
+    _check_spelling(config, settings.asked)
     check_vocabulary("config", tokenizer, model_config)
     longest = model_config.max_positions
     if max_length is not None and not 1 <= max_length <= longest:
@@ -52,6 +61,14 @@ def new_directory(
         max_length=max_length or min(tokenizer.model_max_length or longest, longest),
         format=DirectoryFormat(new_format(model_config, of_family, hf_config)),
     )
+
+
+def _check_spelling(config: HfConfig, known: Set[str]) -> None:
+    """Raises ValueError for a key that the family does not read, but for one of nearly that name; warns of others."""
+    for key in config.keys() - known - _OF_TRANSFORMERS:
+        if near := difflib.get_close_matches(key, known - config.keys(), 1, 0.75):
+            raise ValueError(f"config: key {key!r} is not known; did you mean {near[0]!r}?")
+        logger.warning("config: key %r is saved, but changes nothing: this family does not read it", key)
 
 
 def _initial(family: Family, key: jax.Array, config: TransformerConfig, placement: Placement, shapes: Any) -> Any:

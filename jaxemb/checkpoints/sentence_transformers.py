@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxemb.checkpoints.heads import without_heads
 from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
-from jaxemb.checkpoints.tensors import TENSOR_FILES, CheckpointError, read_tensors, write_tensors
+from jaxemb.checkpoints.tensors import TENSOR_FILES, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import (
     ONE_DEVICE,
     CheckpointFormat,
@@ -25,11 +25,12 @@ from jaxemb.checkpoints.weights import (
 )
 from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
-from jaxemb.encoders.families import Family, HfConfig, family_of
+from jaxemb.encoders.families import Family, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.files import Contents, inside, read_json, replaced_files, write_json
 from jaxemb.nn import Linear, Norm
 from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
+from jaxemb.settings import CheckpointError, Settings, flag, inner, size, text, texts
 from jaxemb.similarity import PAIRED
 
 logger = logging.getLogger(__name__)
@@ -131,15 +132,14 @@ def read_directory(
         another kind of model, of which this would be a part; or for an unknown pooling.
     """
     root = Path(root)
-    config = _json(root / "config_sentence_transformers.json", {})
+    config = _settings(root / "config_sentence_transformers.json")
     if encoder_only:
-        config = {}
-    elif (kind := config.get("model_type") or _BI_ENCODER) != _BI_ENCODER:
+        config = Settings({}, config.where)
+    elif (kind := text(config, "model_type", None) or _BI_ENCODER) != _BI_ENCODER:
         raise ValueError(f"{root}: is a {kind} of sentence-transformers, but a {_BI_ENCODER} is read here. {REMEDY}")
     modules = _encoder_alone(root) if encoder_only else _modules(root)
-    similarity = config.get("similarity_fn_name") or "cosine"
-    if similarity not in PAIRED:
-        raise ValueError(f"{root}: similarity_fn_name must be one of {list(PAIRED)}; got {similarity!r}")
+    stored = inner(config, "prompts")
+    prompts = {name: prompt for name in stored if (prompt := text(stored, name, None)) is not None}
     encoder_path = modules[0]["path"]
     encoder, encoder_format = load_encoder(encoder_path, placement, **overrides)
     if encoder_only:
@@ -147,36 +147,43 @@ def read_directory(
     elif len(modules) == 1:  # with a pooling, the directory says itself what its encoder is used for
         refuse_parts(encoder_path, encoder_format)
     of_module = modules[1] if len(modules) > 1 else None
-    pooling = _pooling(root, of_module, pooling, warn=not encoder_only)
-    heads, dtypes = [], []
-    for module in modules[2:]:
-        head, dtype = _read_head(module["type"], module["path"])
-        heads.append(head)
-        dtypes += [dtype] if dtype else []
-    sentence_configs = (_json(encoder_path / name, None) for name in _SENTENCE_CONFIGS)
-    sentence_config: Mapping[str, Any] = next((c for c in sentence_configs if c is not None), {})
-    if not encoder_only and (task := sentence_config.get("transformer_task") or _TASK) != _TASK:
+    pooling = _pooling(root, of_module, pooling, encoder.dim, warn=not encoder_only)
+    heads, dtypes = _heads(modules[2:], pooling.output_dim(encoder.dim))
+    present = [encoder_path / name for name in _SENTENCE_CONFIGS if (encoder_path / name).is_file()]
+    sentence_config = _settings(present[0] if present else encoder_path / _SENTENCE_CONFIGS[0])
+    if not encoder_only and (task := text(sentence_config, "transformer_task", None) or _TASK) != _TASK:
         raise ValueError(f"{encoder_path}: transformer_task must be {_TASK!r}; got {task!r}. {REMEDY}")
-    do_lower_case = bool(sentence_config.get("do_lower_case", False))
+    do_lower_case = flag(sentence_config, "do_lower_case", False)
     tokenizer = Tokenizer.from_directory(encoder_path, lower_case=do_lower_case)
     check_vocabulary(str(encoder_path), tokenizer, encoder.config)
     pad = tokenizer.special_ids.get("pad")
     if None not in (pad, stated := encoder_format.config.get("pad_token_id")) and pad != stated:
         logger.warning("%s: pad_token_id is %s in config.json, but %d in the tokenizer", encoder_path, stated, pad)
-    stated_length = sentence_config.get("max_seq_length") or tokenizer.model_max_length
     return ModelDirectory(
         model=Embedder(
             encoder=encoder,
-            heads=placement.put("heads", tuple(heads)),
+            heads=placement.put("heads", heads),
             pooling=placement.put("pooling", pooling),
         ),
         tokenizer=tokenizer,
-        max_length=min(stated_length or encoder.config.max_positions, encoder.config.max_positions),
+        max_length=_max_length(encoder_path, sentence_config, tokenizer, encoder.config.max_positions),
         format=DirectoryFormat(encoder_format, dtypes[0] if dtypes else "float32", do_lower_case),
-        prompts={name: prompt for name, prompt in (config.get("prompts") or {}).items() if prompt is not None},
-        default_prompt_name=config.get("default_prompt_name"),
-        similarity_fn_name=similarity,
+        prompts=prompts,
+        default_prompt_name=text(config, "default_prompt_name", None, prompts),
+        similarity_fn_name=text(config, "similarity_fn_name", None, PAIRED) or "cosine",
     )
+
+
+def _max_length(path: Path, config: Settings, tokenizer: Tokenizer, positions: int) -> int:
+    """The longest text in tokens: as a directory, its tokenizer and the positions of its model allow."""
+    least = tokenizer.special_tokens + 1
+    stated = size(config, "max_seq_length", None, least=least) or tokenizer.model_max_length
+    if (longest := min(stated or positions, positions)) < least:
+        raise CheckpointError(
+            f"{path}: the tokenizer adds {least - 1} special tokens to each text, but by model_max_length of "
+            f"tokenizer_config.json or the positions of the model it may have no more than {longest}"
+        )
+    return longest
 
 
 def load_encoder(
@@ -188,21 +195,30 @@ def load_encoder(
     does.
     """
     path = Path(path)
-    if (hf_config := _json(path / "config.json", None)) is None:
+    if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
-    if not isinstance(hf_config, dict):
-        raise CheckpointError(f"{path / 'config.json'}: expected an object; got {type(hf_config).__name__}")
+    hf_config = _settings(path / "config.json")
     family = family_of(hf_config)
-    config = mapped(str(path / "config.json"), family, hf_config, overrides)
-    return load_weights(config, read_tensors(path), family, hf_config, placement)
+    config = mapped(hf_config, family, overrides)
+    return load_weights(config, read_tensors(path), family, hf_config.plain, placement)
 
 
-def mapped(where: str, family: Family, hf_config: HfConfig, overrides: Mapping[str, Any]) -> TransformerConfig:
-    """What a family makes of a `config.json`, some fields replaced. Raises CheckpointError for an absent key."""
+def mapped(hf_config: Settings, family: Family, overrides: Mapping[str, Any]) -> TransformerConfig:
+    """What a family makes of a `config.json`, some fields replaced.
+
+    Raises:
+      CheckpointError: naming a key that is absent, or has a value that a transformer cannot have.
+      ValueError: for overrides that are no fields, or have such values.
+    """
     try:
-        return dataclasses.replace(family.config(hf_config), **overrides)
-    except KeyError as error:
-        raise CheckpointError(f"{where}: key {error} is missing") from error
+        config = family.config(hf_config)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # values that do not go with each other
+        raise CheckpointError(f"{hf_config.where}: {error}") from error
+    if unknown := sorted(overrides.keys() - vars(config).keys()):
+        raise ValueError(f"overrides must be among {', '.join(vars(config))}; got {', '.join(unknown)}")
+    return dataclasses.replace(config, **overrides)
 
 
 def check_vocabulary(where: str, tokenizer: Tokenizer, config: TransformerConfig) -> None:
@@ -277,19 +293,13 @@ def _lossless(model: Embedder, format: DirectoryFormat) -> DirectoryFormat:
 
 def _modules(root: Path) -> list[dict[str, Any]]:
     """The entries of `modules.json`, with `type` reduced to the class name: an encoder, a pooling, then heads."""
-    entries = _json(root / "modules.json", None)
-    if entries is None:
+    entries = _entries(root)
+    if not entries:
         parts = [root / "config_sentence_transformers.json", *sorted(root.glob("[0-9]_*/config.json"))]
         if found := [str(part.relative_to(root)) for part in parts if part.is_file()]:
             raise CheckpointError(f"{root}: modules.json is missing, which says what {', '.join(found)} is for")
         return [{"type": "Transformer", "path": root}]
-    complete = lambda entry: isinstance(entry, dict) and {"idx", "type", "path"} <= entry.keys()
-    if not isinstance(entries, list) or not all(map(complete, entries)):
-        raise CheckpointError(f"{root / 'modules.json'}: expected a list of modules with idx, type and path")
-    modules = [
-        {"type": _module_kind(root, entry["type"]), "path": _module_path(root, entry["path"])}
-        for entry in sorted(entries, key=lambda entry: entry["idx"])
-    ]
+    modules = [{"type": _module_kind(root, text(e, "type")), "path": _module_path(root, e)} for e in entries]
     kinds = [module["type"] for module in modules]
     poolings = {"Pooling", _OWN}
     if kinds[:1] != ["Transformer"] or not poolings & set(kinds[1:2]) or {"Transformer", *poolings} & set(kinds[2:]):
@@ -313,16 +323,33 @@ def _module_kind(root: Path, path: str) -> str:
 
 def _encoder_alone(root: Path) -> list[dict[str, Any]]:
     """The first of the directory's modules, whatever it is called: the encoder."""
-    entries = _json(root / "modules.json", None) or [{"idx": 0, "path": ""}]
-    return [{"type": "Transformer", "path": _module_path(root, min(entries, key=lambda entry: entry["idx"])["path"])}]
+    entries = _entries(root)
+    return [{"type": "Transformer", "path": _module_path(root, entries[0]) if entries else root}]
 
 
-def _module_path(root: Path, name: Any) -> Path:
-    return inside(root, name, where=str(root / "modules.json"), error=CheckpointError)
+def _entries(root: Path) -> list[Settings]:
+    """The entries of `modules.json` in their order, which `idx` says, or the file; [] without one."""
+    path = root / "modules.json"
+    if not path.is_file():
+        return []
+    found = read_json(path, list, error=CheckpointError)
+    if not found or not all(isinstance(entry, dict) for entry in found):
+        raise CheckpointError(f"{path}: expected a list of modules, objects with type and path; got {found!r:.60}")
+    entries = [Settings(entry, f"{path}: module {number}") for number, entry in enumerate(found)]
+    return [e for _, e in sorted(enumerate(entries), key=lambda pair: size(pair[1], "idx", pair[0], least=0))]
+
+
+def _module_path(root: Path, entry: Settings) -> Path:
+    return inside(root, text(entry, "path"), where=entry.where, error=CheckpointError)
 
 
 def _pooling(
-    root: Path, module: Mapping[str, Any] | None, given: str | Sequence[str] | Pooling | None, *, warn: bool
+    root: Path,
+    module: Mapping[str, Any] | None,
+    given: str | Sequence[str] | Pooling | None,
+    dim: int,
+    *,
+    warn: bool,
 ) -> Pooling:
     """The pooling that is given, or that of the directory's module; without either the mean, which a warning says."""
     if isinstance(given, Pooling):
@@ -330,38 +357,39 @@ def _pooling(
     if given is not None:
         return named((given,) if isinstance(given, str) else tuple(given))
     if module is not None:
-        return _read_pooling(module["type"], module["path"])
+        return _read_pooling(module["type"], module["path"], dim)
     if warn:
         logger.warning("%s: nothing says how states are pooled; it is by their mean. %s", root, _NAME_POOLING)
     return Mean()
 
 
-def _read_pooling(kind: str, path: Path) -> Pooling:
+def _read_pooling(kind: str, path: Path, dim: int) -> Pooling:
     if kind == _OWN:
         weight, bias, context = _read_head_tensors(path, {"linear.weight": 2, "linear.bias": 1, "context": 1})
+        _check_shapes(path, {"linear.weight": weight, "linear.bias": bias, "context": context}, dim, len(context))
         return Attention(Linear(weight.T, bias), context)
     config = _module_config(path, _NAME_POOLING)
-    if not config.get("include_prompt", True):
-        raise ValueError(f"{path / 'config.json'}: include_prompt=false is not supported; expected true")
+    if not flag(config, "include_prompt", True):
+        raise ValueError(f"{config.where}: include_prompt=false is not supported; expected true")
     if "pooling_mode" not in config:
-        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        flags = [key for key in config if key.startswith("pooling_mode_") and flag(config, key)]
         if not flags or not set(flags) <= _POOLING_FLAGS.keys():
             expected = f"expected pooling_mode, or one of {list(_POOLING_FLAGS)} that is true"
-            raise CheckpointError(f"{path / 'config.json'}: {expected}; got {flags or list(config)}. {_NAME_POOLING}")
-        return named(tuple(mode for flag, mode in _POOLING_FLAGS.items() if flag in flags))
-    modes = config["pooling_mode"]
-    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+            raise CheckpointError(f"{config.where}: {expected}; got {flags or list(config)}. {_NAME_POOLING}")
+        return named(tuple(mode for key, mode in _POOLING_FLAGS.items() if key in flags))
+    several = isinstance(config["pooling_mode"], list)
+    modes = texts(config, "pooling_mode") if several else [text(config, "pooling_mode")]
     if not modes or (unknown := [mode for mode in modes if mode not in POOLINGS]):
         got = unknown if modes else []
-        raise ValueError(f"{path / 'config.json'}: pooling_mode must be among {list(POOLINGS)}; got {got}")
-    return named(modes)
+        raise ValueError(f"{config.where}: pooling_mode must be among {list(POOLINGS)}; got {got}")
+    return named(tuple(modes))
 
 
-def _module_config(path: Path, remedy: str = "") -> dict[str, Any]:
+def _module_config(path: Path, remedy: str = "") -> Settings:
     """The `config.json` of a module that cannot do without."""
-    if (config := _json(path / "config.json", None)) is None:
+    if not (path / "config.json").is_file():
         raise CheckpointError(f"{path / 'config.json'} is missing, of which modules.json speaks. {remedy}".rstrip())
-    return config
+    return _settings(path / "config.json")
 
 
 def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
@@ -393,30 +421,49 @@ def _pooling_config(dim: int, names: tuple[str, ...]) -> dict[str, Any]:
     return {"embedding_dimension": dim, "pooling_mode": list(names), "include_prompt": True}
 
 
-def _read_head(kind: str, path: Path) -> tuple[Head, str | None]:
-    """A head, and the dtype of its tensors if it has any."""
-    config = _module_config(path) if kind == "Dense" else _json(path / "config.json", {})
+def _heads(modules: Sequence[Mapping[str, Any]], dim: int) -> tuple[tuple[Head, ...], list[str]]:
+    """The heads of vectors `[N, dim]`, and the dtypes of their tensors."""
+    heads: list[Head] = []
+    dtypes = []
+    for module in modules:
+        head, dtype = _read_head(module["type"], module["path"], dim)
+        dim = head.linear.kernel.shape[1] if isinstance(head, Dense) else dim
+        heads.append(head)
+        dtypes += [dtype] if dtype else []
+    return tuple(heads), dtypes
+
+
+def _read_head(kind: str, path: Path, dim: int) -> tuple[Head, str | None]:
+    """A head of vectors `[N, dim]`, and the dtype of its tensors if it has any."""
+    config = _module_config(path) if kind == "Dense" else _settings(path / "config.json")
     for key in ("module_input_name", "module_output_name"):
-        if config.get(key, "sentence_embedding") != "sentence_embedding":
-            raise ValueError(f"{path / 'config.json'}: {key} must be 'sentence_embedding'; got {config[key]!r}")
+        text(config, key, "sentence_embedding", ["sentence_embedding"])
     if kind == "Normalize":
         return Normalize(), None
     if kind == "LayerNorm":
         weight, bias = _read_head_tensors(path, {"norm.weight": 1, "norm.bias": 1})
+        _check_shapes(path, {"norm.weight": weight, "norm.bias": bias}, dim, dim)
         return Norm(weight, bias, kind="layer", eps=_LAYER_NORM_EPS), str(weight.dtype)
-    if config.get("use_residual"):
-        raise ValueError(f"{path / 'config.json'}: use_residual=true is not supported; expected false")
-    activation = config.get("activation_function")
-    module, _, name = str(activation).rpartition(".")
+    if flag(config, "use_residual", False):
+        raise ValueError(f"{config.where}: use_residual=true is not supported; expected false")
+    activation = text(config, "activation_function")
+    module, _, name = activation.rpartition(".")
     if not module.startswith("torch.nn") or name not in _ACTIVATION_OF_CLASS:
         raise ValueError(
-            f"{path / 'config.json'}: activation_function must be one of {list(_ACTIVATIONS.values())}; "
-            f"got {activation!r}"
+            f"{config.where}: activation_function must be one of {list(_ACTIVATIONS.values())}; got {activation!r}"
         )
-    ranks = {"linear.weight": 2, "linear.bias": 1} if config.get("bias", True) else {"linear.weight": 2}
+    ranks = {"linear.weight": 2, "linear.bias": 1} if flag(config, "bias", True) else {"linear.weight": 2}
     weight, *biases = _read_head_tensors(path, ranks)  # one bias or none
+    _check_shapes(path, dict(zip(ranks, [weight, *biases], strict=True)), dim, len(weight))
     linear = Linear(weight.T, *biases)
     return Dense(linear=linear, activation=_ACTIVATION_OF_CLASS[name]), str(weight.dtype)
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, np.ndarray], inputs: int, outputs: int) -> None:
+    """Raises CheckpointError unless matrices are `[outputs, inputs]` and vectors `[outputs]`."""
+    for name, tensor in tensors.items():
+        if tensor.shape != (expected := (outputs, inputs)[: tensor.ndim]):
+            raise CheckpointError(f"{path}: {name} must have the shape {list(expected)}; got {list(tensor.shape)}")
 
 
 def _write_head(path: Path, head: Head, dtype: str) -> None:
@@ -458,5 +505,6 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _json(path: Path, default: Any) -> Any:
-    return read_json(path, error=CheckpointError) if path.is_file() else default
+def _settings(path: Path) -> Settings:
+    """The object in a JSON file; {} where there is none."""
+    return Settings(read_json(path, dict, error=CheckpointError) if path.is_file() else {}, str(path))

@@ -11,7 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxemb.files import Contents, inside, kind, read_json, read_whole, replaced_files, write_json
+from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
+from jaxemb.settings import CheckpointError, Settings, inner, text
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -29,10 +30,6 @@ _DTYPES |= {
     f"{code}{bits}": f"{kind}{bits}" for code, kind in {"I": "int", "U": "uint"}.items() for bits in (8, 16, 32, 64)
 }
 _DTYPES |= {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: a file is missing, damaged or refused, or its tensors do not fit the model."""
 
 
 class TensorParts:
@@ -92,9 +89,8 @@ def _read(directory: Path) -> Tensors:
     if (single := directory / _SINGLE).is_file():
         return Tensors([single])
     if (index := directory / _INDEX).is_file():
-        shard_of = read_json(index, dict, error=CheckpointError).get("weight_map")
-        if not isinstance(shard_of, dict):
-            raise CheckpointError(f"{index}: weight_map must be an object; got {kind(shard_of)}")
+        weight_map = inner(Settings(read_json(index, dict, error=CheckpointError), str(index)), "weight_map")
+        shard_of = {name: text(weight_map, name) for name in weight_map}
         for shard in shard_of.values():
             inside(directory, shard, where=f"{index}: weight_map", error=CheckpointError)
         shards = sorted(set(shard_of.values()))

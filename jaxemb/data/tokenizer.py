@@ -1,8 +1,10 @@
 """Text to token ids, with the `tokenizers` library and the files of a checkpoint directory."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,9 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from jaxemb.files import read_json, write_bytes, write_json, write_text
+from jaxemb.checks import encodable
+from jaxemb.files import parse_json, write_bytes, write_json, write_text
+from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, size, text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -34,6 +38,9 @@ _NORMALIZER_OPTIONS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+_TOKENS_MAP = "special_tokens_map"
+_PROBE = "Aé 漢字 1.5 ☃\U0001f600 \u0378"  # of many kinds: what no vocabulary has, too
+_MOST_GROWTH = 64
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -79,10 +86,17 @@ class Tokenizer:
             raise ValueError(f"truncation_side must be 'right' or 'left'; got {self.truncation_side!r}")
         self.backend.no_truncation()
         self.backend.no_padding()
-        probe = self.backend.encode("a").special_tokens_mask
+        with _naming("fails on a text"):
+            self.backend.encode(_PROBE)
+            probe = self.backend.encode("a").special_tokens_mask
         n_prefix = probe.index(0) if 0 in probe else len(probe)
         object.__setattr__(self, "_n_prefix", n_prefix)
         object.__setattr__(self, "_n_suffix", probe[n_prefix:].count(1))
+
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens every text gets."""
+        return self._n_prefix + self._n_suffix
 
     @property
     def vocab_size(self) -> int:
@@ -108,14 +122,16 @@ class Tokenizer:
 
         Raises:
           TypeError: a text is not a str; names its index.
-          ValueError: `max_length` leaves no room for a token beside the special tokens.
+          ValueError: a text has a lone surrogate, which is no character; `max_length` leaves no room for a token beside
+            the special tokens.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of str; got a single str")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{i}] must be str; got {type(text).__name__}")
-        n_special = self._n_prefix + self._n_suffix
+        for i, one in enumerate(texts):
+            if not isinstance(one, str):
+                raise TypeError(f"texts[{i}] must be str; got {type(one).__name__}")
+            encodable(f"texts[{i}]", one)
+        n_special = self.special_tokens
         if max_length is not None and max_length <= n_special:
             raise ValueError(f"max_length must exceed the {n_special} special tokens; got {max_length}")
         encodings = self.backend.encode_batch_fast(list(texts))
@@ -135,11 +151,14 @@ class Tokenizer:
 
         Raises:
           TypeError: a text is not a str; names the index of its pair.
-          ValueError: `max_length` leaves no room for a token of each text beside the special tokens.
+          ValueError: a text has a lone surrogate, which is no character; `max_length` leaves no room for a token of
+            each text beside the special tokens.
         """
         for i, pair in enumerate(pairs):
             if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"pairs[{i}] must be two str; got {[type(text).__name__ for text in pair]}")
+            for one in pair:
+                encodable(f"pairs[{i}]", one)
         n_special = self.backend.num_special_tokens_to_add(True)
         if max_length is not None and max_length < n_special + 2:
             raise ValueError(f"max_length must exceed the {n_special} special tokens by 2; got {max_length}")
@@ -220,20 +239,16 @@ class Tokenizer:
         """
         directory = Path(directory)
         files = {name: path.read_bytes() for name in TOKENIZER_FILES if (path := directory / name).is_file()}
-        config = _json(directory / "tokenizer_config.json")
-        names = {**_json(directory / "special_tokens_map.json"), **config}
+        config, tokens = (_settings(directory, files, f"{name}.json") for name in ("tokenizer_config", _TOKENS_MAP))
         specials = {
             role: content
             for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-            if (content := _content(names.get(f"{role}_token"))) is not None
+            if (content := _token(config if f"{role}_token" in config else tokens, f"{role}_token")) is not None
         }
         if "tokenizer.json" in files:
-            backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+            backend = _from_json(_settings(directory, files, "tokenizer.json"), files["tokenizer.json"])
         elif "vocab.txt" in files:
-            # Lines end as those of text files do; `splitlines` would also end them at characters such as U+2028.
-            lines = io.StringIO(files["vocab.txt"].decode("utf-8"), newline=None)
-            words = [line.rstrip("\n") for line in lines]
-            backend = _word_piece({token: i for i, token in enumerate(words)}, specials, config)
+            backend = _from_vocabulary(directory / "vocab.txt", files["vocab.txt"], specials, config)
         else:
             found = ", ".join(files) or "no tokenizer files"
             raise FileNotFoundError(
@@ -241,21 +256,26 @@ class Tokenizer:
                 "transformers: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
             )
         _set_options(backend, config)
-        added = {} if "tokenizer.json" in files else _json(directory / "added_tokens.json")
-        stated = config.get("added_tokens_decoder") or {str(i): token for token, i in added.items()}
-        _add_tokens(backend, stated, str(directory))
+        stated = inner(config, "added_tokens_decoder")
+        if not stated and "tokenizer.json" not in files:
+            added = _settings(directory, files, "added_tokens.json")
+            stated = Settings({str(size(added, token, least=0)): token for token in added}, added.where)
+        _add_tokens(backend, stated)
         if lower_case and not _lower_cases(backend.normalizer):
             rest = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
-        length = config.get("model_max_length")
-        return cls(
-            backend,
-            special_ids={r: i for r, token in specials.items() if (i := backend.token_to_id(token)) is not None},
-            # transformers writes int(1e30) for "no limit".
-            model_max_length=int(length) if length is not None and length < 1e9 else None,
-            truncation_side=config.get("truncation_side", "right"),
-            files=files,
-        )
+        length = number(config, "model_max_length", None, above=0)
+        try:
+            return cls(
+                backend,
+                special_ids={r: i for r, token in specials.items() if (i := backend.token_to_id(token)) is not None},
+                # transformers writes int(1e30) for "no limit".
+                model_max_length=int(length) if length is not None and length < 1e9 else None,
+                truncation_side=text(config, "truncation_side", "right", ("left", "right")),
+                files=files,
+            )
+        except _TokenizerError as error:
+            raise CheckpointError(f"{directory}: the tokenizer {error}") from error
 
     def save(self, directory: str | Path) -> None:
         """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case.
@@ -284,28 +304,32 @@ class Tokenizer:
         }
 
 
-def _set_options(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+def _set_options(backend: tokenizers.Tokenizer, config: Settings) -> None:
     """Sets what `tokenizer_config.json` states of BERT's normalizer, which is its class's business alone."""
-    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    generic = text(config, "tokenizer_class", None) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     if generic or not isinstance(normalizer := backend.normalizer, normalizers.BertNormalizer):
         return
     for key, option in _NORMALIZER_OPTIONS.items():
-        if key in config and getattr(normalizer, option) != config[key]:
-            setattr(normalizer, option, config[key])
+        if key in config:
+            setattr(normalizer, option, flag(config, key, None if key == "strip_accents" else REQUIRED))
     backend.normalizer = normalizer
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, stated: Mapping[str, Any], where: str) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, stated: Settings) -> None:
     """Adds the tokens that a config states by their ids, where the tokenizer has not added them already."""
+    if unlike := [key for key in stated if not (key.isascii() and key.isdecimal())]:
+        raise CheckpointError(f"{stated.where}: keys must be ids of tokens; got {unlike[0]!r:.60}")
     known = backend.get_added_tokens_decoder()
-    for i, token in sorted((int(i), token) for i, token in stated.items()):
-        options = dict(token) if isinstance(token, Mapping) else {"content": token}
-        flags = {flag: options[flag] for flag in _TOKEN_FLAGS if flag in options}
-        added = tokenizers.AddedToken(options["content"], **flags)
-        if i not in known or known[i].content != added.content:
-            backend.add_tokens([added])
-        if (got := backend.token_to_id(added.content)) != i:
-            raise ValueError(f"{where}: the added token {added.content!r} has the id {i} by the config; it is {got}")
+    for key in sorted(stated, key=int):
+        i, options = int(key), inner(stated, key) if isinstance(stated[key], Mapping) else {}
+        content = text(options, "content") if options else text(stated, key)
+        flags = {name: flag(options, name) for name in _TOKEN_FLAGS if name in options}
+        if i not in known or known[i].content != content:
+            backend.add_tokens([tokenizers.AddedToken(content, **flags)])
+        if (got := backend.token_to_id(content)) != i:
+            raise CheckpointError(
+                f"{stated.where}: the added token {content!r} has the id {i}; in the tokenizer it is {got}"
+            )
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -316,23 +340,87 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (half, room - half) if first <= second else (room - half, half)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path, dict) if path.is_file() else {}
+def _settings(directory: Path, files: Mapping[str, bytes], name: str) -> Settings:
+    """The object in one of the files; {} where it is absent."""
+    try:
+        return Settings(parse_json(files.get(name, b"{}"), dict, finite=False), str(directory / name))
+    except ValueError as error:
+        raise CheckpointError(f"{directory / name}: {error}") from error
 
 
-def _content(token: str | Mapping[str, Any] | None) -> str | None:
+def _token(config: Settings, key: str) -> str | None:
     """The text of a token that a config gives as a string or as an AddedToken object."""
-    return token["content"] if isinstance(token, Mapping) else token
+    if isinstance(config.get(key), Mapping):
+        return text(inner(config, key), "content")
+    return text(config, key, None)
+
+
+class _TokenizerError(ValueError):
+    """What the tokenizers library says, which has no errors of its own."""
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises into a `_TokenizerError` that says `what` went wrong."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # also its PanicException, which is no Exception
+        raise _TokenizerError(f"{what}: {error}") from error
+
+
+def _from_json(config: Settings, content: bytes) -> tokenizers.Tokenizer:
+    """The tokenizer of a `tokenizer.json`."""
+    if (growth := _growth(config.get("normalizer"))) > _MOST_GROWTH:
+        expected = f"expected at most {_MOST_GROWTH} times"
+        raise CheckpointError(f"{config.where}: normalizer can make texts {growth:.0f} times as long; {expected}")
+    try:
+        with _naming("not what the tokenizers library reads"):
+            return tokenizers.Tokenizer.from_str(content.decode("utf-8-sig"))
+    except _TokenizerError as error:
+        raise CheckpointError(f"{config.where}: {error}") from error
+
+
+def _growth(normalizer: Any) -> float:
+    """How many times as long a text can become by what a normalizer, as `tokenizer.json` has it, puts in."""
+    if not isinstance(normalizer, Mapping):
+        return 1
+    if isinstance(steps := normalizer.get("normalizers"), list):
+        return math.prod(map(_growth, steps))
+    pattern = normalizer.get("pattern")
+    replaced = pattern.get("String", "") if isinstance(pattern, Mapping) else ""
+    content = normalizer.get("content") or normalizer.get("prepend") or ""
+    return max(1.0, len(content) / max(len(replaced), 1)) if isinstance(content, str) else 1
+
+
+def _from_vocabulary(path: Path, content: bytes, specials: dict[str, str], config: Settings) -> tokenizers.Tokenizer:
+    """BERT's tokenizer of a `vocab.txt`; fills in the names of special tokens that `specials` lacks."""
+    try:
+        # Lines end as those of text files do; `splitlines` would also end them at characters such as U+2028.
+        lines = io.StringIO(content.decode("utf-8"), newline=None)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: expected UTF-8; got other bytes at {error.start}") from error
+    ids = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+    _fill_in(specials)
+    if absent := [specials[role] for role in ("unk", "cls", "sep") if specials[role] not in ids]:
+        raise CheckpointError(f"{path}: expected the special tokens {', '.join(absent)}, which it lacks")
+    return _word_piece(ids, specials, {key: flag(config, key, None) for key in _NORMALIZER_OPTIONS})
+
+
+def _fill_in(specials: dict[str, str]) -> None:
+    for role in ("pad", "unk", "cls", "sep", "mask"):
+        specials.setdefault(role, f"[{role.upper()}]")
 
 
 def _word_piece(vocab: dict[str, int], specials: dict[str, str], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """BERT's tokenizer of ids by token; fills in the names of special tokens that `specials` lacks."""
-    for role in ("pad", "unk", "cls", "sep", "mask"):
-        specials.setdefault(role, f"[{role.upper()}]")
+    _fill_in(specials)
+    is_set = lambda key: config.get(key) is not False
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=specials["unk"]))
     backend.normalizer = normalizers.BertNormalizer(
-        lowercase=config.get("do_lower_case", True),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        lowercase=is_set("do_lower_case"),
+        handle_chinese_chars=is_set("tokenize_chinese_chars"),
         strip_accents=config.get("strip_accents"),
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.checks import check_fields
 from jaxemb.nn import Layer, Layout, Module, Norm, Stack, StackConfig
-from jaxemb.nn.checks import check_fields
 from jaxemb.nn.dropout import dropout
 from jaxemb.nn.stack_config import is_count, is_size, make_norm
 from jaxemb.types import Tokens

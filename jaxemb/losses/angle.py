@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import positive
 from jaxemb.losses.cosent import pair_ranking
-from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import unit
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import positive
 from jaxemb.losses.info_nce import symmetric_info_nce
 from jaxemb.losses.masks import Mask
-from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity, dot, paired
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.program import one_program, positive
+from jaxemb.checks import positive
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import Similarity, paired, similarity_function
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from jaxemb.checks import positive
 from jaxemb.losses.masks import Mask
-from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, top
 from jaxemb.losses.soft_targets import Targets, soft_target_contrastive

@@ -2,9 +2,10 @@
 
 import jax
 
+from jaxemb.checks import non_negative, positive
 from jaxemb.losses.info_nce import Direction, info_nce
 from jaxemb.losses.masks import guided
-from jaxemb.losses.program import non_negative, one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import TILE
 
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxemb.checks import non_negative, positive
 from jaxemb.losses.masks import Mask, Side
-from jaxemb.losses.program import non_negative, one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE
 from jaxemb.nn.similarity import Similarity

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import positive
 from jaxemb.losses.masks import Mask, Pairs, dense
-from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import dot
 
 _EMPTY = -1e9  # the score of a document without tokens: below every other

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.losses.program import non_negative, one_program
+from jaxemb.checks import non_negative
+from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import at
 from jaxemb.nn.similarity import dot, paired, unit
 from jaxemb.trees import PyTree

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxemb.losses.program import one_program, positive
+from jaxemb.checks import positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import LOG_SUM_EXP, TILE, at
 from jaxemb.losses.rows import reduce_rows
 from jaxemb.nn.similarity import Similarity, paired, similarity_function

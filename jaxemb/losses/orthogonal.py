@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.program import non_negative, one_program
+from jaxemb.checks import non_negative
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import unit
 
 

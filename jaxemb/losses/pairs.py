@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.losses.program import non_negative, one_program
+from jaxemb.checks import non_negative
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import cosine, paired
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]

@@ -3,14 +3,15 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
+from jaxemb.checks import Check, checker
+
 P = ParamSpec("P")
 R = TypeVar("R")
-Check = Callable[[str, Any], None]
 
 
 def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -21,22 +22,18 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     which program it is: strings, functions, flags, whole numbers, the structure of trees, and the mesh in force
     (`jax.set_mesh`).
 
-    Arguments that are annotated as `jax.Array` and have no default must not be None, those annotated as `int` must be
-    whole numbers: else the call raises a TypeError.
+    Arguments are checked as by `jaxemb.checks.checked`, before anything is compiled: a TypeError for what is not as its
+    annotation says. Arrays without a default must not be empty, as a mean over no examples is none: a ValueError.
 
     Args:
-      checks: of an argument's name, what raises an error if its value, known before anything is compiled, is not
-        allowed. What is being traced, and what is left at None or at its default, is not checked.
+      checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
+        left at None or at its default, is not checked.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-        if unknown := checks.keys() - signature.parameters.keys():
-            raise TypeError(f"{function.__name__} has no argument {', '.join(sorted(unknown))}")
-        parameters = signature.parameters.values()
-        single = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
-        arrays = [p.name for p in single if p.annotation is jax.Array and p.default is p.empty]
-        integers = [p.name for p in parameters if p.annotation is int]
+        check = checker(function, checks)
+        parameters = inspect.signature(function).parameters.values()
+        arrays = [p.name for p in parameters if p.annotation is jax.Array and p.default is p.empty]
 
         def of_leaves(static, data):
             structure, leaves = static
@@ -49,16 +46,10 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs).arguments
+            given = check(*args, **kwargs)
             for name in arrays:
-                if given[name] is None:
-                    raise TypeError(f"{name} must be an array; got None")
-            for name in integers:
-                if name in given and not isinstance(given[name], int | np.integer):
-                    raise TypeError(f"{name} must be a whole number; got {given[name]!r}")
-            for name, check in checks.items():
-                if given.get(name) is not None and not isinstance(given[name], jax.core.Tracer):
-                    check(name, given[name])
+                if 0 in (shape := np.shape(given.get(name, 1))):
+                    raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
             args, kwargs = jax.tree.map(_as_array, (args, kwargs), is_leaf=_is_numbers)
             leaves, structure = jax.tree.flatten((args, kwargs))
             static = structure, tuple(_DATA if _is_data(leaf) else leaf for leaf in leaves)
@@ -83,28 +74,3 @@ def _is_numbers(x) -> bool:
 
 def _as_array(x):
     return np.asarray(x) if isinstance(x, list) else x
-
-
-def positive(name: str, value) -> None:
-    """Raises a ValueError unless the value is > 0."""
-    if not _scalar(name, value) > 0:
-        raise ValueError(f"{name} must be > 0; got {value}")
-
-
-def non_negative(name: str, value) -> None:
-    """Raises a ValueError unless the value is >= 0."""
-    if not _scalar(name, value) >= 0:
-        raise ValueError(f"{name} must be >= 0; got {value}")
-
-
-def finite(name: str, value) -> None:
-    """Raises a ValueError unless the value is finite."""
-    if not np.isfinite(_scalar(name, value)):
-        raise ValueError(f"{name} must be finite; got {value}")
-
-
-def _scalar(name: str, value) -> np.ndarray:
-    value = np.asarray(value)
-    if value.ndim:
-        raise ValueError(f"{name} must be one number; got an array of shape {value.shape}")
-    return value

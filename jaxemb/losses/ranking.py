@@ -21,7 +21,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.program import one_program, positive
+from jaxemb.checks import positive
+from jaxemb.losses.program import one_program
 
 Weighting = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxemb.checks import finite, positive
 from jaxemb.losses.masks import Mask
-from jaxemb.losses.program import finite, one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import SUM, TILE
 from jaxemb.nn.similarity import Similarity

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.program import non_negative, one_program
+from jaxemb.checks import non_negative
+from jaxemb.losses.program import one_program
 
 
 @one_program()

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxemb.checks import positive
 from jaxemb.losses.masks import same_label
-from jaxemb.losses.program import one_program, positive
+from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
 from jaxemb.losses.reductions import LOG_SUM_EXP, SUM, TILE, constant
 from jaxemb.nn.similarity import Similarity

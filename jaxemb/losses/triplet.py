@@ -7,7 +7,8 @@ Only differences of distances matter, so that d is minus the similarity, and not
 import jax
 import jax.numpy as jnp
 
-from jaxemb.losses.program import non_negative, one_program
+from jaxemb.checks import non_negative
+from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import Similarity, similarity_function
 
 

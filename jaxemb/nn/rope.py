@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxemb.nn.checks import check_fields
+from jaxemb.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 import numpy as np
 
+from jaxemb.checks import check_fields
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.attention import IMPLEMENTATIONS, Implementation
-from jaxemb.nn.checks import check_fields
 from jaxemb.nn.norm import Norm
 from jaxemb.nn.rope import RopeConfig
 

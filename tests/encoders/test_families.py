@@ -181,16 +181,19 @@ def test_nomic_bert_reads_both_styles_of_keys():
 @pytest.mark.parametrize(
     ("hf_config", "message"),
     [
-        ({"model_type": "t5"}, "model_type 't5' is not known; expected one of ['bert', 'camembert'"),
-        ({}, "model_type None is not known"),
-        (BERT | {"hidden_act": "mish"}, "activation 'mish' is not supported; expected one of ['gelu'"),
-        (BERT | {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
-        (BERT | {"is_decoder": True}, "is_decoder=True is not supported; expected False"),
-        (NOMIC_BERT | {"rotary_emb_interleaved": True}, "rotary_emb_interleaved=True is not supported"),
-        (NOMIC_BERT | {"prenorm": True}, "prenorm=True is not supported; expected False"),
+        ({"model_type": "t5"}, "model_type must be one of ['bert', 'camembert'"),
+        ({}, "key 'model_type' is missing"),
+        (BERT | {"hidden_act": "mish"}, "hidden_act must be one of ['gelu'"),
+        (
+            BERT | {"position_embedding_type": "relative_key"},
+            "position_embedding_type must be 'absolute'; got 'relative_key'",
+        ),
+        (BERT | {"is_decoder": True}, "is_decoder must be false; got true"),
+        (NOMIC_BERT | {"rotary_emb_interleaved": True}, "rotary_emb_interleaved must be false; got true"),
+        (NOMIC_BERT | {"prenorm": True}, "prenorm must be false; got true"),
         (
             MODERNBERT | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "rope type 'yarn' is not supported in this family; expected 'default'",
+            "rope_type must be 'default'; got 'yarn'",
         ),
         (BERT | {"num_attention_heads": 7}, "heads must divide dim unless head_dim is given; got dim=768, heads=7"),
     ],

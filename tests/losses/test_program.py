@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from jaxemb import losses
+from jaxemb.checks import finite, non_negative, positive
 from jaxemb.losses import masks, ranking, soft_targets
-from jaxemb.losses.program import finite, non_negative, one_program, positive
+from jaxemb.losses.program import one_program
 
 N, K, D, T = 7, 2, 6, 3  # shapes that no other test has, so that nothing is compiled yet
 RNG = np.random.default_rng(0)

@@ -17,25 +17,26 @@ from jaxemb.encoders.families.family import (
     require,
 )
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import layers, number, rate, size, spread
 
 
 def bert_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a BERT `config.json` describes."""
     require(c, position_embedding_type="absolute", is_decoder=False)
     return TransformerConfig(
-        vocab_size=c["vocab_size"],
-        dim=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        mlp_dim=c["intermediate_size"],
-        activation=activation(c.get("hidden_act", "gelu")),
-        max_positions=c.get("max_position_embeddings", 512),
-        position_table=c.get("max_position_embeddings", 512),
-        token_types=c.get("type_vocab_size", 2),
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        dropout=c.get("hidden_dropout_prob", 0.1),
-        attention_dropout=c.get("attention_probs_dropout_prob", 0.1),
-        initializer_range=c.get("initializer_range", 0.02),
+        vocab_size=size(c, "vocab_size"),
+        dim=size(c, "hidden_size"),
+        layers=layers(c, "num_hidden_layers"),
+        heads=size(c, "num_attention_heads"),
+        mlp_dim=size(c, "intermediate_size"),
+        activation=activation(c, "hidden_act", "gelu"),
+        max_positions=size(c, "max_position_embeddings", 512),
+        position_table=size(c, "max_position_embeddings", 512),
+        token_types=size(c, "type_vocab_size", 2, least=0),
+        norm_eps=number(c, "layer_norm_eps", 1e-12, above=0),
+        dropout=rate(c, "hidden_dropout_prob", 0.1),
+        attention_dropout=rate(c, "attention_probs_dropout_prob", 0.1),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 

@@ -11,23 +11,24 @@ from jaxemb.encoders.families.family import (
     norm,
 )
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import layers, rate, size, spread
 
 
 def distilbert_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a DistilBERT `config.json` describes."""
     return TransformerConfig(
-        vocab_size=c["vocab_size"],
-        dim=c["dim"],
-        layers=c["n_layers"],
-        heads=c["n_heads"],
-        mlp_dim=c["hidden_dim"],
-        activation=activation(c.get("activation", "gelu")),
-        max_positions=c.get("max_position_embeddings", 512),
-        position_table=c.get("max_position_embeddings", 512),
+        vocab_size=size(c, "vocab_size"),
+        dim=size(c, "dim"),
+        layers=layers(c, "n_layers"),
+        heads=size(c, "n_heads"),
+        mlp_dim=size(c, "hidden_dim"),
+        activation=activation(c, "activation", "gelu"),
+        max_positions=size(c, "max_position_embeddings", 512),
+        position_table=size(c, "max_position_embeddings", 512),
         norm_eps=1e-12,
-        dropout=c.get("dropout", 0.1),
-        attention_dropout=c.get("attention_dropout", 0.1),
-        initializer_range=c.get("initializer_range", 0.02),
+        dropout=rate(c, "dropout", 0.1),
+        attention_dropout=rate(c, "attention_dropout", 0.1),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 

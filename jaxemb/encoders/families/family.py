@@ -9,6 +9,7 @@ import jax
 
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.nn import RopeConfig
+from jaxemb.settings import number, read, shown, text
 
 HfConfig = Mapping[str, Any]
 
@@ -165,23 +166,18 @@ _ACTIVATIONS = {
 }
 
 
-def activation(name: str) -> Any:
-    """Our name of a Hugging Face activation."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"config.json: activation {name!r} is not supported; expected one of {sorted(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def activation(c: HfConfig, key: str, default: str) -> Any:
+    """Our name of the activation that the configuration names under `key`."""
+    return _ACTIVATIONS[text(c, key, default, _ACTIVATIONS)]
 
 
 def rope(parameters: Mapping[str, Any], default_base: float) -> RopeConfig:
     """The rotary embedding that one `rope_parameters` entry describes (`rope_type`, `rope_theta`)."""
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"config.json: rope type {kind!r} is not supported in this family; expected 'default'")
-    return RopeConfig(base=float(parameters.get("rope_theta", default_base)))
+    text(parameters, "rope_type" if "rope_type" in parameters else "type", "default", ["default"])
+    return RopeConfig(base=number(parameters, "rope_theta", default_base, above=0))
 
 
 def require(config: HfConfig, **expected: Any) -> None:
     """Raises ValueError where `config` has a key of `expected` with another value."""
     for key, value in expected.items():
-        if (got := config.get(key, value)) not in (value, None):
-            raise ValueError(f"config.json: {key}={got!r} is not supported; expected {value!r}")
+        read(config, key, None, shown(value), (value,).__contains__)

@@ -16,43 +16,48 @@ from jaxemb.encoders.families.family import (
     rope,
 )
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import error_of, flag, inner, layers, number, rate, size, spread, texts, where
+
+_KINDS = ("full_attention", "sliding_attention")
 
 
 def modernbert_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a ModernBERT `config.json` describes."""
     require(c, rope_scaling=None)
-    every = c.get("global_attn_every_n_layers", 3)
-    kinds = c.get("layer_types") or [
-        "sliding_attention" if i % every else "full_attention" for i in range(c["num_hidden_layers"])
-    ]
-    parameters = c.get("rope_parameters") or {}
-    full = rope(parameters.get("full_attention") or {}, c.get("global_rope_theta", 160_000.0))
+    depth, every = layers(c, "num_hidden_layers"), size(c, "global_attn_every_n_layers", 3)
+    kinds = texts(c, "layer_types", None) or [_KINDS[i % every > 0] for i in range(depth)]
+    if len(kinds) != depth or not set(kinds) <= set(_KINDS):
+        raise error_of(c)(f"{where(c)}: layer_types must be {depth} of {list(_KINDS)}; got {len(kinds)}: {kinds!r:.60}")
+    is_local = [kind == _KINDS[1] for kind in kinds]
+    window = size(c, "local_attention", 128) // 2
+    parameters = inner(c, "rope_parameters")
+    full = rope(inner(parameters, _KINDS[0]), number(c, "global_rope_theta", 160_000.0, above=0))
     # An old file that says `local_rope_theta: null` means the global base.
-    local = rope(parameters.get("sliding_attention") or {}, c.get("local_rope_theta", 10_000.0) or full.base)
-    is_local = [kind == "sliding_attention" for kind in kinds]
+    base = 10_000.0 if "local_rope_theta" not in c else number(c, "local_rope_theta", None, above=0)
+    local = rope(inner(parameters, _KINDS[1]), base or full.base)
     return TransformerConfig(
-        vocab_size=c["vocab_size"],
-        dim=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        mlp_dim=c["intermediate_size"],
-        activation=activation(c.get("hidden_activation", "gelu")),
+        vocab_size=size(c, "vocab_size"),
+        dim=size(c, "hidden_size"),
+        layers=depth,
+        heads=size(c, "num_attention_heads"),
+        mlp_dim=size(c, "intermediate_size"),
+        activation=activation(c, "hidden_activation", "gelu"),
         gated=True,
-        mlp_bias=c.get("mlp_bias", False),
-        qkv_bias=c.get("attention_bias", False),
-        out_bias=c.get("attention_bias", False),
-        max_positions=c.get("max_position_embeddings", 8192),
+        mlp_bias=flag(c, "mlp_bias", False),
+        qkv_bias=flag(c, "attention_bias", False),
+        out_bias=flag(c, "attention_bias", False),
+        max_positions=size(c, "max_position_embeddings", 8192),
         ropes=(full, local),
         rope_of_layer=tuple(map(int, is_local)),
-        windows=tuple(c.get("local_attention", 128) // 2 if local else 0 for local in is_local),
+        windows=tuple(window if local else 0 for local in is_local),
         norm_placement="pre",
-        norm_eps=c.get("norm_eps", 1e-5),
-        norm_bias=c.get("norm_bias", False),
+        norm_eps=number(c, "norm_eps", 1e-5, above=0),
+        norm_bias=flag(c, "norm_bias", False),
         skip_first_attention_norm=True,
         final_norm=True,
-        dropout=c.get("mlp_dropout", 0.0),
-        attention_dropout=c.get("attention_dropout", 0.0),
-        initializer_range=c.get("initializer_range", 0.02),
+        dropout=rate(c, "mlp_dropout", 0.0),
+        attention_dropout=rate(c, "attention_dropout", 0.0),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 

@@ -6,29 +6,31 @@ Song et al. 2020 (arXiv:2004.09297). The relative bias has 32 buckets up to dist
 from jaxemb.encoders.families.family import TASK_HEADS, Family, HfConfig, activation, array, linear, norm, pooler
 from jaxemb.encoders.families.roberta import LM_HEAD
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import layers, number, rate, size, spread
 
 _POSITION_OFFSET = 2  # the published implementation fixes the padding id at 1, whatever the configuration says
+_DISTANCE = 128
 
 
 def mpnet_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a MPNet `config.json` describes."""
-    rows = c.get("max_position_embeddings", 512)
+    rows = size(c, "max_position_embeddings", 512, least=_POSITION_OFFSET + 1)
     return TransformerConfig(
-        vocab_size=c["vocab_size"],
-        dim=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        mlp_dim=c["intermediate_size"],
-        activation=activation(c.get("hidden_act", "gelu")),
+        vocab_size=size(c, "vocab_size"),
+        dim=size(c, "hidden_size"),
+        layers=layers(c, "num_hidden_layers"),
+        heads=size(c, "num_attention_heads"),
+        mlp_dim=size(c, "intermediate_size"),
+        activation=activation(c, "hidden_act", "gelu"),
         max_positions=rows - _POSITION_OFFSET,
         position_table=rows,
         position_offset=_POSITION_OFFSET,
-        relative_buckets=c.get("relative_attention_num_buckets", 32),
-        relative_max_distance=128,
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        dropout=c.get("hidden_dropout_prob", 0.1),
-        attention_dropout=c.get("attention_probs_dropout_prob", 0.1),
-        initializer_range=c.get("initializer_range", 0.02),
+        relative_buckets=size(c, "relative_attention_num_buckets", 32, least=4, most=4 * _DISTANCE - 1),
+        relative_max_distance=_DISTANCE,
+        norm_eps=number(c, "layer_norm_eps", 1e-12, above=0),
+        dropout=rate(c, "hidden_dropout_prob", 0.1),
+        attention_dropout=rate(c, "attention_probs_dropout_prob", 0.1),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 

@@ -19,6 +19,7 @@ from jaxemb.encoders.families.family import (
     rope,
 )
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import inner, layers, number, rate, size, spread
 
 
 def nomic_bert_config(c: HfConfig) -> TransformerConfig:
@@ -42,40 +43,41 @@ def _published(c: HfConfig) -> TransformerConfig:
         mlp_fc2_bias=False,
     )
     # With a scaling factor the base grows on texts longer than the trained length; up to there nothing is scaled.
-    is_scaled = c.get("rotary_scaling_factor") is not None
-    multiple = c.get("pad_vocab_size_multiple", 1)
+    is_scaled = number(c, "rotary_scaling_factor", None) is not None
+    multiple = size(c, "pad_vocab_size_multiple", 1)
     return _config(
-        vocab_size=-(-c["vocab_size"] // multiple) * multiple,
-        dim=c["n_embd"],
-        layers=c["n_layer"],
-        heads=c["n_head"],
-        mlp_dim=c.get("n_inner") or 4 * c["n_embd"],
-        max_positions=c.get("max_trained_positions", 2048) if is_scaled else c["n_positions"],
-        token_types=c.get("type_vocab_size", 2),
-        ropes=(rope({}, c.get("rotary_emb_base", 1000.0)),),
-        norm_eps=c.get("layer_norm_epsilon", 1e-12),
-        dropout=c.get("resid_pdrop", 0.0),
-        attention_dropout=c.get("attn_pdrop", 0.0),
-        initializer_range=c.get("initializer_range", 0.02),
+        vocab_size=-(-size(c, "vocab_size") // multiple) * multiple,
+        dim=size(c, "n_embd"),
+        layers=layers(c, "n_layer"),
+        heads=size(c, "n_head"),
+        mlp_dim=size(c, "n_inner", None) or 4 * size(c, "n_embd"),
+        max_positions=size(c, "max_trained_positions", 2048) if is_scaled else size(c, "n_positions"),
+        token_types=size(c, "type_vocab_size", 2, least=0),
+        ropes=(rope({}, number(c, "rotary_emb_base", 1000.0, above=0)),),
+        norm_eps=number(c, "layer_norm_epsilon", 1e-12, above=0),
+        dropout=rate(c, "resid_pdrop", 0.0),
+        attention_dropout=rate(c, "attn_pdrop", 0.0),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 
 def _transformers(c: HfConfig) -> TransformerConfig:
+    scaling = inner(c, "rope_parameters") or inner(c, "rope_scaling")
     return _config(
-        vocab_size=c["vocab_size"],
-        dim=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=c["num_attention_heads"],
-        head_dim=c.get("head_dim"),
-        mlp_dim=c["intermediate_size"],
-        activation=activation(c.get("hidden_act", "silu")),
-        max_positions=c.get("max_position_embeddings", 2048),
-        token_types=c.get("type_vocab_size", 2),
-        ropes=(rope(c.get("rope_parameters") or c.get("rope_scaling") or {}, c.get("rope_theta", 1000.0)),),
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        dropout=c.get("hidden_dropout_prob", 0.0),
-        attention_dropout=c.get("attention_probs_dropout_prob", 0.0),
-        initializer_range=c.get("initializer_range", 0.02),
+        vocab_size=size(c, "vocab_size"),
+        dim=size(c, "hidden_size"),
+        layers=layers(c, "num_hidden_layers"),
+        heads=size(c, "num_attention_heads"),
+        head_dim=size(c, "head_dim", None),
+        mlp_dim=size(c, "intermediate_size"),
+        activation=activation(c, "hidden_act", "silu"),
+        max_positions=size(c, "max_position_embeddings", 2048),
+        token_types=size(c, "type_vocab_size", 2, least=0),
+        ropes=(rope(scaling, number(c, "rope_theta", 1000.0, above=0)),),
+        norm_eps=number(c, "layer_norm_eps", 1e-12, above=0),
+        dropout=rate(c, "hidden_dropout_prob", 0.0),
+        attention_dropout=rate(c, "attention_probs_dropout_prob", 0.0),
+        initializer_range=spread(c, "initializer_range", 0.02),
     )
 
 

@@ -9,12 +9,14 @@ import dataclasses
 from jaxemb.encoders.families.bert import BERT_TABLE, bert_config
 from jaxemb.encoders.families.family import TASK_HEADS, Family, HfConfig, masked_language_head, pooler
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.settings import size
 
 
 def roberta_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a RoBERTa `config.json` describes."""
+    offset = size(c, "pad_token_id", 1, least=0) + 1
+    size(c, "max_position_embeddings", 512, least=offset + 1)
     config = bert_config(c)
-    offset = c.get("pad_token_id", 1) + 1
     return dataclasses.replace(config, position_offset=offset, max_positions=config.position_table - offset)
 
 

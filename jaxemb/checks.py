@@ -1,0 +1,231 @@
+"""What arguments must be: checks at the public entrances, that name the argument, what came and what was expected.
+
+`checked` reads the plain part of a function's annotations, so that a wrong type is refused before anything is made of
+it; what a type cannot say, such as a range, is a `Check`.
+"""
+
+import functools
+import inspect
+import os
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import jax
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, Any], None]
+
+
+def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: a call whose arguments are not what annotations and `checks` say raises before it does anything.
+
+    Args:
+      checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
+        None or left at its default, is not asked.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        check = checker(function, checks)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            check(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Callable[..., dict[str, Any]]:
+    """What checks the arguments of a call of `function`, and gives them by name.
+
+    Raises:
+      TypeError: `function` has no argument of a name in `checks`.
+    """
+    signature = inspect.signature(function)
+    checks = dict(checks or {})
+    if unknown := checks.keys() - signature.parameters.keys():
+        raise TypeError(f"{function.__name__} has no argument {', '.join(sorted(unknown))}")
+    kinds = {}
+    for name, parameter in signature.parameters.items():
+        several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not several and (kind := kind_of(parameter.annotation)) is not None:
+            kinds[name] = kind
+        if name == "seed" and parameter.annotation is int:
+            checks.setdefault(name, _seed)
+
+    def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, value in given.items():
+            if name in kinds and value is not signature.parameters[name].default:
+                kinds[name].check(name, value)
+            if name in checks and value is not None and not isinstance(value, jax.core.Tracer):
+                checks[name](name, value)
+        return given
+
+    return check
+
+
+class Kind(NamedTuple):
+    """What an annotation asks for, in words, and whether a value is that."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a TypeError unless the value is of this kind."""
+        if not self.holds(value):
+            raise TypeError(f"{name} must be {self.expected}; got {described(value)}")
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """What an annotation asks for; None where that is not told from a value (a name, a protocol, anything)."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        kinds = [kind for kind in map(kind_of, args) if kind is not None]
+        if len(kinds) < len(args):
+            return None
+        # What goes with None reads best last.
+        expected = " or ".join(
+            dict.fromkeys(kind.expected for kind in sorted(kinds, key=lambda k: k.expected == "None"))
+        )
+        return Kind(expected, lambda value: any(kind.holds(value) for kind in kinds))
+    if origin is Literal:
+        # A name that is none of these is refused by who knows what it is for.
+        return Kind(f"one of {args}", lambda value: value in args or isinstance(value, str))
+    base = origin or annotation
+    if base in _KINDS:
+        return _KINDS[base]
+    if isinstance(base, type) and base is not object and not getattr(base, "_is_protocol", False):
+        return Kind(
+            f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}", lambda value: isinstance(value, base)
+        )
+    return None
+
+
+def described(value: Any) -> str:
+    """The type of a value and, cut to 60 characters, what it is; of an array its shape and type."""
+    if (shape := getattr(value, "shape", None)) is not None and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {tuple(shape)}"
+    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises a TypeError unless the value is a whole number, a ValueError unless it is in `least`..`most`."""
+    _KINDS[int].check(name, value)
+    if value < least or (most is not None and value > most):
+        expected = (
+            f"at least {least}" if most is None else f"at most {most}" if least is None else f"in {least}..{most}"
+        )
+        raise ValueError(f"{name} must be {expected}; got {value}")
+
+
+def at_least(least: int) -> Check:
+    """The check that a value is a whole number from `least` on."""
+    return functools.partial(whole, least=least)
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises a ValueError unless the value is a number > 0."""
+    if not _scalar(name, value) > 0:
+        raise ValueError(f"{name} must be > 0; got {value}")
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Raises a ValueError unless the value is a number >= 0."""
+    if not _scalar(name, value) >= 0:
+        raise ValueError(f"{name} must be >= 0; got {value}")
+
+
+def finite(name: str, value: Any) -> None:
+    """Raises a ValueError unless the value is a finite number."""
+    if not np.isfinite(_scalar(name, value)):
+        raise ValueError(f"{name} must be finite; got {value}")
+
+
+def one_of(name: str, value: Any, options: Collection[Any]) -> None:
+    """Raises a ValueError unless the value is one of `options`."""
+    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
+        raise ValueError(f"{name} must be one of {list(options)}; got {value!r}")
+
+
+def encodable(name: str, text: str) -> None:
+    """Raises a ValueError for a text that UTF-8 cannot hold: one with half of a surrogate pair, as of a cut emoji."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has a lone surrogate, half a character, at {error.start}: {text!a:.60}") from None
+
+
+def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *names: str) -> None:
+    """Raises ValueError, with the field's name, its value and what was expected, where `holds` does not."""
+    for name in names:
+        value = getattr(config, name)
+        try:
+            good = holds(value)
+        except TypeError:  # it does not compare with numbers, or is no sequence
+            good = False
+        if not good:
+            raise ValueError(f"{name} must be {expected}; got {value!r}")
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of numbers or keys, or a list (of lists) of numbers that makes an array."""
+    if isinstance(value, list):
+        try:
+            return bool(value) and all(map(_is_part, value)) and np.asarray(value).dtype.kind in "biuf"
+        except ValueError:  # rows of several lengths
+            return False
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return getattr(value.dtype, "kind", "") not in ("O", "S", "U")
+    return False
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list | int | float | np.number)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int | float | np.number):
+        return not isinstance(value, bool)
+    return getattr(value, "shape", None) == () and getattr(value, "dtype", None) is not None and is_array(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping)
+
+
+def _scalar(name: str, value: Any) -> np.ndarray:
+    if not _is_number(value):
+        what = f"an array of shape {np.shape(value)}" if is_array(value) else described(value)
+        raise (ValueError if is_array(value) else TypeError)(f"{name} must be one number; got {what}")
+    return np.asarray(value)
+
+
+def _seed(name: str, value: Any) -> None:
+    whole(name, value, 0, 2**63 - 1)
+
+
+_KINDS: dict[Any, Kind] = {
+    type(None): Kind("None", lambda value: value is None),
+    bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    int: Kind("a whole number", _is_whole),
+    float: Kind("a number", _is_number),
+    str: Kind("a string", lambda value: isinstance(value, str)),
+    Path: Kind("a path", lambda value: isinstance(value, os.PathLike)),
+    np.ndarray: Kind("an array", lambda value: hasattr(value, "shape") and hasattr(value, "dtype")),
+    jax.Array: Kind("an array", is_array),
+    Sequence: Kind("a sequence", _is_sequence),
+    Iterable: Kind("an iterable", lambda value: hasattr(value, "__iter__") and not isinstance(value, str | bytes)),
+    Mapping: Kind("a mapping", lambda value: isinstance(value, Mapping)),
+    Callable: Kind("a function", callable),
+}
