@@ -101,7 +101,7 @@ def kind_of(annotation: Any) -> Kind | None:
     base = origin or annotation
     if base in _KINDS:
         return _KINDS[base]
-    if isinstance(base, type) and base is not object and not getattr(base, "_is_protocol", False):
+    if isinstance(base, type) and base not in _UNTOLD and not getattr(base, "_is_protocol", False):
         return Kind(
             f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}", lambda value: isinstance(value, base)
         )
@@ -215,6 +215,7 @@ def _seed(name: str, value: Any) -> None:
     whole(name, value, 0, 2**63 - 1)
 
 
+_UNTOLD = (Any, object, inspect.Parameter.empty)
 _KINDS: dict[Any, Kind] = {
     type(None): Kind("None", lambda value: value is None),
     bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),

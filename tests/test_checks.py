@@ -1,0 +1,133 @@
+"""What comes with a wrong argument: its name, what it was, and what was expected."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxemb import losses
+from jaxemb.checks import at_least, checked, checker, encodable, one_of
+
+GOOD: list[tuple[Any, list[Any]]] = [
+    (int, [3, np.int64(3)]),
+    (float, [3, 0.5, np.float32(1), np.array(2.0), jnp.float32(1)]),
+    (str, ["a"]),
+    (bool, [True, np.bool_(0)]),
+    (str | Path, ["a", Path("a")]),
+    (int | None, [None, 1]),
+    (np.ndarray, [np.zeros(2), jnp.zeros(2)]),
+    (jax.Array, [jnp.zeros(2), np.zeros(2), [1.0, 2], [[1, 2], [3, 4]], jax.random.key(0)]),
+    (Sequence[str], [["a"], ("a",), np.array(["a"])]),
+    (Iterable[int], [[1], iter([1])]),
+    (Mapping[str, int], [{}]),
+    (Callable[[int], int], [abs]),
+    (Literal["a", "b"] | None, ["a", None]),
+    (jax.sharding.Mesh | None, [None]),
+    (Any, [object()]),
+    (list[int] | Any, ["a"]),
+    ("Unknown", [1]),
+]
+BAD: list[tuple[Any, Any, str]] = [
+    (int, "3", "x must be a whole number; got str '3'"),
+    (int, True, "x must be a whole number; got bool True"),
+    (int, 2.5, "x must be a whole number; got float 2.5"),
+    (float, "1", "x must be a number; got str '1'"),
+    (float, np.zeros(2), r"x must be a number; got ndarray float64 \(2,\)"),
+    (str, None, "x must be a string; got None"),
+    (bool, "no", "x must be True or False; got str 'no'"),
+    (str | Path, 3, "x must be a string or a path; got int 3"),
+    (None | int, [], r"x must be a whole number or None; got list \[\]"),
+    (np.ndarray, [1], r"x must be an array; got list \[1\]"),
+    (jax.Array, 1.0, "x must be an array; got float 1.0"),
+    (jax.Array, [[1.0], [2.0, 3.0]], "x must be an array; got list"),
+    (jax.Array, [jnp.zeros(2)], "x must be an array; got list"),
+    (jax.Array, np.array(["a"]), r"x must be an array; got ndarray <U1 \(1,\)"),
+    (Sequence[str], "abc", "x must be a sequence; got str 'abc'"),
+    (Sequence[str], iter("abc"), "x must be a sequence; got str_ascii_iterator"),
+    (Mapping[str, int], [], "x must be a mapping; got list"),
+    (Callable[[int], int], "abs", "x must be a function; got str 'abs'"),
+    (jax.sharding.Mesh | None, 1, "x must be a Mesh or None; got int 1"),
+]
+
+
+def _of(annotation: Any) -> Callable:
+    def function(x):
+        return x
+
+    function.__annotations__ = {"x": annotation}
+    return checked()(function)
+
+
+@pytest.mark.parametrize(("annotation", "values"), GOOD, ids=[str(a) for a, _ in GOOD])
+def test_what_an_annotation_says_is_taken(annotation, values):
+    for value in values:
+        assert _of(annotation)(value) is value
+
+
+@pytest.mark.parametrize(("annotation", "value", "message"), BAD, ids=[m for *_, m in BAD])
+def test_what_it_does_not_say_is_refused(annotation, value, message):
+    with pytest.raises(TypeError, match=message):
+        _of(annotation)(value)
+
+
+def test_ranges_are_checked_where_they_are_given():
+    @checked(k=at_least(1))
+    def search(k: int | None = None, *, seed: int = 0) -> None:
+        """Searches."""
+
+    search(), search(3), search(None), search(seed=2**40)
+    for arguments, message in (
+        ({"k": 0}, "k must be at least 1; got 0"),
+        ({"seed": -1}, r"seed must be in 0\.\."),
+        ({"seed": 2**63}, r"seed must be in 0\.\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(**arguments)
+    assert search.__doc__ == "Searches."
+    with pytest.raises(TypeError, match="search has no argument j"):
+        checked(j=at_least(1))(search)
+
+
+def test_what_is_traced_is_of_its_type_alone():
+    check = checker(lambda x, *, t: None, {"t": at_least(1)})
+    jax.make_jaxpr(lambda t: check(jnp.zeros(2), t=t)["x"])(0)
+
+
+def test_options_and_texts():
+    with pytest.raises(ValueError, match=r"metric must be one of \['dot', 'cosine'\]; got \['dot'\]"):
+        one_of("metric", ["dot"], ["dot", "cosine"])
+    encodable("text", "half \U0001f600")
+    with pytest.raises(ValueError, match=r"texts\[3\] has a lone surrogate, half a character, at 5: 'half \\ud83d'"):
+        encodable("texts[3]", "half \ud83d")
+
+
+EMPTY = np.zeros((0, 3), np.float32)
+SOME = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "siglip", "decoupled_contrastive", "symmetric_info_nce", "cosent"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_loss_of_an_empty_batch_is_refused(name, jit):
+    loss = getattr(losses, name)
+    arguments = [EMPTY, EMPTY, EMPTY[:, 0]] if name == "cosent" else [EMPTY, EMPTY]
+    with pytest.raises(ValueError, match=r"(queries|first) must not be empty; got an array of shape \(0, 3\)"):
+        (jax.jit(loss) if jit else loss)(*arguments)
+
+
+def test_a_loss_names_what_is_no_array():
+    for arguments, message in (
+        ((None, SOME), "queries must be an array; got None"),
+        ((SOME, [SOME[0], SOME[1]]), "documents must be an array; got list"),
+        ((SOME, {"a": 1}), "documents must be an array; got dict"),
+        ((SOME, SOME, "no"), "negatives must be an array or None; got str 'no'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            losses.info_nce(*arguments)
+    with pytest.raises(TypeError, match="temperature must be a number or an array; got str '1'"):
+        losses.info_nce(SOME, SOME, temperature="1")
+    with pytest.raises(TypeError, match="k must be a whole number; got str '2'"):
+        losses.k_sparse(SOME, "2")
