@@ -17,6 +17,7 @@ import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 Check = Callable[[str, Any], None]
 
 
@@ -112,7 +113,14 @@ def described(value: Any) -> str:
     """The type of a value and, cut to 60 characters, what it is; of an array its shape and type."""
     if (shape := getattr(value, "shape", None)) is not None and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(shape)}"
-    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+def instance(name: str, value: T, annotation: Any) -> T:
+    """The value, if it is what the annotation says; else raises a TypeError."""
+    if (kind := kind_of(annotation)) is not None:
+        kind.check(name, value)
+    return value
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -152,6 +160,14 @@ def one_of(name: str, value: Any, options: Collection[Any]) -> None:
     """Raises a ValueError unless the value is one of `options`."""
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
         raise ValueError(f"{name} must be one of {list(options)}; got {value!r}")
+
+
+def random_key(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is one random key, such as `jax.random.key(0)`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not isinstance(value, jax.Array) or shape != (() if typed else (2,)) or not (typed or dtype == np.uint32):
+        raise TypeError(f"{name} must be a random key, such as jax.random.key(0); got {described(value)}")
 
 
 def encodable(name: str, text: str) -> None:

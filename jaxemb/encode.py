@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import parallel
+from jaxemb.checks import encodable, one_of, whole
 from jaxemb.data.packing import FINE, bucket, pack, pad
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder
@@ -207,10 +208,9 @@ def _finite(rows: np.ndarray, indices: np.ndarray, texts: Sequence[str]) -> np.n
 
 
 def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int | None, full: int) -> None:
-    if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype must be 'float32' or 'float16'; got {dtype!r}")
-    if batch_tokens is not None and batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1; got {batch_tokens}")
+    one_of("dtype", dtype, ("float32", "float16"))
+    if batch_tokens is not None:
+        whole("batch_tokens", batch_tokens, 1)
     if dim is not None and not 1 <= dim <= full:
         raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
     if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
@@ -218,3 +218,4 @@ def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int 
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{i}] must be a string; got {type(text).__name__} {text!r:.60}")
+        encodable(f"texts[{i}]", text)

@@ -22,6 +22,7 @@ from jaxemb.checkpoints.sentence_transformers import (
 )
 from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
+from jaxemb.checks import at_least, checked, random_key
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Head
 from jaxemb.encode import encode
@@ -31,6 +32,7 @@ from jaxemb.pooling import Pooling
 from jaxemb.similarity import similarity
 
 
+@checked(layers=at_least(1), dim=at_least(1))
 def load(
     path_or_id: str | Path,
     *,
@@ -80,6 +82,7 @@ def load(
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 
+@checked(key=random_key, max_length=at_least(1))
 def new(
     family: str,
     config: Mapping[str, Any],
@@ -149,6 +152,7 @@ class SentenceEmbedder(ModelDirectory):
         """Raises a ValueError if the model is not one that `save` can write; of it shapes are enough."""
         check_writable(self)
 
+    @checked()
     def truncate(self, *, layers: int | None = None, dim: int | None = None) -> "SentenceEmbedder":
         """A smaller model: the first `layers` layers, the first `dim` dimensions of the embeddings; None keeps all.
 
@@ -165,6 +169,7 @@ class SentenceEmbedder(ModelDirectory):
         """A copy with some attributes replaced, such as `model`."""
         return dataclasses.replace(self, **changes)
 
+    @checked()
     def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
         """The text to put in front: `prompt`, or the stored prompt called `prompt_name`, or the default one.
 
@@ -180,6 +185,7 @@ class SentenceEmbedder(ModelDirectory):
             raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {name!r}")
         return self.prompts[name]
 
+    @checked()
     def encode(
         self,
         texts: str | Sequence[str],
@@ -213,9 +219,10 @@ class SentenceEmbedder(ModelDirectory):
           show_progress: show a bar with texts/s and the time left.
 
         Raises:
-          TypeError: naming the index of the first element that is not a string.
+          TypeError: naming the index of the first element that is not a string, or another argument of a wrong type.
           ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`, for both a prompt and a name of one;
-            naming texts whose embeddings are not finite, as the weights are not or float16 cannot hold them.
+            naming a text that has a lone surrogate, and texts whose embeddings are not finite, as the weights are not or
+            float16 cannot hold them.
         """
         several = [texts] if isinstance(texts, str) else texts
         vectors = encode(

@@ -37,7 +37,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (int, 2.5, "x must be a whole number; got float 2.5"),
     (float, "1", "x must be a number; got str '1'"),
     (float, np.zeros(2), r"x must be a number; got ndarray float64 \(2,\)"),
-    (str, None, "x must be a string; got None"),
+    (str, None, "x must be a string; got NoneType None"),
     (bool, "no", "x must be True or False; got str 'no'"),
     (str | Path, 3, "x must be a string or a path; got int 3"),
     (None | int, [], r"x must be a whole number or None; got list \[\]"),
@@ -120,7 +120,7 @@ def test_a_loss_of_an_empty_batch_is_refused(name, jit):
 
 def test_a_loss_names_what_is_no_array():
     for arguments, message in (
-        ((None, SOME), "queries must be an array; got None"),
+        ((None, SOME), "queries must be an array; got NoneType None"),
         ((SOME, [SOME[0], SOME[1]]), "documents must be an array; got list"),
         ((SOME, {"a": 1}), "documents must be an array; got dict"),
         ((SOME, SOME, "no"), "negatives must be an array or None; got str 'no'"),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxemb import parallel
 from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
+from jaxemb.checks import described, instance, one_of
 from jaxemb.encoders.encoder import Encoder
 from jaxemb.encoders.families import Family, Weight, modern
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
@@ -23,6 +24,7 @@ PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
 _PART = 1 << 16  # numbers that stay in the processor's cache
+_SHOWN = 50  # problems that an error lists
 _DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
 _STATED_DTYPES = ("dtype", "torch_dtype")  # how a `config.json` calls the type of the tensors
 _OF_LAYER = re.compile(r"\blayers?\.(\d+)\.")
@@ -66,6 +68,7 @@ class Placement:
 
     Raises:
       ValueError: for another dtype.
+      TypeError: for a mesh or rules that are none.
     """
 
     mesh: Mesh | None = None
@@ -73,8 +76,11 @@ class Placement:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.param_dtype not in PARAM_DTYPES:
-            raise ValueError(f"param_dtype must be one of {PARAM_DTYPES}; got {self.param_dtype!r}")
+        one_of("param_dtype", self.param_dtype, PARAM_DTYPES)
+        instance("mesh", self.mesh, Mesh | None)
+        for rule in instance("rules", self.rules, Sequence):
+            if not isinstance(rule, tuple) or len(rule) != 2 or not isinstance(rule[0], str):
+                raise TypeError(f"rules must be pairs of a pattern of paths and a PartitionSpec; got {described(rule)}")
 
     @property
     def dtype(self) -> np.dtype:
@@ -142,7 +148,7 @@ def load_weights(
     if problems:
         raise CheckpointError(
             f"the tensors do not fit config.json (model_type {hf_config.get('model_type')!r}):\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join([*problems[:_SHOWN], *([f"and {more} more"] if (more := len(problems) - _SHOWN) > 0 else [])])
         )
     leaves = [_leaf(shapes[path], sources[path], placement.dtype, shardings[path]) for path in shapes]
     model = jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxemb.checks import at_least, checked
 from jaxemb.data import packing
 from jaxemb.data.collation import Batch, Collator, LazyBatches, complete, planned_rows, sample_of
 from jaxemb.data.columns import Column, Columns, Layout
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
     from jaxemb.data.windows import Window
 
+_LOOKED_AT = 64  # records whose values tell the kinds of the columns
 
+
+@checked(batch_size=at_least(1), max_length=at_least(1), epochs=at_least(1), window=at_least(1), prefetch=at_least(1))
 def batches(
     source: Source | Stream | Mixture,
     tokenizer: Tokenizer,
@@ -83,7 +87,7 @@ def batches(
     Args:
       source: the records.
       tokenizer: texts to ids.
-      columns: the columns to use, in their order; kinds are taken from the first record unless given. For a mixture of
+      columns: the columns to use, in their order; kinds are taken from the first records unless given. For a mixture of
         sources with names also by source, `{"nli": ("query", "document"), ...}`.
       batch_size: records N per batch, over all processes.
       max_length: longest text in tokens; longer ones are cut.
@@ -120,7 +124,7 @@ def batches(
 
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
-    _check_arguments(batch_size, max_length, epochs, drop_remainder, index, count, window)
+    _check_arguments(batch_size, drop_remainder, index, count)
     if rows is not None and not pack:
         raise ValueError(f"rows are those of packed columns, but pack is off; got {rows}")
     row_length = max(int(pack), max_length) if pack else None
@@ -179,12 +183,12 @@ class _Recipe:
             size = len(seen)
         else:
             size = len(source)
-            seen = [source[0]] if size else []
+            seen = source.__getitems__(range(min(size, _LOOKED_AT)))
         if not size:
             raise ValueError(f"{source.name} has no records")
         if self.drop_remainder and size < batch_size:
             raise ValueError(f"batch_size: {source.name} has {size} records, less than a batch of {batch_size}")
-        collator = dataclasses.replace(collator, columns=complete(source.name, columns, seen[0]))
+        collator = dataclasses.replace(collator, columns=complete(source.name, columns, seen[:_LOOKED_AT]))
         collator.whole(seen[:1], np.zeros(1, int))
         recipe = dataclasses.replace(self, collator=collator)
         if isinstance(source, Stream) and self.sampler is not None and not len(recipe.rows_of(seen, 0, None)):
@@ -358,12 +362,7 @@ def _own(by_source: Mapping[str, Any], name: str | None, names: tuple[str, ...] 
     return by_source[name or ""]
 
 
-def _check_arguments(batch_size, max_length, epochs, drop_remainder, index, count, window) -> None:
-    for name, value in (("batch_size", batch_size), ("max_length", max_length), ("window", window)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive; got {value}")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be positive, or None for endless batches; got {epochs}")
+def _check_arguments(batch_size, drop_remainder, index, count) -> None:
     if not 0 <= index < count:
         raise ValueError(f"process_index must be in [0, process_count); got {index} of {count}")
     if batch_size % count:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxemb.data import fixed_rows, packing
-from jaxemb.data.columns import Column, Columns, Layout, Texts, kind_of
+from jaxemb.data.columns import Column, Columns, Layout, Texts, kind_of, typical
 from jaxemb.data.files import Record, RecordError
 from jaxemb.data.records import Source
 from jaxemb.data.tokenizer import Encoded
@@ -212,8 +212,8 @@ class LazyBatches(Sequence[Batch]):
         return self._collator.leveled([self._records[row] for row in chosen], self._ids[chosen], local)
 
 
-def complete(source: str, columns: Columns, first: Record) -> dict[str, Column]:
-    """The columns, what they leave open taken from the first record of a source.
+def complete(source: str, columns: Columns, records: Sequence[Record]) -> dict[str, Column]:
+    """The columns, what they leave open taken from some records of a source, the first of them its first.
 
     Raises:
       ValueError: no columns, or a name that is taken.
@@ -230,9 +230,12 @@ def complete(source: str, columns: Columns, first: Record) -> dict[str, Column]:
             raise ValueError(f"columns: expected {name!r} to be a column such as Text(); got {column!r:.60}")
         fields = getattr(column, "fields", None)
         for field in fields or (name,):
-            if field not in first:
-                raise RecordError(f"{source}: record 0 has no column {field!r}; it has {sorted(first)}")
-        value = first[name] if fields is None else [first[field] for field in fields]
+            if field not in records[0]:
+                raise RecordError(f"{source}: record 0 has no column {field!r}; it has {sorted(records[0])}")
+        if fields is None:
+            value = typical([record.get(name) for record in records])
+        else:
+            value = [typical([record.get(field) for record in records]) for field in fields]
         found[name] = kind_of(value) if column is None else column.complete(value)
     return found
 

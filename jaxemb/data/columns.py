@@ -5,12 +5,14 @@ methods of `Column`.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxemb.checks import described, encodable, instance, whole
 from jaxemb.data import fixed_rows, packing
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 from jaxemb.types import Tokens
@@ -118,6 +120,10 @@ class Text(Texts):
     prompt: str = ""
     per_record: int | None = None
 
+    def __post_init__(self):
+        _check_sizes(self)
+        instance("prompt", self.prompt, str)
+
     def complete(self, value: Any) -> "Text":
         if self.per_record is not None:
             return self
@@ -125,7 +131,7 @@ class Text(Texts):
 
     def check(self, value: Any) -> None:
         if isinstance(value, str) and self.per_record == 1:
-            return
+            return encodable("the text", value)
         if not _is_list(value):
             expected = "a str" if self.per_record == 1 else f"a list of {self.per_record} texts"
             raise ValueError(f"expected {expected}; got {described(value)}")
@@ -135,6 +141,7 @@ class Text(Texts):
         for i, text in enumerate(value):
             if not isinstance(text, str):
                 raise ValueError(f"expected a list of str; got {described(text)} at {i}")
+            encodable(f"text {i}", text)
 
     def encode(self, values: Sequence[Any], layout: Layout) -> Encoded:
         texts = [text for value in values for text in _listed(value)]
@@ -160,6 +167,9 @@ class TextPair(Texts):
     fields: tuple[str, str] | None = None
     per_record: int | None = None
 
+    def __post_init__(self):
+        _check_sizes(self)
+
     def complete(self, value: Any) -> "TextPair":
         if self.per_record is not None:
             return self
@@ -172,6 +182,7 @@ class TextPair(Texts):
         first, seconds = value
         if not isinstance(first, str):
             raise ValueError(f"expected a str as the first text of a pair; got {described(first)}")
+        encodable("first of a pair", first)
         try:
             Text(per_record=self.per_record).check(seconds)
         except ValueError as error:
@@ -242,6 +253,12 @@ class Vector:
         return np.asarray(values, self.dtype).reshape(len(values), -1)
 
 
+def _check_sizes(column: Any) -> None:
+    for name in ("max_length", "per_record"):
+        if getattr(column, name) is not None:
+            whole(name, getattr(column, name), 1)
+
+
 def _is_finite(number: Any) -> bool:
     try:
         return math.isfinite(number)
@@ -263,6 +280,14 @@ def _check_range(value: Any, dtype: Any) -> None:
 Columns = Sequence[str] | Mapping[str, Column]
 
 
+def typical(values: Sequence[Any]) -> Any:
+    """Of some records' values of a column the one that tells most: a text, else a float, else what is there at all."""
+    present = [value for value in values if value is not None and value == value]  # NaN stands for what is missing
+    tells_text = lambda value: not _is_number(value) and not _is_vector(value)
+    is_float = lambda value: np.asarray(value).dtype.kind == "f"
+    return next(itertools.chain(filter(tells_text, present), filter(is_float, present), present, values))
+
+
 def kind_of(value: Any) -> Column:
     """The column, completed, that a value seems to be of: text(s) where it is nothing else."""
     if _is_number(value):
@@ -270,11 +295,6 @@ def kind_of(value: Any) -> Column:
     if _is_vector(value) and len(value):
         return Vector().complete(value)
     return Text().complete(value)
-
-
-def described(value: Any) -> str:
-    """The type of a value and, cut to 60 characters, what it is."""
-    return f"{type(value).__name__} {value!r:.60}"
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import io
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxemb.files import parse_json
+from jaxemb.packages import remedy
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Fields = Mapping[str, str] | Sequence[str] | None
 File = gzip.GzipFile | io.BufferedReader
+
+MAX_RATIO = 100.0
+"""How many times its size a compressed file may hold, beyond 64 MB; text is seldom more than 20 times."""
 
 _FORMATS = {
     ".csv": "csv",
@@ -32,6 +37,19 @@ _FORMATS = {
 
 class RecordError(ValueError):
     """A record cannot be used; the message says where it is and what is wrong with it."""
+
+
+def most_bytes(size: int, max_ratio: float) -> float:
+    """How many bytes, or rows, a compressed file of `size` bytes may hold."""
+    return max(64 << 20, max_ratio * size)
+
+
+def too_large(path: Any, max_ratio: float) -> RecordError:
+    """The error for a file that holds more than `most_bytes`."""
+    return RecordError(
+        f"{path}: holds more than 64 MB and {max_ratio:g} times its size, as files do that are made to fill memory; "
+        "raise max_ratio if it is a good one"
+    )
 
 
 class Malformed:
@@ -66,6 +84,7 @@ def checked_format(
 
     Raises:
       FileNotFoundError: there is no such file.
+      IsADirectoryError: it is a directory.
       ValueError: an unknown format or `on_error`, a name that does not tell the format, options of other formats.
     """
     if format is None:
@@ -77,6 +96,8 @@ def checked_format(
         raise ValueError(f"format must be one of {sorted(set(_FORMATS.values()))}; got {format!r}")
     if on_error not in ("strict", "skip"):
         raise ValueError(f"on_error must be 'strict' or 'skip'; got {on_error!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{format}')")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if format == "parquet" and types:
@@ -118,17 +139,33 @@ class Rename:
 
 
 class Lines:
-    """The lines of a binary file; `number` of them have been read."""
+    """The lines of a binary file; `number` of them have been read.
 
-    def __init__(self, file: File, number: int = 0):
-        self.file, self.number = file, number
+    Raises:
+      RecordError: of a compressed file, once what was read is more than `max_ratio` times its size, and 64 MB.
+    """
+
+    def __init__(self, file: File, number: int = 0, max_ratio: float = MAX_RATIO):
+        self.file, self.number, self.ratio = file, number, max_ratio
+        self.left: float | None = None  # bytes that may still come
+        if isinstance(file, gzip.GzipFile):
+            self.left = most_bytes(os.fstat(file.fileno()).st_size, max_ratio)
 
     def __iter__(self) -> "Lines":
         return self
 
     def __next__(self) -> bytes:
-        line = next(self.file)
+        line = next(self.file) if self.left is None else self._limited(self.left)
         self.number += 1
+        return line
+
+    def _limited(self, left: float) -> bytes:
+        line = self.file.readline(int(min(left + 1, sys.maxsize)))
+        if len(line) > left:
+            raise too_large(self.file.name, self.ratio)
+        if not line:
+            raise StopIteration
+        self.left = left - len(line)
         return line
 
 
@@ -142,6 +179,25 @@ def opened(path: Path) -> Iterator[File]:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file: {error}") from error
+
+
+@contextlib.contextmanager
+def opened_parquet(path: Path, max_ratio: float = MAX_RATIO) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; damage found here or in the block names the file."""
+    with remedy():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            groups = map(file.metadata.row_group, range(file.num_row_groups))
+            held = max(file.metadata.num_rows, sum(group.total_byte_size for group in groups))
+            if held > most_bytes(path.stat().st_size, max_ratio):
+                raise too_large(path, max_ratio)
+            check_unique(file.schema_arrow.names, str(path))
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise RecordError(f"{path}: not a whole parquet file: {error}") from error
 
 
 def rows_of(

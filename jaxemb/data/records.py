@@ -9,21 +9,26 @@ from typing import Any
 import numpy as np
 
 from jaxemb.data.files import (
+    MAX_RATIO,
     Fields,
     Lines,
     Malformed,
     Record,
+    RecordError,
     Rename,
-    check_unique,
     checked_format,
     header_of,
     mapping_of,
     opened,
+    opened_parquet,
     parsed,
     require,
     rows_of,
 )
 from jaxemb.packages import remedy
+
+# Cells of a table may be empty up to so many times those that are not, beyond a number that does not matter.
+_MOST_EMPTY, _SMALL = 20, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,6 +120,7 @@ def read(
     delimiter: str | None = None,
     types: Mapping[str, Callable[[Any], Any]] | None = None,
     on_error: str = "strict",
+    max_ratio: float = MAX_RATIO,
 ) -> Source:
     """The records of a file; a name that ends in `.gz` is decompressed. Text is UTF-8.
 
@@ -137,6 +143,7 @@ def read(
       types: conversions by column, such as `{"score": float}`; they raise ValueError on what they do not take.
       on_error: "strict" raises at the first malformed row; "skip" leaves such rows out, logs a warning, and counts
         them in `Source.skipped`.
+      max_ratio: how many times its size a compressed file (gzip, parquet) may hold, beyond 64 MB.
 
     Raises:
       RecordError: a malformed row, as `file:line: what is wrong` (parquet: `file: row n`, from 0), or nothing else.
@@ -146,13 +153,13 @@ def read(
     path = Path(path)
     format = checked_format(path, format, names, delimiter, types, on_error)
     if format == "parquet":
-        return _read_parquet(path, columns, on_error)
+        return _read_parquet(path, columns, on_error, max_ratio)
     malformed = Malformed(str(path), on_error)
     mapping = None if columns is None else mapping_of(columns)
     table: dict[str, list] = {}
-    size = 0
+    size = given = 0
     with opened(path) as file:
-        lines = Lines(file)
+        lines = Lines(file, max_ratio=max_ratio)
         for line, row in rows_of(lines, format, names or header_of(lines, format, delimiter), delimiter):
             try:
                 if isinstance(row, Exception):
@@ -161,9 +168,15 @@ def read(
             except (ValueError, TypeError, csv.Error) as error:
                 malformed.add(f"{path}:{line}", error)
                 continue
+            given += len(record)
             for name in record:
                 if name not in table:
                     table[name] = [None] * size
+            if len(table) * (size + 1) > _MOST_EMPTY * given + _SMALL:
+                raise RecordError(
+                    f"{path}:{line}: the rows up to here have {len(table)} different fields, of which most have few; "
+                    "expected rows of the same fields, or columns= that names those to keep"
+                )
             for name, values in table.items():
                 values.append(record.get(name))
             size += 1
@@ -250,23 +263,20 @@ class _Concatenation:
         return records
 
 
-def _read_parquet(path: Path, columns: Fields, on_error: str) -> Source:
+def _read_parquet(path: Path, columns: Fields, on_error: str, max_ratio: float) -> Source:
     with remedy():
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
     malformed = Malformed(str(path), on_error)
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
-    check_unique(file.schema_arrow.names, str(path))
-    if columns is None:
-        return Source(_ArrowTable(file.read()), str(path))
-    mapping = mapping_of(columns)
-    require(mapping, file.schema_arrow.names, f"{path}: ")
-    table = file.read(columns=list(dict.fromkeys(mapping.values())))
+    mapping = None if columns is None else mapping_of(columns)
+    with opened_parquet(path, max_ratio) as file:
+        if mapping is not None:
+            require(mapping, file.schema_arrow.names, f"{path}: ")
+        table = file.read(columns=None if mapping is None else list(dict.fromkeys(mapping.values())))
+        table.validate(full=True)
+    if mapping is None:
+        return Source(_ArrowTable(table), str(path))
     table = pa.table({column: table[field] for column, field in mapping.items()})
     valid = np.ones(table.num_rows, bool)
     for column in mapping:

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxemb.data.files import (
+    MAX_RATIO,
     Fields,
     Lines,
     Malformed,
     Record,
     Rename,
-    check_unique,
     checked_format,
     header_of,
     mapping_of,
     opened,
+    opened_parquet,
     parsed,
     require,
     rows_of,
 )
-from jaxemb.packages import remedy
 
 State = dict[str, Any]
 
@@ -164,6 +164,7 @@ def stream(
     delimiter: str | None = None,
     types: Mapping[str, Callable[[Any], Any]] | None = None,
     on_error: str = "strict",
+    max_ratio: float = MAX_RATIO,
 ) -> Stream:
     """The records of files, read while they are used: nothing but a row (of parquet, a row group) is in memory.
 
@@ -171,7 +172,7 @@ def stream(
 
     Args:
       paths: a file, several, or a pattern such as "corpus-*.jsonl.gz", whose files come in the order of their names.
-      format, columns, names, delimiter, types, on_error: as of `read`.
+      format, columns, names, delimiter, types, on_error, max_ratio: as of `read`.
 
     Raises:
       FileNotFoundError: no file.
@@ -187,9 +188,8 @@ def stream(
     formats = [checked_format(path, format, names, delimiter, types, on_error) for path in files]
     mapping = None if columns is None else mapping_of(columns)
     name = str(paths) if one else f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
-    return Stream(
-        _Files(tuple(zip(files, formats, strict=True)), mapping, names, delimiter, types or {}, on_error), name
-    )
+    pairs = tuple(zip(files, formats, strict=True))
+    return Stream(_Files(pairs, mapping, names, delimiter, types or {}, on_error, max_ratio), name)
 
 
 def resumable(rows: Iterable[Any]) -> Resumable:
@@ -276,6 +276,7 @@ class _Files:
     delimiter: str | None
     types: Mapping[str, Callable]
     on_error: str
+    max_ratio: float
 
     def __iter__(self) -> "_FilesReader":
         return _FilesReader(self)
@@ -302,11 +303,11 @@ class _Files:
 
     def _rows(self, path: Path, format: str, place: _Place) -> Iterator[tuple[_Place, str, Record | Exception]]:
         if format == "parquet":
-            for number, record in _parquet_rows(path, self.mapping, place.offset):
+            for number, record in _parquet_rows(path, self.mapping, place.offset, self.max_ratio):
                 yield _Place(place.file, number + 1), f"{path}: row {number}", record
             return
         with opened(path) as file:
-            lines = Lines(file)
+            lines = Lines(file, max_ratio=self.max_ratio)
             names = self.names or header_of(lines, format, self.delimiter)
             if place.offset:
                 file.seek(place.offset)
@@ -337,26 +338,20 @@ class _FilesReader(Iterator[Record]):
         self._place, self._records = _Place(**state), None
 
 
-def _parquet_rows(path: Path, mapping: Mapping[str, str] | None, start: int) -> Iterator[tuple[int, Record]]:
+def _parquet_rows(
+    path: Path, mapping: Mapping[str, str] | None, start: int, max_ratio: float
+) -> Iterator[tuple[int, Record]]:
     """Numbers and rows from number `start` on, a row group at a time."""
-    with remedy():
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
-    check_unique(file.schema_arrow.names, str(path))
-    fields = None
-    if mapping is not None:
-        require(mapping, file.schema_arrow.names, f"{path}: ")
-        fields = list(dict.fromkeys(mapping.values()))
-    first = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if start < first + size:
-            table = file.read_row_group(group, columns=fields)
-            for begin in range(max(start - first, 0), size, 1024):
-                yield from enumerate(table.slice(begin, 1024).to_pylist(), first + begin)
-        first += size
+    fields = None if mapping is None else list(dict.fromkeys(mapping.values()))
+    with opened_parquet(path, max_ratio) as file:
+        if mapping is not None:
+            require(mapping, file.schema_arrow.names, f"{path}: ")
+        first = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if start < first + size:
+                table = file.read_row_group(group, columns=fields)
+                table.validate(full=True)
+                for begin in range(max(start - first, 0), size, 1024):
+                    yield from enumerate(table.slice(begin, 1024).to_pylist(), first + begin)
+            first += size

@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxemb.checks import described
 from jaxemb.nn.dense_attention import blockwise, dense, guarded, library
 from jaxemb.nn.splash_attention import splash
 
@@ -81,6 +83,7 @@ def attention(
     Raises:
       ValueError: for shapes that do not fit, an unknown implementation, or one that lacks what is asked for.
     """
+    window = _known(window)
     _check(q, k, v, segments, window, bias, dropout, soft_cap)
     drops = key is not None and dropout > 0
     asked = {
@@ -134,15 +137,28 @@ def _splash(q, k, v, segments, window, bias, *, windows: Any, **options) -> jax.
     return jax.lax.switch(windows.which, each, q, k, v, segments)
 
 
+def _known(window: Any) -> Any:
+    """The window, as an int where it is a whole number of NumPy or Python."""
+    if isinstance(window, Windows):
+        return Windows(tuple(map(_known, window.choices)), window.which)
+    if window is None or isinstance(window, jax.Array):
+        return window
+    if np.ndim(window) or not isinstance(np.asarray(window).item(), int):
+        raise TypeError(f"window must be a whole number, a Windows, or None; got {described(window)}")
+    return int(window)
+
+
 def _check(q, k, v, segments, window, bias, dropout, soft_cap) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[:2], k.shape[3]) != (q.shape[:2], q.shape[3]):
         raise ValueError(f"q must be [B, T, H, h], k and v [B, T, G, h]; got {q.shape}, {k.shape} and {v.shape}")
+    if 0 in (*q.shape, k.shape[2]):
+        raise ValueError(f"q, k and v must have at least one row, token and head; got {q.shape} and {k.shape}")
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"the heads of k must divide those of q; got {k.shape[2]} and {q.shape[2]}")
     if segments.shape != q.shape[:2]:
         raise ValueError(f"segments must be [B, T] = {q.shape[:2]}; got {segments.shape}")
     for w in window.choices if isinstance(window, Windows) else (window,):
-        if w is not None and not isinstance(w, jax.Array) and (w < 0 or w != int(w)):
+        if w is not None and not isinstance(w, jax.Array) and w < 0:
             raise ValueError(f"window must be a whole number of at least 0; got {w}")
     (rows, length, heads, _), shape = q.shape, None if bias is None else jnp.shape(bias)
     if shape is not None and (

@@ -91,6 +91,11 @@ def on_columns(
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         if others_named := [name for name in wanted if not isinstance(batch[name], Tokens)]:
             raise ValueError(f"columns must be texts; give {', '.join(others_named)} as others=")
+        if texts := [name for name in arrays.values() if isinstance(batch[name], Tokens)]:
+            raise ValueError(
+                f"others must be numbers; column {texts[0]!r} has texts, as the numbers of csv and tsv files are, too, "
+                f"unless they are read with types={{{texts[0]!r}: float}}"
+            )
         records = batch["id"].shape[0]
         if key is None:  # one encoding, whatever the number of uses
             found = _embed({name: batch[name] for name in wanted}, model, None, chunk)
