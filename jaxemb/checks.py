@@ -100,6 +100,8 @@ def kind_of(annotation: Any) -> Kind | None:
         # A name that is none of these is refused by who knows what it is for.
         return Kind(f"one of {args}", lambda value: value in args or isinstance(value, str))
     base = origin or annotation
+    if base is Sequence and args and args[0] in _PLURALS:
+        return Kind(f"a sequence of {_PLURALS[args[0]]}", _is_sequence)
     if base in _KINDS:
         return _KINDS[base]
     if isinstance(base, type) and base not in _UNTOLD and not getattr(base, "_is_protocol", False):
@@ -231,6 +233,7 @@ def _seed(name: str, value: Any) -> None:
     whole(name, value, 0, 2**63 - 1)
 
 
+_PLURALS: dict[Any, str] = {str: "strings", int: "whole numbers", float: "numbers"}
 _UNTOLD = (Any, object, inspect.Parameter.empty)
 _KINDS: dict[Any, Kind] = {
     type(None): Kind("None", lambda value: value is None),

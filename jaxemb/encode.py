@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxemb import parallel
 from jaxemb.checks import encodable, one_of, whole
 from jaxemb.data.packing import FINE, bucket, pack, pad
-from jaxemb.data.tokenizer import Tokenizer
+from jaxemb.data.tokenizer import Encoded, Tokenizer
 from jaxemb.embedder import Embedder
 from jaxemb.files import replaced_file, reserve
 from jaxemb.nn import unit
@@ -124,7 +124,7 @@ def encode(
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 32_768)
 
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
-    tokenise = lambda start: tokenizer.encode([prompt + t for t in texts[start : start + window]], max_length)
+    tokenise = lambda start: _encoded(tokenizer, [prompt + t for t in texts[start : start + window]], start, max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 
@@ -163,6 +163,15 @@ def encode(
     if gathered is not None:
         multihost_utils.sync_global_devices("encoded")
     return np.load(out, mmap_mode="r+")
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length: int) -> Encoded:
+    """Token ids of the texts number `start` and following; each must have some."""
+    encoded = tokenizer.encode(texts, max_length)
+    for i, ids in enumerate(encoded.ids):
+        if not len(ids):
+            raise ValueError(f"texts[{start + i}] must have tokens, of which a vector is made; got {texts[i]!r:.60}")
+    return encoded
 
 
 def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ...], Mesh | None]:

@@ -32,13 +32,11 @@ if TYPE_CHECKING:
 
     from jaxemb.data.windows import Window
 
-_LOOKED_AT = 64  # records whose values tell the kinds of the columns
 
-
-@checked(batch_size=at_least(1), max_length=at_least(1), epochs=at_least(1), window=at_least(1), prefetch=at_least(1))
+@checked(batch_size=at_least(1), max_length=at_least(1), epochs=at_least(1), window=at_least(1), prefetch=at_least(0))
 def batches(
     source: Source | Stream | Mixture,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     columns: Columns | Mapping[str, Columns],
     *,
     batch_size: int,
@@ -86,7 +84,7 @@ def batches(
 
     Args:
       source: the records.
-      tokenizer: texts to ids.
+      tokenizer: texts to ids; None where no column is of texts.
       columns: the columns to use, in their order; kinds are taken from the first records unless given. For a mixture of
         sources with names also by source, `{"nli": ("query", "document"), ...}`.
       batch_size: records N per batch, over all processes.
@@ -183,12 +181,13 @@ class _Recipe:
             size = len(seen)
         else:
             size = len(source)
-            seen = source.__getitems__(range(min(size, _LOOKED_AT)))
+            seen = [source[0]] if size else []
         if not size:
             raise ValueError(f"{source.name} has no records")
         if self.drop_remainder and size < batch_size:
             raise ValueError(f"batch_size: {source.name} has {size} records, less than a batch of {batch_size}")
-        collator = dataclasses.replace(collator, columns=complete(source.name, columns, seen[:_LOOKED_AT]))
+        records = seen if isinstance(source, Stream) else source
+        collator = dataclasses.replace(collator, columns=complete(source.name, columns, records))
         collator.whole(seen[:1], np.zeros(1, int))
         recipe = dataclasses.replace(self, collator=collator)
         if isinstance(source, Stream) and self.sampler is not None and not len(recipe.rows_of(seen, 0, None)):

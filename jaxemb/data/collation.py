@@ -1,6 +1,7 @@
 """From records to batches: columns checked and collated, packed columns in a fixed number of rows."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxemb.data import fixed_rows, packing
-from jaxemb.data.columns import Column, Columns, Layout, Texts, kind_of, typical
+from jaxemb.data.columns import Column, Columns, Layout, Texts, kind_of, tells, typical
 from jaxemb.data.files import Record, RecordError
 from jaxemb.data.records import Source
 from jaxemb.data.tokenizer import Encoded
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
+_FEW = 64  # records that tell the kind of a column whose first value does not
 _SAMPLE = 2048  # records whose lengths decide how many packed rows there are
 
 
@@ -212,8 +214,8 @@ class LazyBatches(Sequence[Batch]):
         return self._collator.leveled([self._records[row] for row in chosen], self._ids[chosen], local)
 
 
-def complete(source: str, columns: Columns, records: Sequence[Record]) -> dict[str, Column]:
-    """The columns, what they leave open taken from some records of a source, the first of them its first.
+def complete(source: str, columns: Columns, records: Sequence[Record] | Source) -> dict[str, Column]:
+    """The columns, what they leave open taken from the first record, or where that does not tell it from the first few.
 
     Raises:
       ValueError: no columns, or a name that is taken.
@@ -222,6 +224,7 @@ def complete(source: str, columns: Columns, records: Sequence[Record]) -> dict[s
     if isinstance(columns, str) or not columns:
         raise ValueError(f"columns must be a mapping or a sequence of names, not empty; got {columns!r}")
     found: dict[str, Column] = {}
+    first, few = records[0], functools.cache(lambda: [records[i] for i in range(min(len(records), _FEW))])
     for name in columns:
         if name in ("id", "source", "source_name"):
             raise ValueError(f"columns: the name {name!r} is taken for the records' numbers; rename the column")
@@ -230,12 +233,12 @@ def complete(source: str, columns: Columns, records: Sequence[Record]) -> dict[s
             raise ValueError(f"columns: expected {name!r} to be a column such as Text(); got {column!r:.60}")
         fields = getattr(column, "fields", None)
         for field in fields or (name,):
-            if field not in records[0]:
-                raise RecordError(f"{source}: record 0 has no column {field!r}; it has {sorted(records[0])}")
+            if field not in first:
+                raise RecordError(f"{source}: record 0 has no column {field!r}; it has {sorted(first)}")
         if fields is None:
-            value = typical([record.get(name) for record in records])
+            value = first[name] if tells(first[name]) else typical([record.get(name) for record in few()])
         else:
-            value = [typical([record.get(field) for record in records]) for field in fields]
+            value = [first[field] for field in fields]
         found[name] = kind_of(value) if column is None else column.complete(value)
     return found
 

@@ -5,7 +5,6 @@ methods of `Column`.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -23,18 +22,25 @@ class Layout:
     """How values of the columns become arrays: what all columns of some batches have in common.
 
     Attributes:
-      tokenizer: texts to ids.
+      tokenizer: texts to ids; None where no column is of texts.
       max_length: longest text in tokens, where a column has no limit of its own.
       row_length: length of packed rows; None puts one text into a row.
       buckets: row lengths that padded columns may have, ascending.
       row_multiple: the number of packed rows is a multiple of this.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     max_length: int
     row_length: int | None = None
     buckets: Sequence[int] = packing.COARSE
     row_multiple: int = 1
+
+    @property
+    def texts_to_ids(self) -> Tokenizer:
+        """The tokenizer. Raises ValueError where there is none."""
+        if self.tokenizer is None:
+            raise ValueError("tokenizer must be a Tokenizer where a column is of texts; got None")
+        return self.tokenizer
 
 
 @runtime_checkable
@@ -147,7 +153,7 @@ class Text(Texts):
         texts = [text for value in values for text in _listed(value)]
         if self.prompt:
             texts = [self.prompt + text for text in texts]
-        return layout.tokenizer.encode(texts, self.longest(layout))
+        return layout.texts_to_ids.encode(texts, self.longest(layout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +196,7 @@ class TextPair(Texts):
 
     def encode(self, values: Sequence[Any], layout: Layout) -> Encoded:
         pairs = [(first, second) for first, seconds in values for second in _listed(seconds)]
-        return layout.tokenizer.encode_pairs(pairs, self.longest(layout))
+        return layout.texts_to_ids.encode_pairs(pairs, self.longest(layout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,12 +286,15 @@ def _check_range(value: Any, dtype: Any) -> None:
 Columns = Sequence[str] | Mapping[str, Column]
 
 
+def tells(value: Any) -> bool:
+    """Whether a value alone tells the kind of its column: there may be floats among whole numbers, null among all."""
+    return (not _is_missing(value) and not (_is_number(value) or _is_vector(value))) or _is_float(value)
+
+
 def typical(values: Sequence[Any]) -> Any:
-    """Of some records' values of a column the one that tells most: a text, else a float, else what is there at all."""
-    present = [value for value in values if value is not None and value == value]  # NaN stands for what is missing
-    tells_text = lambda value: not _is_number(value) and not _is_vector(value)
-    is_float = lambda value: np.asarray(value).dtype.kind == "f"
-    return next(itertools.chain(filter(tells_text, present), filter(is_float, present), present, values))
+    """Of the first values of a column the one that tells most: the first that is there, or among numbers a float."""
+    present = [value for value in values if not _is_missing(value)] or [values[0]]
+    return present[0] if tells(present[0]) else next(filter(_is_float, present), present[0])
 
 
 def kind_of(value: Any) -> Column:
@@ -295,6 +304,15 @@ def kind_of(value: Any) -> Column:
     if _is_vector(value) and len(value):
         return Vector().complete(value)
     return Text().complete(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def _is_float(value: Any) -> bool:
+    is_numbers = _is_number(value) or _is_vector(value)
+    return is_numbers and not _is_missing(value) and np.asarray(value).dtype.kind == "f"
 
 
 def _is_number(value: Any) -> bool:

@@ -32,8 +32,8 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         check = checker(function, checks)
-        parameters = inspect.signature(function).parameters.values()
-        arrays = [p.name for p in parameters if p.annotation is jax.Array and p.default is p.empty]
+        single = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+        arrays = [p.name for p in single if p.annotation is jax.Array and p.default is p.empty]
 
         def of_leaves(static, data):
             structure, leaves = static

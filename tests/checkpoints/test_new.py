@@ -83,7 +83,7 @@ def test_a_smaller_size_is_saved(embedder, tmp_path):
         ),
         ({"norm_eps": 1e-5}, ValueError, "what else there is, `config` says, which is saved; got norm_eps"),
         ({"max_length": 513}, ValueError, "max_length must be in 1..512, the positions of the model; got 513"),
-        ({"pooling": "mean"}, TypeError, "pooling must be a jaxemb.pooling.Pooling, such as Mean()"),
+        ({"pooling": "mean"}, TypeError, "pooling must be a Pooling or None; got str 'mean'"),
     ],
 )
 def test_names_what_is_wrong(changes, error, message):

@@ -99,7 +99,11 @@ RECORDS = [{"text": f"w{i}", "pair": [f"w{i}", "beta"], "scores": [0.5, float(i)
         (["scores"], [0.5, "a"], r"column 'scores': expected a list of 2 numbers; got list \[0.5, 'a'\]"),
         (["scores"], [0.5, math.nan], "column 'scores': expected a list of finite numbers; got float nan at 1"),
         (["scores"], None, "column 'scores': expected a list of 2 numbers; got NoneType None"),
-        (["labels"], [1, 0.5], r"column 'labels': expected a list of integers \(int32\); got float 0.5 at 1"),
+        (
+            {"labels": Vector("int32")},
+            [1, 0.5],
+            r"column 'labels': expected a list of integers \(int32\); got float 0.5 at 1",
+        ),
         ({"pair": TextPair()}, "w1", "column 'pair': expected a pair of texts; got str 'w1'"),
         ({"pair": TextPair()}, ["w1", 3], "column 'pair': second of a pair: expected a str; got int 3"),
         ({"pair": TextPair()}, [None, "w1"], "expected a str as the first text of a pair; got NoneType None"),

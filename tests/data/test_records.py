@@ -208,7 +208,7 @@ def test_skipping_everything_is_an_error(tmp_path):
         ),
         ("x.csv", b"a,b\n1,2\n", {"types": {"c": float}}, ValueError, r"types: no column 'c'; there are \['a', 'b'\]"),
         ("x.jsonl", b"{}", {"names": ["a"]}, ValueError, "names and delimiter are for csv and tsv"),
-        ("x.parquet", b"no parquet", {}, ValueError, "x.parquet: not a parquet file"),
+        ("x.parquet", b"no parquet", {}, ValueError, "x.parquet: not a whole parquet file"),
         ("x.parquet", b"", {"types": {"a": float}}, ValueError, "types: a parquet file has types of its own"),
     ],
 )

@@ -277,7 +277,7 @@ def test_worker_processes_give_the_same_batches_and_resume(tokenizer, files, pac
     [
         (from_iterable([], name="empty"), {}, ValueError, "empty has no records"),
         (streamed(), {"batch_size": 60}, ValueError, "batch_size: records has 50 records, less than a batch of 60"),
-        (streamed(), {"window": 0}, ValueError, "window must be positive; got 0"),
+        (streamed(), {"window": 0}, ValueError, "window must be at least 1; got 0"),
         (streamed(), {"columns": ["answer"]}, RecordError, "records: record 0 has no column 'answer'"),
         (
             streamed(),

@@ -142,5 +142,5 @@ def test_added_tokens_stand_beside_a_vocabulary(tmp_path):
 
 def test_an_added_token_of_another_id_is_refused(saved):
     (saved / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"5": {"content": "covid19"}}}))
-    with pytest.raises(ValueError, match="the added token 'covid19' has the id 5 by the config; it is 13"):
+    with pytest.raises(ValueError, match="the added token 'covid19' has the id 5; in the tokenizer it is 13"):
         Tokenizer.from_directory(saved)

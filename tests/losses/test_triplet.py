@@ -146,7 +146,7 @@ def test_bad_triplets_are_named():
     x = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"negatives \[N, K, D\].*got \(\(4, 3\), \(4, 3\), \(5, 1, 3\)\)"):
         triplet(x, x, np.ones((5, 3)))
-    with pytest.raises(ValueError, match="K >= 1"):
+    with pytest.raises(ValueError, match="negatives must not be empty"):
         triplet(x, x, np.ones((4, 0, 3)))
     with pytest.raises(ValueError, match="margin must be >= 0; got -1"):
         triplet(x, x, x, margin=-1)
