@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
+from jaxemb.checks import checked
 from jaxemb.similarity import unit_rows
 
 
@@ -38,12 +39,14 @@ class AffineTransform:
         return dataclasses.replace(self, matrix=self.matrix * factor)
 
 
+@checked()
 def center(x: np.ndarray) -> AffineTransform:
     """Subtracts the mean of `x` `[N, D]`."""
     x = _checked(x, least=1)
     return AffineTransform(x.mean(axis=0), np.eye(x.shape[1]))
 
 
+@checked()
 def standardize(x: np.ndarray) -> AffineTransform:
     """Gives each component of `x` `[N, D]` mean 0 and variance 1; a constant component stays 0."""
     x = _checked(x, least=1)
@@ -51,6 +54,7 @@ def standardize(x: np.ndarray) -> AffineTransform:
     return AffineTransform(x.mean(axis=0), np.diag(1 / np.where(deviation > 0, deviation, 1)))
 
 
+@checked()
 def whiten(x: np.ndarray, dim: int | None = None, *, zca: bool = False) -> AffineTransform:
     """Whitening: the components of the result are uncorrelated, of mean 0 and variance 1.
 
@@ -85,6 +89,7 @@ def whiten(x: np.ndarray, dim: int | None = None, *, zca: bool = False) -> Affin
     return AffineTransform(mean, matrix @ vectors.T if zca else matrix)
 
 
+@checked()
 def ica(x: np.ndarray, *, seed: int = 42, max_iterations: int = 1000, tolerance: float = 1e-4) -> AffineTransform:
     """Independent components: a whitening and the rotation after which components are as independent as can be.
 
@@ -124,6 +129,7 @@ def ica(x: np.ndarray, *, seed: int = 42, max_iterations: int = 1000, tolerance:
     return AffineTransform(whitening.mean, whitening.matrix @ rotation.T)
 
 
+@checked()
 def mean_cosine(x: np.ndarray) -> float:
     """The mean cosine of two different rows of `x` `[N, D]`, in -1..1; near 0 for isotropic vectors.
 
@@ -138,6 +144,7 @@ def mean_cosine(x: np.ndarray) -> float:
     return float((np.square(unit.sum(axis=0)).sum() - own) / (len(x) * (len(x) - 1)))
 
 
+@checked()
 def partition_isotropy(x: np.ndarray) -> float:
     """`min_c Z(c) / max_c Z(c)` with `Z(c) = sum_i exp(c^T x_i)`, c the eigenvectors of `X^T X` and their negatives.
 
@@ -152,6 +159,7 @@ def partition_isotropy(x: np.ndarray) -> float:
     return float(np.exp(logs.min() - logs.max()))
 
 
+@checked()
 def effective_rank(x: np.ndarray) -> float:
     """`exp(-sum_i p_i ln p_i)`, p the variances along the principal axes as shares of their sum; in 1..D.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from jaxemb.checks import checked
+
 Paired = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -32,6 +34,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return x / np.where(norms > 1e-12, norms, 1)
 
 
+@checked()
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`.
 

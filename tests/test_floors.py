@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent / "jaxemb"
 
 #: From the ground up: a room may import from its own floor's rooms below it and from the floors below.
 FLOORS = (
-    ("packages",),
-    ("checks", "files", "settings", "types", "trees", "similarity", "progress", "compilation", "backends"),
+    ("checks", "packages"),
+    ("files", "settings", "types", "trees", "similarity", "progress", "compilation", "backends"),
     ("parallel",),
     ("nn",),
     ("losses", "pooling", "interval", "isotropy"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.nn import unit
 
 Metric = Literal["euclidean", "cosine"]
@@ -19,6 +20,7 @@ class NMCState(NamedTuple):
     counts: jax.Array
 
 
+@checked()
 def nmc_init(classes: int, dim: int) -> NMCState:
     """No class seen yet.
 

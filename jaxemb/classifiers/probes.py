@@ -10,6 +10,7 @@ import optax
 import scipy.optimize
 from scipy.spatial.distance import cdist
 
+from jaxemb.checks import at_least, checked
 from jaxemb.retrieval import topk_search
 from jaxemb.similarity import unit_rows
 
@@ -18,6 +19,7 @@ Fit = Callable[[np.ndarray, np.ndarray], Classify]
 """Features `[N, D]` and labels `[N]` to what gives other features, `[M, D]`, their labels, `[M]`."""
 
 
+@checked()
 def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
     """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
 
@@ -68,6 +70,7 @@ def _logistic(weights: jax.Array, x: jax.Array, y: jax.Array, C: float) -> jax.A
     return jnp.mean(losses) + jnp.sum(jnp.square(weights[:-1])) / (2 * C * len(x))
 
 
+@checked()
 def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
     """The class whose mean feature is nearest, for a `probe`; "cosine" takes means of features in unit length.
 
@@ -86,6 +89,7 @@ def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
     return fit
 
 
+@checked(k=at_least(1))
 def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
     """The most frequent label of the k most similar training features, the lowest of equals, for a `probe`.
 
@@ -96,12 +100,10 @@ def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
     Raises:
       ValueError: for k below 1.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
         def classify(other: np.ndarray) -> np.ndarray:
-            _, ids = topk_search(other, features, min(k, len(features)), metric=metric)
+            _, ids = topk_search(other, features, k, metric=metric)
             votes = labels[ids]
             return np.argmax((votes[:, :, None] == np.arange(1 + labels.max())).sum(axis=1), axis=1)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.classifiers.nearest_mean import NMCState, nmc_init, nmc_means, nmc_update
 
 
@@ -15,6 +16,7 @@ class SldaState(NamedTuple):
     products: jax.Array
 
 
+@checked()
 def slda_init(classes: int, dim: int) -> SldaState:
     """No class seen yet; raises as `nmc_init`."""
     return SldaState(nmc_init(classes, dim), jnp.zeros((dim, dim), jnp.float32))

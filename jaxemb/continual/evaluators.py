@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.classifiers.probes import Classify, Fit
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
@@ -23,6 +24,7 @@ Predict = Callable[[TrainState, PyTree, jax.Array], jax.Array]
 Features = Callable[[TrainState, PyTree], jax.Array]
 
 
+@checked()
 def accuracy(
     predict: Predict | None = None,
     scenario: Literal["task", "class", "domain"] = "class",
@@ -71,6 +73,7 @@ def accuracy(
     return evaluate
 
 
+@checked()
 def mean_over(stream: Sequence[Experience], score: Evaluate) -> Evaluate:
     """The mean score over the tasks of a stream, whatever experience is asked for: for a run on `[joint(stream)]`.
 
@@ -105,6 +108,7 @@ def _batches(columns: Columns, batch_size: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
+@checked()
 def probe(
     fit: Fit,
     features: Features | None = None,
@@ -171,6 +175,7 @@ class _Probe:
 Embed = Callable[[TrainState], TextEncoder]
 
 
+@checked()
 def embedding_score(
     embed: Embed, *, retrieval_metric: str = "ndcg@10", sts_metric: str = "cosine_spearman"
 ) -> Evaluate:
@@ -195,6 +200,7 @@ def embedding_score(
     return evaluate
 
 
+@checked()
 def index_compatibility(embed: Embed, *, metric: str = "ndcg@10", directory: str | Path | None = None) -> Evaluate:
     """Retrieval by new queries from the index that the model built right after the task.
 
@@ -243,7 +249,7 @@ class _IndexCompatibility:
         prompt = stored_prompt(encoder, "query")
         queries = encode_finite(encoder, [data.queries[query] for query in asked], prompt, "queries")
         similarity = getattr(encoder, "similarity_fn_name", None) or "cosine"
-        scores, found = topk_search(queries, vectors, min(self._k, len(vectors)), metric=similarity)
+        scores, found = topk_search(queries, vectors, self._k, metric=similarity)
         documents = list(data.corpus)
         ranked = {
             query: {documents[row]: float(score) for row, score in zip(*pair, strict=True)}

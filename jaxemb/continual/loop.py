@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxemb import parallel
+from jaxemb.checks import checked
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.objectives import Objective
 from jaxemb.train import (
@@ -62,6 +63,7 @@ class StreamResult:
     state_bytes: int
 
 
+@checked()
 def run_stream(
     experiences: Sequence[Experience],
     model: PyTree,

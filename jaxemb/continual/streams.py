@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from scipy import ndimage
 
+from jaxemb.checks import checked
+
 Columns = Mapping[str, Any]
 COLLECTION = "collection"
 """Where the `test` of a task of embeddings has what it is scored on."""
@@ -57,6 +59,7 @@ class Experience:
                 )
 
 
+@checked()
 def split_by_class(
     train: Columns,
     test: Columns,
@@ -95,6 +98,7 @@ def split_by_class(
     return [one(group) for group in groups]
 
 
+@checked()
 def blurry(train: Columns, test: Columns, tasks: int, *, overlap: float, seed: int = 0) -> list[Experience]:
     """As `split_by_class`, but a part of each class's training data comes in the other tasks.
 
@@ -129,6 +133,7 @@ def blurry(train: Columns, test: Columns, tasks: int, *, overlap: float, seed: i
     return [one(t, task) for t, task in enumerate(sharp)]
 
 
+@checked()
 def permuted(
     train: Columns,
     test: Columns,
@@ -160,6 +165,7 @@ def permuted(
     return _changed(train, test, valid, names, [change(order) for order in orders])
 
 
+@checked()
 def rotated(
     train: Columns,
     test: Columns,
@@ -194,6 +200,7 @@ def rotated(
     return _changed(train, test, valid, [f"{angle:.0f}°" for angle in angles], [turn(angle) for angle in angles])
 
 
+@checked()
 def from_domains(domains: Mapping[str, tuple[Columns, Columns]], *, classes: int | None = None) -> list[Experience]:
     """Every domain is a task, in the order given.
 
@@ -216,6 +223,7 @@ def from_domains(domains: Mapping[str, tuple[Columns, Columns]], *, classes: int
     return [one(name, *columns) for name, columns in domains.items()]
 
 
+@checked()
 def embedding_stream(domains: Mapping[str, tuple[Columns, Any]]) -> list[Experience]:
     """Every domain is a task: training columns for an objective of embeddings, and a collection that tests them.
 
@@ -230,6 +238,7 @@ def embedding_stream(domains: Mapping[str, tuple[Columns, Any]]) -> list[Experie
     return [Experience(name, train, {COLLECTION: collection}) for name, (train, collection) in domains.items()]
 
 
+@checked()
 def separate_heads(stream: Sequence[Experience]) -> list[Experience]:
     """The stream with classes of their own for every task: label y of task t becomes `t C + y`, of T C in all.
 
@@ -251,6 +260,7 @@ def separate_heads(stream: Sequence[Experience]) -> list[Experience]:
     return [one(t, task) for t, task in enumerate(stream)]
 
 
+@checked()
 def joint(stream: Sequence[Experience], *, name: str = "joint") -> Experience:
     """All tasks as one: its training data are the upper bound of what a continual learner can reach.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.data.files import RecordError
 from jaxemb.data.records import Source, from_list, read
 from jaxemb.data.tokenizer import Tokenizer
@@ -103,6 +104,7 @@ class Definitions:
         return tuple(map(self.select, chosen))
 
 
+@checked()
 def read_dictionary(
     path: str | Path,
     *,
@@ -133,6 +135,7 @@ def read_dictionary(
     return Definitions.from_pairs(pairs)
 
 
+@checked()
 def read_wordnet(path: str | Path) -> Definitions:
     """A dictionary from a jsonl file of WordNet's synsets, with lists "words" and "definitions": each of the words is
     an entry that each of the definitions defines, so that synonyms share them. Raises as `read_dictionary` does."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from jaxemb.checks import checked
 from jaxemb.data.records import Source, concatenate
 from jaxemb.data.streams import Stream
 
@@ -23,6 +24,7 @@ class Mixture:
     names: tuple[str, ...] | None = None
 
 
+@checked()
 def mixture(
     sources: Sequence[Source | Stream] | Mapping[str, Source | Stream],
     weights: Sequence[float] | Mapping[str, float] | None = None,
@@ -84,6 +86,7 @@ def _given(weights: Sequence[float] | Mapping[str, float], names: tuple[str, ...
     return [weights[name] for name in names]
 
 
+@checked()
 def merge_small(sources: Sequence[Source], *, small_threshold: int, drop_threshold: int = 0) -> list[Source]:
     """The sources of at least `small_threshold` records, then all smaller ones as one source.
 

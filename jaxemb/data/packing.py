@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.types import Tokens
 
 
@@ -61,6 +62,7 @@ class Placement(NamedTuple):
         return int(self.row.max(initial=-1)) + 1
 
 
+@checked()
 def pad(
     sequences: Sequence[np.ndarray],
     *,
@@ -91,6 +93,7 @@ def pad(
     return _scatter(sequences, lengths, one_each, (len(sequences), length), type_ids)
 
 
+@checked()
 def pack(
     sequences: Sequence[np.ndarray],
     *,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.data.files import (
     MAX_RATIO,
     Fields,
@@ -93,11 +94,13 @@ class Source:
         return self.map(Rename(mapping))
 
 
+@checked()
 def from_list(records: Sequence[Record], *, columns: Fields = None, name: str = "list") -> Source:
     """A source over records in memory. See `Source.with_columns` for `columns`."""
     return Source(records, name).with_columns(columns)
 
 
+@checked()
 def concatenate(sources: Sequence[Source], name: str | None = None) -> Source:
     """The records of several sources, one source after the other.
 
@@ -111,6 +114,7 @@ def concatenate(sources: Sequence[Source], name: str | None = None) -> Source:
     return Source(rows, name or " + ".join(source.name for source in sources), skipped)
 
 
+@checked()
 def read(
     path: str | Path,
     *,
@@ -184,6 +188,7 @@ def read(
     return Source(_Table(table, size), str(path), malformed.count)
 
 
+@checked()
 def huggingface(name: str, split: str, *, columns: Fields = None, **options: Any) -> Source:
     """A Hugging Face dataset: `datasets.load_dataset(name, split=split, **options)`.
 

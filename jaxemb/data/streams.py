@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from jaxemb.checks import checked
 from jaxemb.data.files import (
     MAX_RATIO,
     Fields,
@@ -135,6 +136,7 @@ class StreamReader(Iterator[Record]):
         self._rows.set_state(state["rows"])
 
 
+@checked()
 def from_iterable(
     rows: Iterable[Any] | Callable[[], Iterable[Any]], *, columns: Fields = None, name: str = "stream"
 ) -> Stream:
@@ -155,6 +157,7 @@ def from_iterable(
     return Stream(rows, name).with_columns(columns)
 
 
+@checked()
 def stream(
     paths: str | Path | Sequence[str | Path],
     *,

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.data.files import Fields
 from jaxemb.data.records import Source
 from jaxemb.packages import remedy
 
 
+@checked()
 def tfds(
     name: str,
     split: str,

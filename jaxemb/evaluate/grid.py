@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.similarity import unit_rows
 from jaxemb.text_encoder import Configured, Evaluator
 
@@ -87,6 +88,7 @@ class Grid:
         return "\n".join(lines)
 
 
+@checked()
 def grid(
     embedder: "SentenceEmbedder",
     evaluator: Evaluator,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
@@ -65,6 +66,7 @@ class RetrievalScores:
         }
 
 
+@checked()
 def retrieval(
     embedder: TextEncoder, queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels, **options: Any
 ) -> dict[str, float]:
@@ -72,6 +74,7 @@ def retrieval(
     return retrieval_per_query(embedder, queries, corpus, qrels, **options).means()
 
 
+@checked()
 def retrieval_per_query(
     embedder: TextEncoder,
     queries: Mapping[str, str],
@@ -131,7 +134,7 @@ def retrieval_per_query(
     _, rows = topk_search(
         query_vectors,
         corpus_vectors,
-        min(max(ks), len(document_ids)),
+        max(ks),
         metric=similarity or getattr(embedder, "similarity_fn_name", None) or "cosine",
         exclude_ids=None if same is None else np.array(same)[:, None],
     )
@@ -145,6 +148,7 @@ def retrieval_per_query(
     )
 
 
+@checked()
 def retrieval_evaluator(data: RetrievalSet, **options: Any) -> Evaluator:
     """`retrieval` on `data`, as a function of the model alone; options as for `retrieval_per_query`."""
 
@@ -154,6 +158,7 @@ def retrieval_evaluator(data: RetrievalSet, **options: Any) -> Evaluator:
     return evaluate
 
 
+@checked()
 def score_run(
     run: Mapping[str, Mapping[str, float]],
     qrels: Qrels,
@@ -182,6 +187,7 @@ def score_run(
     )
 
 
+@checked()
 def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path | None = None) -> RetrievalSet:
     """A test collection in BEIR's layout; every file may be gzipped (`.gz`).
 

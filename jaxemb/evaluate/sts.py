@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.similarity import PAIRED
@@ -24,6 +25,7 @@ class StsSet:
         return len(self.first)
 
 
+@checked()
 def sts(
     embedder: TextEncoder,
     first: Sequence[str],
@@ -66,6 +68,7 @@ def sts(
     return result
 
 
+@checked()
 def sts_evaluator(
     data: StsSet, *, similarities: Sequence[str] = ("cosine",), prompt_name: str | None = None
 ) -> Evaluator:
@@ -77,6 +80,7 @@ def sts_evaluator(
     return evaluate
 
 
+@checked()
 def read_sts(
     path: str | Path,
     columns: Sequence[str] = ("sentence1", "sentence2", "score"),

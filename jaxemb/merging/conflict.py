@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.merging.trees import match_vectors, wide
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
@@ -27,6 +28,7 @@ class Interference(NamedTuple):
     norm_ratio: np.ndarray
 
 
+@checked()
 def interference_report(vectors: Sequence[PyTree]) -> Interference:
     """Compares task vectors, over all of their tensors.
 
@@ -44,6 +46,7 @@ def interference_report(vectors: Sequence[PyTree]) -> Interference:
     return Interference(*map(np.asarray, (_cosines(products), conflict, ratio)))
 
 
+@checked()
 def gradient_conflict(
     objectives: Mapping[str, Objective],
     model: PyTree,

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.merging.trees import (
     Match,
     apply_task_vectors,
@@ -20,6 +21,7 @@ from jaxemb.trees import PyTree, Where, by_path, selects
 _LINEAR = 0.9995  # of the cosine: beyond it SLERP is a linear interpolation
 
 
+@checked()
 def merge_average(
     models: Sequence[PyTree], weights: Sequence[float] | None = None, *, include: Where | None = None
 ) -> PyTree:
@@ -42,6 +44,7 @@ def merge_average(
     return match.map(lambda path, *xs: sum(w * x for w, x in zip(shares, xs, strict=True)))
 
 
+@checked()
 def merge_task_arithmetic(base: PyTree, vectors: Sequence[PyTree], scale: float = 0.3) -> PyTree:
     """`base + scale * sum_i tau_i` (Ilharco et al. 2023, arXiv 2212.04089); scales of 0.3 to 0.4 are typical.
 
@@ -51,6 +54,7 @@ def merge_task_arithmetic(base: PyTree, vectors: Sequence[PyTree], scale: float 
     return apply_task_vectors(base, vectors, jnp.ones(len(vectors)), scale)
 
 
+@checked()
 def merge_ties(
     base: PyTree,
     vectors: Sequence[PyTree],
@@ -100,6 +104,7 @@ def merge_ties(
     return match.map(lambda path, leaf, *_: leaf + scale * vector[path].reshape(leaf.shape))
 
 
+@checked()
 def dare(
     key: jax.Array,
     vector: PyTree,
@@ -140,6 +145,7 @@ def dare(
     return match.map(drop)
 
 
+@checked()
 def merge_slerp(
     first: PyTree, second: PyTree, t: float = 0.5, *, include: Where | None = None, stacked: Where = stacked_layers
 ) -> PyTree:
@@ -177,6 +183,7 @@ def merge_slerp(
     return Match.of((first, second), "model", include).map(interpolate)
 
 
+@checked()
 def merge_fisher(
     models: Sequence[PyTree],
     fishers: Sequence[PyTree],
@@ -212,6 +219,7 @@ def merge_fisher(
     return match.map(merge)
 
 
+@checked()
 def merge_regmean(
     models: Sequence[PyTree],
     grams: Sequence[Mapping[str, jax.Array]],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.merging.trees import apply_task_vectors, check_groups, match_vectors
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
@@ -95,6 +96,7 @@ class SelfPositionResult:
     history: SelfPositionHistory
 
 
+@checked()
 def self_position(
     objectives: Mapping[str, Objective],
     base: PyTree,

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.nn import Linear
 from jaxemb.objectives import Objective
 from jaxemb.objectives.classification import competing
 from jaxemb.trees import PyTree, by_path
 
 
+@checked()
 def collect_fisher(
     objective: Objective, model: PyTree, batches: Iterable[PyTree], key: jax.Array | None = None
 ) -> PyTree:
@@ -53,6 +55,7 @@ def collect_fisher(
     return jax.tree.map(lambda x: x / count, total)
 
 
+@checked()
 def sampled_labels(objective: Objective, classes: str = "classes") -> Objective:
     """`-log p(y | x)` with the label y drawn from the model's own distribution: what the Fisher information is of.
 
@@ -76,6 +79,7 @@ def sampled_labels(objective: Objective, classes: str = "classes") -> Objective:
     return sampled
 
 
+@checked()
 def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: Iterable[PyTree]) -> dict[str, jax.Array]:
     """`G = X^T X` of the inputs of every `Linear` of the model, by the path of its kernel.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.trees import PyTree, Where, by_path, map_with_path, selects
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def stacked_layers(path: str) -> bool:
     return re.search(r"(^|\.)layers\.(?!\d)", path) is not None  # a number is that of one layer of a list
 
 
+@checked()
 def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -> PyTree:
     """`params - base`, in float32 or wider.
 
@@ -39,6 +41,7 @@ def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -
     return match.build([None if ts is None else wide(ts[1]) - wide(ts[0]) for ts in match.tensors])
 
 
+@checked()
 def apply_task_vectors(
     base: PyTree,
     vectors: Sequence[PyTree],
@@ -80,12 +83,14 @@ def apply_task_vectors(
     return match.build(result)
 
 
+@checked()
 def tensor_groups(params: PyTree) -> PyTree:
     """A group for every tensor: for coefficients of its own."""
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(structure, np.arange(len(leaves)))
 
 
+@checked()
 def layer_groups(params: PyTree, stacked: Where = stacked_layers) -> PyTree:
     """Group l for layer l of the stacked tensors, and one more group, the last, for all other tensors.
 
@@ -100,6 +105,7 @@ def layer_groups(params: PyTree, stacked: Where = stacked_layers) -> PyTree:
     return map_with_path(lambda path, leaf: np.arange(depth) if is_stacked(path) else np.int64(depth), params)
 
 
+@checked()
 def models_of(embedders: "Sequence[SentenceEmbedder]") -> "list[Embedder]":
     """The models of embedders that may be merged: those that number texts alike.
 

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxemb.checks import checked
 from jaxemb.parallel.mesh import batch_axes
 from jaxemb.trees import PyTree
 
 Encode = Callable[[PyTree, PyTree, jax.Array | None], PyTree]
 
 
+@checked()
 def in_chunks(encode: Encode, size: int) -> Encode:
     """`encode`, run on `size` rows of its inputs at a time, in the forward pass and again in the backward pass.
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.columns import Objective
 
 
+@checked()
 def classification(
     input: str = "input", label: str = "label", classes: str = "classes", *, chunk: int | None = None
 ) -> Objective:
@@ -72,6 +74,7 @@ def _in_chunks(chunk: int):
     return lambda model, inputs, key: (encode(model, inputs, key), ())
 
 
+@checked()
 def competing(logits: jax.Array, classes: jax.Array | np.ndarray | None) -> jax.Array:
     """The logits `[N, C]`, with -inf for what is not in `classes` (bool `[C]` or `[N, C]`; None for all classes)."""
     return logits if classes is None else jnp.where(classes, logits, -jnp.inf)

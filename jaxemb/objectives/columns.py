@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.types import Tokens, concatenate
 
@@ -39,6 +40,7 @@ class ColumnsObjective:
         return self.losses(embeddings, batch, key), {n: e[:, 0] if e.shape[1] == 1 else e for n, e in outputs.items()}
 
 
+@checked()
 def on_columns(
     loss: Callable[..., jax.Array],
     *columns: str,

@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.embedder import Embedder
 from jaxemb.nn import Module
 from jaxemb.nn import unit as _unit
@@ -47,6 +48,7 @@ _DIMS, _LAYERS = 0x64696D73, 0x6C617972  # told apart from each other and from t
 logger = logging.getLogger(__name__)
 
 
+@checked()
 def matryoshka(
     objective: ColumnsObjective,
     dims: Sequence[int],
@@ -118,6 +120,7 @@ def matryoshka(
     return dataclasses.replace(objective, losses=losses)
 
 
+@checked()
 def adaptive_layers(
     objective: ColumnsObjective,
     layers: Sequence[int] | None = None,
@@ -193,6 +196,7 @@ def adaptive_layers(
     return _of_layers(objective, needed, losses)
 
 
+@checked()
 def matryoshka_2d(
     objective: ColumnsObjective,
     dims: Sequence[int],
@@ -233,6 +237,7 @@ def matryoshka_2d(
     return adaptive_layers(both, layers, layers_per_step=layers_per_step, **options)
 
 
+@checked()
 def espresso(
     objective: ColumnsObjective,
     dim: int,
@@ -309,6 +314,7 @@ def espresso(
     return _of_layers(objective, needed, losses)
 
 
+@checked()
 def compressed(x: jax.Array, dim: int) -> jax.Array:
     """`sg(X U_d diag(s_d))` with `softmax(X^T X / sqrt(D)) = U diag(s) V^T`, rows of the softmax summing to 1.
 
@@ -323,6 +329,7 @@ def compressed(x: jax.Array, dim: int) -> jax.Array:
     return x @ (u * jnp.sign(largest) * s)[:, :dim]
 
 
+@checked()
 def starbucks(
     objective: ColumnsObjective,
     sizes: Sequence[tuple[int, int]],

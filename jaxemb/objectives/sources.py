@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import jax
 
+from jaxemb.checks import checked
 from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings, Objective
 
 
+@checked()
 def by_source(objectives: Mapping[str, Objective]) -> Objective:
     """The objective of the source that a batch comes from, of a mixture of sources with names:
 

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.losses import supcon
 from jaxemb.objectives.classification import forward
 from jaxemb.objectives.columns import Objective
 
 
+@checked()
 def supervised_contrastive(
     views: Sequence[str] = ("input", "view"),
     label: str = "label",

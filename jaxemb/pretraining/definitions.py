@@ -27,6 +27,7 @@ from flax import nnx
 
 from jaxemb import isotropy
 from jaxemb.checkpoints.heads import read_head
+from jaxemb.checks import checked
 from jaxemb.embedder import Dense, Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.nn import Linear, Module
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
 
+@checked()
 def definition_to_word(column: str = "definition", word: str = "word") -> Objective:
     """DefSent: the language model's head must find the word w in the embedding h of its definition.
 
@@ -117,6 +119,7 @@ class EntryPredictor(Module):
         return self.embedder(tokens, key=key)
 
 
+@checked()
 def definition_to_entry(
     column: str = "definition", entry: str = "entry", entries: str = "entries", *, chunk: int | None = None
 ) -> Objective:
@@ -214,6 +217,7 @@ def entry_embeddings(
     return (sums / counts[:, None]).astype(np.float32)
 
 
+@checked()
 def isotropic_entries(
     entries: np.ndarray, *, scale: float | None = 100.0, seed: int = 42, max_iterations: int = 1000
 ) -> np.ndarray:

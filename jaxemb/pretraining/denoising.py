@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.transformer import Transformer, layout_of, split_key
 from jaxemb.nn import ACTIVATIONS, Layer, Linear, Module, Norm, make_norm
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SPECIAL, START, CONTINUATION = 0, 1, 2
 
 
+@checked()
 def word_pieces(tokenizer: "Tokenizer") -> np.ndarray:
     """What each token is: `SPECIAL` (such as [CLS] and padding), the `START` of a word, or its `CONTINUATION`.
 
@@ -211,6 +213,7 @@ class DenoisingAutoEncoder(Module):
         return self.embedder(tokens, key=key)
 
 
+@checked()
 def denoising(column: str, pieces: np.ndarray, *, ratio: float = 0.6) -> Objective:
     """The objective of a `DenoisingAutoEncoder`: delete words, embed what is left, decode the whole text from that.
 

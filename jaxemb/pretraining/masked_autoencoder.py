@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.embedder import transformer_of
 from jaxemb.encoders.transformer import layout_of, split_key
 from jaxemb.nn import Layer, Module
@@ -155,6 +156,7 @@ def mask_words(
     return tuple(jnp.take_along_axis(t, word, axis=1) & (kind != SPECIAL) for t in of_word)
 
 
+@checked()
 def masked_autoencoding(
     column: str,
     pieces: np.ndarray,

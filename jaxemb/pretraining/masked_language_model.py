@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 
 from jaxemb.checkpoints.heads import add_head, read_head, write_head
+from jaxemb.checks import checked
 from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.encoders.transformer import TransformerConfig
@@ -200,6 +201,7 @@ def replace_masked(
     return dataclasses.replace(tokens, ids=jnp.where(hidden & (how < 1 - kept), replaced, tokens.ids))
 
 
+@checked()
 def masked_language_modelling(
     column: str, pieces: np.ndarray, mask_id: int, *, ratio: float = 0.15, random: float = 0.1, kept: float = 0.1
 ) -> Objective:

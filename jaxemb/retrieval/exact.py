@@ -10,10 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import parallel
+from jaxemb.checks import at_least, checked, one_of
 
 _BLOCK = 128  # corpus rows whose maximum is taken first; see `_top_k`
 
 
+@checked(k=at_least(1), corpus_chunk=at_least(1), query_chunk=at_least(1))
 def topk_search(
     queries: np.ndarray,
     corpus: np.ndarray | jax.Array,
@@ -39,7 +41,7 @@ def topk_search(
       queries: `[Q, D]`, any float type.
       corpus: `[N, D]`, any float type; may be a memory-mapped array larger than memory, which is read once.
         What is on the device already stays there.
-      k: number of results, may exceed N.
+      k: number of results; of more than there are rows, N are given.
       metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2.
       corpus_chunk: most corpus rows on the device at a time.
       query_chunk: most queries compared with a chunk at a time; `query_chunk * corpus_chunk` scores exist at once.
@@ -50,13 +52,14 @@ def topk_search(
       exclude_ids: ids that are no result of query q, such as q itself, `[Q, E]`; -1 excludes nothing.
 
     Returns:
-      Scores `[Q, k]` f32 and ids `[Q, k]` int32. Where fewer than k rows are left: score -inf and id -1.
+      Scores f32 and ids int32, `[Q, min(k, N)]` each. Where `exclude_ids` leaves fewer: score -inf and id -1.
 
     Raises:
       ValueError: for shapes that do not fit, an empty corpus, k < 1, chunks < 1, an unknown metric, values or scores
         that are not finite.
     """
-    queries, exclude = _check(queries, corpus, k, metric, corpus_chunk, query_chunk, exclude_ids)
+    queries, exclude = _check(queries, corpus, metric, exclude_ids)
+    k = min(k, len(corpus))
     mesh = parallel.mesh_in_force() if mesh is None else mesh
     axes = _axes(mesh, corpus_axis)
     shards = math.prod(mesh.shape[axis] for axis in axes) if mesh else 1
@@ -216,13 +219,9 @@ def _top_k(scores, k):
     return top, block * _BLOCK + position % _BLOCK
 
 
-def _check(queries, corpus, k, metric, corpus_chunk, query_chunk, exclude_ids) -> tuple[np.ndarray, np.ndarray]:
+def _check(queries, corpus, metric, exclude_ids) -> tuple[np.ndarray, np.ndarray]:
     """The queries in f32 and the excluded ids `[Q, E]`."""
-    if metric not in ("cosine", "dot", "euclidean"):
-        raise ValueError(f"metric must be 'cosine', 'dot' or 'euclidean'; got {metric!r}")
-    for name, value in (("k", k), ("corpus_chunk", corpus_chunk), ("query_chunk", query_chunk)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1; got {value}")
+    one_of("metric", metric, ("cosine", "dot", "euclidean"))
     if np.ndim(queries) != 2 or np.ndim(corpus) != 2 or queries.shape[1] != corpus.shape[1]:
         raise ValueError(
             f"queries and corpus must be [Q, D] and [N, D] of one D; got {np.shape(queries)} and {np.shape(corpus)}"

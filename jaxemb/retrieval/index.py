@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxemb.checks import at_least, checked, encodable
 from jaxemb.files import Contents, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
+from jaxemb.settings import Settings, inner, size
+from jaxemb.settings import text as string
 
 if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
@@ -93,6 +96,7 @@ class SearchIndex:
         except ValueError as error:
             raise ValueError(f"{self.path / _RECORDS}:{id + 1}: {error}") from error
 
+    @checked(k=at_least(1))
     def search(
         self,
         queries: Sequence[str],
@@ -115,7 +119,7 @@ class SearchIndex:
         self._check_model(embedder)
         prompt_name = prompt_name or ("query" if "query" in embedder.prompts else None)
         vectors = embedder.encode(list(queries), prompt_name=prompt_name)
-        scores, ids = topk_search(vectors, self.vectors, min(k, len(self)), metric=self.manifest.similarity)
+        scores, ids = topk_search(vectors, self.vectors, k, metric=self.manifest.similarity)
         return [
             [Hit(score, id, self.record(id)) for score, id in zip(*row, strict=True)]
             for row in zip(scores.tolist(), ids.tolist(), strict=True)
@@ -137,6 +141,7 @@ class SearchIndex:
         self._known.append(embedder.model)
 
 
+@checked()
 def build_index(
     path: str | Path,
     records: Sequence[str | Mapping[str, Any]],
@@ -164,8 +169,8 @@ def build_index(
 
     Raises:
       FileExistsError: if `path` is something other than an index.
-      ValueError: if there are no records, a record lacks the field, `vectors` do not fit, an embedding is not finite,
-        or the model compares vectors in a way that cannot be searched.
+      ValueError: if there are no records, a record lacks the field or has a lone surrogate, `vectors` do not fit, an
+        embedding is not finite, or the model compares vectors in a way that cannot be searched.
       TypeError: naming the record whose text is no string, or that JSON cannot hold.
     """
     path = Path(path)
@@ -211,6 +216,7 @@ def build_index(
     return open_index(path, verify=False)
 
 
+@checked()
 def open_index(path: str | Path, *, verify: bool = True) -> SearchIndex:
     """Opens an index directory, checking that its files belong together.
 
@@ -250,15 +256,23 @@ def _open(path: Path, verify: bool) -> SearchIndex:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    fields = read_json(path, dict)
-    if (version := fields.get("format")) != _FORMAT:
-        raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r}; build the index anew")
-    names = {field.name for field in dataclasses.fields(Manifest)}
-    if missing := names - fields.keys():
-        raise ValueError(f"{path}: {', '.join(sorted(missing))} missing")
-    manifest = Manifest(**{name: fields[name] for name in names})
-    if not isinstance(manifest.sha256, dict) or manifest.sha256.keys() != {_VECTORS, _RECORDS}:
-        raise ValueError(f"{path}: sha256 must be those of {_VECTORS} and {_RECORDS}; got {manifest.sha256!r:.80}")
+    c = Settings(read_json(path, dict), str(path), ValueError)
+    if (version := c.get("format")) != _FORMAT:
+        raise ValueError(f"{path}: format must be {_FORMAT}; got {version!r:.60}; build the index anew")
+    hashes = inner(c, "sha256")
+    manifest = Manifest(
+        **{key: string(c, key) for key in ("model", "text", "fingerprint")},
+        **{key: size(c, key) for key in ("dim", "count")},
+        dtype=string(c, "dtype", options=("float32", "float16")),
+        similarity=string(c, "similarity", options=("cosine", "dot", "euclidean")),
+        sha256={name: string(hashes, name) for name in (_VECTORS, _RECORDS)},
+    )
+    try:
+        length = len(base64.b64decode(manifest.fingerprint, validate=True))
+    except ValueError:
+        length = -1
+    if length != 4 * manifest.dim:
+        raise ValueError(f"{path}: fingerprint must be base64 of {manifest.dim} numbers, as dim says; build it anew")
     return manifest
 
 
@@ -276,9 +290,11 @@ def _text(record: Mapping[str, Any], field: str, number: int) -> str:
 
 def _json_line(record: Mapping[str, Any], number: int) -> str:
     try:
-        return json.dumps(record, ensure_ascii=False) + "\n"
+        line = json.dumps(record, ensure_ascii=False) + "\n"
     except TypeError as error:
         raise TypeError(f"record {number} is not JSON: {error}") from error
+    encodable(f"record {number}", line)
+    return line
 
 
 def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:

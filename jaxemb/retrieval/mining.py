@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxemb.checks import at_least, checked, one_of
 from jaxemb.data.records import Source
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.similarity import PAIRED
@@ -41,6 +42,7 @@ class Negatives(NamedTuple):
     discarded: Mapping[str, int]
 
 
+@checked(num_negatives=at_least(1), range_min=at_least(0), range_max=at_least(1))
 def hard_negatives(
     queries: np.ndarray,
     corpus: np.ndarray,
@@ -80,7 +82,7 @@ def hard_negatives(
       queries: `[Q, D]`.
       corpus: `[N, D]`; may be memory-mapped.
       positives: pairs of a query's row and the row of a document that answers it, int `[P, 2]`.
-      num_negatives: n, wanted for each query.
+      num_negatives: n, wanted for each query; of more than there are documents, N are.
       range_min: how many of the most similar to skip, as they may be positives that nobody has marked.
       range_max: the rank up to which to look; None takes range_min + n + (most positives), with 10 n for n where a
         margin, a percentile, `max_score` or `rescore` is given.
@@ -114,7 +116,8 @@ def hard_negatives(
         "max_score": max_score,
         "min_score": min_score,
     }
-    _check(num_negatives, range_min, limits, sampling_strategy)
+    num_negatives = min(num_negatives, len(corpus))
+    _check(limits, sampling_strategy)
     positives = _checked_positives(positives, len(queries), len(corpus))
     of, document = positives.T
     most_positives = int(np.bincount(of).max(initial=0))
@@ -127,8 +130,7 @@ def hard_negatives(
             f"got {range_max}"
         )
 
-    k = min(range_max + most_positives, len(corpus))
-    scores, ids = topk_search(queries, corpus, k, metric=metric, mesh=mesh)
+    scores, ids = topk_search(queries, corpus, range_max + most_positives, metric=metric, mesh=mesh)
     kept = ids >= 0
     if not include_positives:
         kept &= ~_are_positives(ids, positives)
@@ -304,6 +306,7 @@ _FORMATS = {
 }
 
 
+@checked()
 def mine_hard_negatives(
     embedder: TextEncoder,
     records: Source | Sequence[Mapping[str, Any]],
@@ -426,13 +429,8 @@ def _rescored(rescore: Callable, query_rows: np.ndarray, corpus_rows: np.ndarray
     return scores
 
 
-def _check(num_negatives: int, range_min: int, limits: Mapping[str, float | None], sampling_strategy: str) -> None:
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives must be at least 1; got {num_negatives}")
-    if range_min < 0:
-        raise ValueError(f"range_min must not be negative; got {range_min}")
-    if sampling_strategy not in ("top", "random"):
-        raise ValueError(f"sampling_strategy must be 'top' or 'random'; got {sampling_strategy!r}")
+def _check(limits: Mapping[str, float | None], sampling_strategy: str) -> None:
+    one_of("sampling_strategy", sampling_strategy, ("top", "random"))
     for name, limit in limits.items():
         if limit is not None and not np.isfinite(limit):
             raise ValueError(f"{name} must be finite; got {limit}")

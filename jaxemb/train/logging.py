@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 import jax
 
 from jaxemb import files
+from jaxemb.checks import checked
 from jaxemb.progress import Audience
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class RunLog:
         return f"step {step}/{self._steps}  {numbers}{left}"
 
 
+@checked()
 def read_metrics(out: str | Path) -> list[dict[str, float]]:
     """The lines of a run's `metrics.jsonl`. One that is damaged, or was not finished, is left out, with a warning."""
     return [values for _, values in _intact_lines(Path(out) / "metrics.jsonl")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.objectives import Objective
 from jaxemb.train import description
 from jaxemb.train.state import TrainState
@@ -188,6 +189,7 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
+@checked()
 def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
     """The run of a Python config file: what its function `run(**options)` returns.
 

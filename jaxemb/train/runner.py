@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxemb import parallel
+from jaxemb.checks import checked
 from jaxemb.objectives import Objective
 from jaxemb.train.state import TrainState, begin_task, end_task, init_state
 from jaxemb.train.step import TrainStep, make_train_step
@@ -146,6 +147,7 @@ class Runner:
         self._done(call.number)
 
 
+@checked()
 def train(
     model: PyTree,
     objective: Objective,

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxemb import parallel
+from jaxemb.checks import checked
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.transforms import Context, Task, Trained, Transform, trained_arrays
 from jaxemb.trees import PyTree, combine, partition
@@ -41,6 +42,7 @@ class TrainState:
     finite: jax.Array
 
 
+@checked()
 def init_state(
     key: jax.Array,
     model: PyTree,
@@ -86,6 +88,7 @@ def init_state(
     return parallel.sharded_init(make, key, model, mesh=mesh, rules=rules)
 
 
+@checked()
 def trainable(transform: Transform, state: TrainState) -> Trained:
     """What the optimiser trains: the parameters of the method, and the model with None in place of frozen arrays."""
     model, _ = partition(state.model, trained_arrays(transform, state.model))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.objectives import Objective
 from jaxemb.train.state import TrainState, contexts
 from jaxemb.transforms import Trained, Transform, identity, trained_arrays
@@ -15,6 +16,7 @@ from jaxemb.trees import PyTree, partition
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
 
 
+@checked()
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,

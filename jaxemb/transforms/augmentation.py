@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import jax
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Transform
 from jaxemb.trees import PyTree
 
 
+@checked()
 def augmentation(augment: Callable[[jax.Array, PyTree], PyTree]) -> Transform:
     """Gives the objective `augment(key, batch)` in place of every batch.
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.trees import PyTree
 
 State = TypeVar("State")
@@ -174,6 +175,7 @@ def identity() -> Transform:
     return Transform(parts=())
 
 
+@checked()
 def chain(*transforms: Transform) -> Transform:
     """The transforms, one after another, as one transform.
 
@@ -269,6 +271,7 @@ def _parts(transform: Transform) -> tuple[Transform, ...]:
     return (transform,) if transform.parts is None else transform.parts
 
 
+@checked()
 def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
     """The mask of the arrays that the transform trains of the model as it is stored; a tree of bools like it.
 

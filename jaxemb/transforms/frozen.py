@@ -2,10 +2,12 @@
 
 import re
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Transform, nothing
 from jaxemb.trees import PyTree, Where, chosen, map_with_path, selects
 
 
+@checked()
 def frozen(where: Where) -> Transform:
     """Keeps the stored model's arrays that `where` chooses as they are, to the bit.
 

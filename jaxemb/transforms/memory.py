@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity
@@ -26,6 +27,7 @@ class Memory(NamedTuple):
     next: jax.Array
 
 
+@checked()
 def cross_batch_memory(
     size: int,
     dim: int,

@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Transform, with_column
 from jaxemb.trees import PyTree
 
 
+@checked()
 def progressive_learning(alpha: optax.Schedule, *, column: str = "alpha") -> Transform:
     """Gives the objective `alpha(step)`, f32 scalar, as a column of the batch, for `losses.progressive_info_nce`.
 

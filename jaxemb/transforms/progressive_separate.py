@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, with_column
 from jaxemb.trees import PyTree
 
@@ -30,6 +31,7 @@ class EntryState(NamedTuple):
     original: PyTree
 
 
+@checked()
 def progressive_separate_training(
     make_entries: Callable[[int, PyTree], np.ndarray | jax.Array], shape: tuple[int, int], *, column: str = "entries"
 ) -> Transform:

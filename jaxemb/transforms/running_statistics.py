@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.transforms.base import Context, Trained, Transform, output_of
 from jaxemb.trees import PyTree
 
 
+@checked()
 def running_statistics(momentum: float = 0.1) -> Transform:
     """Moves the running statistics of the model's batch norms: `running <- running + momentum (batch - running)`.
 

@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Trained, Transform, Variables, with_column
 from jaxemb.trees import PyTree
 
 
+@checked()
 def trained_temperature(initial: float = 0.07, *, lowest: float = 0.01, column: str = "temperature") -> Transform:
     """Trains `t`, and gives the objective the temperature `exp(-t)`, f32 scalar, as a column of the batch.
 

@@ -197,7 +197,7 @@ def test_vectors_that_do_not_match_the_manifest_are_named(index):
         ("not valid JSON", "{"),
         ("format must be 2; got 1; build the index anew", '{"format": 1}'),
         ("expected a JSON object; got a list", "[]"),
-        ("count, dim, dtype, fingerprint, sha256, similarity, text missing", '{"format": 2, "model": "m"}'),
+        ("key 'text' is missing", '{"format": 2, "model": "m"}'),
     ],
 )
 def test_a_damaged_manifest_is_named(index, message, content):
@@ -214,3 +214,28 @@ def test_a_damaged_record_is_named_when_it_is_found(index):
         again.record(1)
     with pytest.raises(ValueError, match=r"records.jsonl:3: expected a JSON object; got a number 3"):
         again.record(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": "4"}, "manifest.json: dim must be a whole number of at least 1; got '4'"),
+        ({"similarity": None}, r"manifest.json: similarity must be one of .*; got null"),
+        ({"sha256": []}, r"manifest.json: sha256 must be an object; got \[\]"),
+        ({"sha256": {}}, "manifest.json: sha256: key 'vectors.npy' is missing"),
+        ({"fingerprint": "?"}, "manifest.json: fingerprint must be base64 of 4 numbers"),
+    ],
+)
+def test_a_manifest_names_its_key(tmp_path, changes, message):
+    build_index(tmp_path / "index", ["a", "b"], Letters(), model="m")
+    path = tmp_path / "index" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        open_index(tmp_path / "index")
+
+
+def test_half_a_character_in_any_field_is_named(tmp_path):
+    records = [{"text": "a"}, {"text": "b", "note": "\ud83d"}]
+    with pytest.raises(ValueError, match="record 1 has a lone surrogate, half a character"):
+        build_index(tmp_path / "index", records, Letters(), model="m")
+    assert not (tmp_path / "index").exists()

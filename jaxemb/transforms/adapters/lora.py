@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Transform, Variables
 from jaxemb.transforms.frozen import trains_only
 from jaxemb.trees import PyTree, Where, chosen, replaced
@@ -25,6 +26,7 @@ class Adapter(NamedTuple):
     magnitude: jax.Array | None = None
 
 
+@checked()
 def lora(
     rank: int,
     *,
@@ -85,6 +87,7 @@ def lora(
     return Transform(init=init, trains=trains_only(train), model=model)
 
 
+@checked()
 def merge_lora(model: PyTree, adapters: dict[str, Adapter], scale: float = 1.0) -> PyTree:
     """The model with every adapter, by path of its kernel, merged: `W + scale A B`, or DoRA's W' (see `lora`)."""
 

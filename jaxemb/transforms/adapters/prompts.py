@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.encoders.transformer import Transformer, TransformerConfig, layout_of, split_key
 from jaxemb.nn import Module
 from jaxemb.transforms.base import Transform, Variables
@@ -111,6 +112,7 @@ def _taken(vectors: jax.Array, places: jax.Array) -> jax.Array:
     return jnp.take_along_axis(vectors, places.reshape(*[1] * (vectors.ndim - 3), *places.shape, 1), axis=-2)
 
 
+@checked()
 def prompts(length: int, *, train: str | None = None) -> Transform:
     """Trains P vectors that stand in front of every text; the rest of the model is frozen.
 

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Transform, Variables, find_state
 from jaxemb.trees import PyTree
 
@@ -16,6 +17,7 @@ class EmaState(NamedTuple):
     steps: jax.Array
 
 
+@checked()
 def ema(decay: float = 0.999, *, start: Literal["warmup", "debias", "constant"] = "warmup") -> Transform:
     """Keeps the exponential moving average of the model; training itself is left unchanged.
 

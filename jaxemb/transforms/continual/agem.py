@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.transforms.continual.replay import (
     COLUMNS,
@@ -20,6 +21,7 @@ from jaxemb.transforms.continual.replay import (
 from jaxemb.trees import PyTree
 
 
+@checked()
 def agem(
     capacity: int, minibatch: int, example: Mapping[str, PyTree], *, columns: Sequence[str] = COLUMNS
 ) -> Transform:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Transform
 from jaxemb.transforms.continual.per_record import Objective, importance
 from jaxemb.transforms.continual.quadratic import Anchored, anchored, check_weight
@@ -13,6 +14,7 @@ from jaxemb.trees import PyTree, Where
 Fisher = Literal["empirical", "sampled", "exact"]
 
 
+@checked()
 def ewc(
     weight: float,
     *,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.nn import Linear
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree, map_with_path
@@ -19,6 +20,7 @@ class GpmState(NamedTuple):
     bases: dict[str, jax.Array]
 
 
+@checked()
 def gpm(
     threshold: float = 0.97,
     *,

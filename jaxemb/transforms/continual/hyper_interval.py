@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.interval import CentredBox, bound, worst_case_logits
 from jaxemb.objectives.classification import competing
@@ -116,6 +117,7 @@ class HyperIntervalState(NamedTuple):
         return self._replace(task=number, step=self.steps, given=(self.given[0], jnp.zeros((), bool)))
 
 
+@checked()
 def hyper_interval(config: HyperIntervalConfig) -> Transform:
     """Trains boxes of weights, all of which solve their task in the worst case, and holds those of old tasks in place.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, nothing
@@ -101,6 +102,7 @@ class HypernetworkState(NamedTuple):
         return self._replace(task=number)
 
 
+@checked()
 def hypernetwork(config: HypernetworkConfig) -> Transform:
     """The model's weights are `theta_t = scale H(e_t)`: one hypernetwork H and an embedding of each task.
 
@@ -177,6 +179,7 @@ def hypernetwork(config: HypernetworkConfig) -> Transform:
     )
 
 
+@checked()
 def at_task(state: PyTree, number: int) -> PyTree:
     """The train state whose applied model has the weights of a task that has begun, as they are when it is trained.
 
@@ -187,6 +190,7 @@ def at_task(state: PyTree, number: int) -> PyTree:
     return _for_task(state, jnp.asarray(number, jnp.int32))
 
 
+@checked()
 def task_predictor(transform: Transform) -> Callable[[Any, PyTree, jax.Array | int], jax.Array]:
     """Makes the `predict` of `continual.accuracy` for known tasks: `(train_state, inputs, number) -> outputs`.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
 from jaxemb.similarity import unit_rows
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, output_of
@@ -43,6 +44,7 @@ class IcarlState(NamedTuple):
     current: jax.Array
 
 
+@checked()
 def icarl(
     capacity: int,
     minibatch: int,
@@ -176,6 +178,7 @@ def icarl_loss(
     return jnp.sum(jnp.where(seen, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(seen), 1)
 
 
+@checked()
 def herding(features: np.ndarray, count: int) -> np.ndarray:
     """Rows whose means approach the mean of all as fast as they can, best first: every prefix is a good choice too.
 

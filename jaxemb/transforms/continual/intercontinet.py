@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.interval import bound, worst_case_logits
 from jaxemb.objectives.classification import competing
@@ -76,6 +77,7 @@ class InterContiNetState(NamedTuple):
     worst: jax.Array
 
 
+@checked()
 def intercontinet(config: InterContiNetConfig) -> Transform:
     """Trains the interval of every weight within the interval that the tasks before have left.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.losses.distillation import embed_distill
 from jaxemb.nn.similarity import cosine
 from jaxemb.transforms.base import Context, Task, Transform, Variables, output_of
@@ -24,6 +25,7 @@ class LwfState(NamedTuple):
     heads: jax.Array
 
 
+@checked()
 def lwf(
     weight: float = 1.0,
     *,

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Transform
 from jaxemb.transforms.continual.per_record import Objective, importance
 from jaxemb.transforms.continual.quadratic import Anchored, anchored, check_weight
 from jaxemb.trees import PyTree, Where
 
 
+@checked()
 def mas(
     weight: float,
     *,

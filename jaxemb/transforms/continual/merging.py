@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree
 
@@ -33,6 +34,7 @@ class MergeState(NamedTuple):
     previous: PyTree
 
 
+@checked()
 def merge_after_task(merge: Callable[[TaskModels], PyTree], *, first: bool = False) -> Transform:
     """Replaces the model by `merge(TaskModels(...))` at the end of every task; training within tasks is left unchanged.
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.classifiers.nearest_mean import (
     Metric,
     NMCState,
@@ -23,6 +24,7 @@ from jaxemb.trees import PyTree
 Policy = Literal["stale", "drift"]
 
 
+@checked()
 def nmc(
     classes: int,
     dim: int,
@@ -71,6 +73,7 @@ class NMCHeadState(NamedTuple):
     before: PyTree
 
 
+@checked()
 def nmc_head(
     classes: int,
     dim: int,

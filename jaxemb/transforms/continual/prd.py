@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state, output_of
 from jaxemb.trees import PyTree
@@ -34,6 +35,7 @@ class PrdState(NamedTuple):
     number: jax.Array
 
 
+@checked()
 def prd(
     classes: int,
     dim: int,
@@ -149,6 +151,7 @@ def _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm
         raise ValueError(f"teacher_norm must be 'batch' or 'running'; got {teacher_norm!r}")
 
 
+@checked()
 def prototype_prediction(transform: Transform):
     """`(state, inputs, number) -> logits [N, C]`, cosines to the prototypes, for `continual.accuracy`.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.trees import PyTree, Where, chosen
 
@@ -53,6 +54,7 @@ class Anchored(NamedTuple):
         )
 
 
+@checked()
 def l2(weight: float, *, where: Where = "") -> Transform:
     """Adds `weight * |theta - theta*|^2`, theta* being the weights at the end of the last task; nothing in the first.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxemb.checks import checked
 from jaxemb.objectives.classification import competing
 from jaxemb.transforms.base import Context, Transform, Variables, output_of
 from jaxemb.trees import PyTree
@@ -91,6 +92,7 @@ def draw_records(
     return jax.tree.map(lambda leaf: leaf[rows], dict(records)), (place < available).astype(jnp.float32)
 
 
+@checked()
 def experience_replay(
     capacity: int,
     minibatch: int,
@@ -133,6 +135,7 @@ def experience_replay(
     )
 
 
+@checked()
 def der(
     capacity: int,
     minibatch: int,
@@ -190,6 +193,7 @@ def der(
     return Transform(init=init, auxiliary_loss=auxiliary_loss, after_step=after_step)
 
 
+@checked()
 def der_plus_plus(
     capacity: int, minibatch: int, example: Mapping[str, PyTree], dim: int, *, beta: float = 0.5, **options: Any
 ) -> Transform:
@@ -205,6 +209,7 @@ class AceState(NamedTuple):
     seen: jax.Array
 
 
+@checked()
 def er_ace(
     capacity: int,
     minibatch: int,

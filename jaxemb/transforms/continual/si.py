@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.transforms.base import Context, Task, Transform, Variables
 from jaxemb.transforms.continual.quadratic import Anchored, check_weight
 from jaxemb.trees import PyTree, Where, by_path, chosen, selects
@@ -17,6 +18,7 @@ class SynapticState(NamedTuple):
     path_integral: dict[str, jax.Array]
 
 
+@checked()
 def si(
     weight: float,
     *,
