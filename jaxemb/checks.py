@@ -63,10 +63,12 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
     def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
-            if name in kinds and value is not signature.parameters[name].default:
-                kinds[name].check(name, value)
+            if value is signature.parameters[name].default:
+                continue
             if name in checks and value is not None and not isinstance(value, jax.core.Tracer):
                 checks[name](name, value)
+            elif name in kinds:
+                kinds[name].check(name, value)
         return given
 
     return check
