@@ -221,8 +221,8 @@ class SentenceEmbedder(ModelDirectory):
         Raises:
           TypeError: naming the index of the first element that is not a string, or another argument of a wrong type.
           ValueError: for a bad `dim`, `prompt_name`, `batch_tokens` or `dtype`, for both a prompt and a name of one;
-            naming a text that has a lone surrogate, and texts whose embeddings are not finite, as the weights are not or
-            float16 cannot hold them.
+            naming a text that has a lone surrogate, or texts whose embeddings are not finite, as the weights are not
+            or float16 cannot hold them.
         """
         several = [texts] if isinstance(texts, str) else texts
         vectors = encode(

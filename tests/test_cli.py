@@ -293,6 +293,22 @@ def run(steps=2, learning_rate=1e-4):
 """
 
 
+@pytest.mark.parametrize(
+    ("body", "line", "message"),
+    [
+        ("    return undefined", 4, "NameError: name 'undefined' is not defined"),
+        ("    return toy_run(\n        steps=0)", 4, "Run.steps must be a whole number of at least 1; got 0"),
+        ("    raise KeyError('size')", 4, "KeyError: 'size'"),
+        ("    return toy_run(data=lambda e: [][0])", 4, "IndexError: list index out of range"),
+    ],
+)
+def test_an_error_in_a_config_file_shows_its_line(capsys, tmp_path, body, line, message):
+    config = tmp_path / "config.py"
+    config.write_text(f"from tiny_run import toy_run\n\ndef run():\n{body}\n")
+    last = fail(capsys, 2, "train", config, "--out", tmp_path / "run", "--quiet")
+    assert f"error: {config}:{line}: {message}" in last
+
+
 def test_train_runs_a_config_file_and_goes_on(capsys, tmp_path):
     config, out = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG)
