@@ -204,7 +204,7 @@ def test_skipping_everything_is_an_error(tmp_path):
             b"a,b\n1,2\n",
             {"columns": "a"},
             TypeError,
-            "columns must be a mapping or a sequence of names; got the str",
+            "columns must be a mapping or a sequence of strings or None; got str",
         ),
         ("x.csv", b"a,b\n1,2\n", {"types": {"c": float}}, ValueError, r"types: no column 'c'; there are \['a', 'b'\]"),
         ("x.jsonl", b"{}", {"names": ["a"]}, ValueError, "names and delimiter are for csv and tsv"),
