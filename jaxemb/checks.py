@@ -142,6 +142,11 @@ def at_least(least: int) -> Check:
     return functools.partial(whole, least=least)
 
 
+def size(name: str, value: Any) -> None:
+    """Raises unless the value is a whole number that an axis of an array can have."""
+    whole(name, value, 1, 2**31 - 1)
+
+
 def positive(name: str, value: Any) -> None:
     """Raises a ValueError unless the value is a number > 0."""
     if not _scalar(name, value) > 0:
@@ -195,19 +200,12 @@ def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *name
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is an array of numbers or keys, or a list (of lists) of numbers that makes an array."""
-    if isinstance(value, list):
-        try:
-            return bool(value) and all(map(_is_part, value)) and np.asarray(value).dtype.kind in "biuf"
-        except ValueError:  # rows of several lengths
-            return False
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return getattr(value.dtype, "kind", "") not in ("O", "S", "U")
-    return False
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, list | int | float | np.number)
+    """Whether it is an array of numbers or keys."""
+    return hasattr(value, "shape") and getattr(getattr(value, "dtype", np.dtype("O")), "kind", "") not in (
+        "O",
+        "S",
+        "U",
+    )
 
 
 def _is_whole(value: Any) -> bool:

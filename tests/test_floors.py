@@ -33,7 +33,7 @@ FLOORS = (
 PURE = {
     "nn": {"checks", "trees", "parallel.mesh"},
     "losses": {"checks", "nn", "trees", "parallel.mesh"},
-    "pooling": {"types", "nn"},
+    "pooling": {"checks", "types", "nn"},
     "evaluate.metrics": set(),
 }
 

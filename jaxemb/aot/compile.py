@@ -22,6 +22,7 @@ from jaxemb import parallel
 from jaxemb.aot.hlo import Buffer, Collective, Program
 from jaxemb.aot.report import Memory, Report, Seconds, Setup, Traffic, advice_on_memory, advice_on_speed
 from jaxemb.aot.slices import Slice, compiler_log
+from jaxemb.checks import checked
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.train.run import Run
 from jaxemb.train.state import TrainState, begin_task, init_state
@@ -31,6 +32,7 @@ from jaxemb.trees import PyTree, map_with_path
 from jaxemb.types import Tokens
 
 
+@checked()
 def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int | None = None) -> Report:
     """Compiles the train step of `run` for a TPU slice and reports what it needs.
 

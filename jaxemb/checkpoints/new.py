@@ -10,6 +10,7 @@ import jax
 
 from jaxemb.checkpoints.sentence_transformers import DirectoryFormat, ModelDirectory, check_vocabulary, mapped
 from jaxemb.checkpoints.weights import ONE_DEVICE, Placement, new_format
+from jaxemb.checks import checked
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder, Head
 from jaxemb.encoders.families import Family, HfConfig, family_of
@@ -28,6 +29,7 @@ _OF_COMPUTATION = (
 )
 
 
+@checked()
 def new_directory(
     family: str,
     config: HfConfig,

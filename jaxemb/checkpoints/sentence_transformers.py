@@ -23,6 +23,7 @@ from jaxemb.checkpoints.weights import (
     lossless,
     save_weights,
 )
+from jaxemb.checks import checked
 from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, family_of
@@ -109,6 +110,7 @@ class ModelDirectory:
     similarity_fn_name: str = "cosine"
 
 
+@checked()
 def read_directory(
     root: str | Path,
     placement: Placement = ONE_DEVICE,
@@ -186,6 +188,7 @@ def _max_length(path: Path, config: Settings, tokenizer: Tokenizer, positions: i
     return longest
 
 
+@checked()
 def load_encoder(
     path: str | Path, placement: Placement = ONE_DEVICE, **overrides: Any
 ) -> tuple[Transformer, CheckpointFormat]:
@@ -231,6 +234,7 @@ def check_vocabulary(where: str, tokenizer: Tokenizer, config: TransformerConfig
         )
 
 
+@checked()
 def write_directory(path: str | Path, contents: ModelDirectory) -> None:
     """Writes a directory that sentence-transformers (2 and later), transformers and text-embeddings-inference load.
 

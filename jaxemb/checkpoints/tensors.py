@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
+from jaxemb.checks import checked
 from jaxemb.settings import CheckpointError, Settings, inner, text
 
 _SINGLE = "model.safetensors"
@@ -74,6 +75,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self._file_of)
 
 
+@checked()
 def read_tensors(directory: str | Path) -> Tensors:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
 
@@ -110,6 +112,7 @@ def _read(directory: Path) -> Tensors:
     )
 
 
+@checked()
 def write_tensors(
     directory: str | Path, tensors: Mapping[str, np.ndarray], *, max_bytes: int = _MAX_SHARD_BYTES
 ) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxemb import parallel
 from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
-from jaxemb.checks import described, instance, one_of
+from jaxemb.checks import checked, described, instance, one_of
 from jaxemb.encoders.encoder import Encoder
 from jaxemb.encoders.families import Family, Weight, modern
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
@@ -105,6 +105,7 @@ ONE_DEVICE = Placement()
 """Everything on the default device, in f32."""
 
 
+@checked()
 def load_weights(
     config: TransformerConfig,
     tensors: Mapping[str, np.ndarray],
@@ -165,6 +166,7 @@ def new_format(config: TransformerConfig, family: Family, hf_config: Mapping[str
     return CheckpointFormat(dict(hf_config), tuple(stored), {}, shapes)
 
 
+@checked()
 def save_weights(model: Encoder, format: CheckpointFormat) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint that `model` came from, with its present values; the inverse of `load_weights`.
 

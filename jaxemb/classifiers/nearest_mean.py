@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, size
 from jaxemb.nn import unit
 
 Metric = Literal["euclidean", "cosine"]
@@ -20,7 +20,7 @@ class NMCState(NamedTuple):
     counts: jax.Array
 
 
-@checked()
+@checked(classes=size, dim=size)
 def nmc_init(classes: int, dim: int) -> NMCState:
     """No class seen yet.
 
@@ -32,6 +32,7 @@ def nmc_init(classes: int, dim: int) -> NMCState:
     return NMCState(jnp.zeros((classes, dim), jnp.float32), jnp.zeros(classes, jnp.int32))
 
 
+@checked()
 def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights: jax.Array | None = None) -> NMCState:
     """Adds features to the sums of their classes: the same state for any order, batching or split of the data.
 
@@ -81,6 +82,7 @@ def nmc_merge(a: NMCState, b: NMCState) -> NMCState:
     return NMCState(a.sums + b.sums, a.counts + b.counts)
 
 
+@checked()
 def nmc_means(state: NMCState, normalise: bool = False) -> jax.Array:
     """Means `[C, D]`, scaled to unit length if `normalise`; 0 for a class without features.
 
@@ -102,6 +104,7 @@ def _means(state: NMCState) -> jax.Array:
     return state.sums / jnp.maximum(state.counts, 1)[:, None]
 
 
+@checked()
 def nmc_logits(
     state: NMCState, features: jax.Array, metric: Metric = "euclidean", class_mask: jax.Array | None = None
 ) -> jax.Array:
@@ -142,6 +145,7 @@ def _compared(means: jax.Array, counts: jax.Array, features: jax.Array, metric: 
     return jnp.where(competes, logits, -jnp.inf)
 
 
+@checked()
 def nmc_predict(
     state: NMCState, features: jax.Array, metric: Metric = "euclidean", class_mask: jax.Array | None = None
 ) -> jax.Array:
@@ -149,6 +153,7 @@ def nmc_predict(
     return jnp.argmax(nmc_logits(state, features, metric, class_mask), axis=-1).astype(jnp.int32)
 
 
+@checked()
 def nmc_prequential(
     state: NMCState, features: jax.Array, labels: jax.Array, metric: Metric = "euclidean"
 ) -> tuple[NMCState, jax.Array]:

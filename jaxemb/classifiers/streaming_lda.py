@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, size
 from jaxemb.classifiers.nearest_mean import NMCState, nmc_init, nmc_means, nmc_update
 
 
@@ -16,12 +16,13 @@ class SldaState(NamedTuple):
     products: jax.Array
 
 
-@checked()
+@checked(classes=size, dim=size)
 def slda_init(classes: int, dim: int) -> SldaState:
     """No class seen yet; raises as `nmc_init`."""
     return SldaState(nmc_init(classes, dim), jnp.zeros((dim, dim), jnp.float32))
 
 
+@checked()
 def slda_update(state: SldaState, features: jax.Array, labels: jax.Array) -> SldaState:
     """Adds features `[B, D]` of labels int `[B]`, in any order and batches; raises as `nmc_update`."""
     return SldaState(nmc_update(state.classes, features, labels), state.products + _products(features))
@@ -33,6 +34,7 @@ def _products(features: jax.Array) -> jax.Array:
     return jnp.matmul(x.T, x, precision="highest")
 
 
+@checked()
 def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) -> jax.Array:
     """`f·w_c - M_c·w_c / 2` with `w_c = S⁻¹ M_c`, f32 `[B, C]`: log-posteriors, classes being equally frequent.
 

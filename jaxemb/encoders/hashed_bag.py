@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.nn import Linear, Module
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ BUCKETS = 2**15
 _WORD = re.compile(r"\w+")
 
 
+@checked()
 def hashed_ngrams(texts: Sequence[str], *, buckets: int = BUCKETS, sizes: Sequence[int] = (3, 4)) -> "csr_array":
     """Which features each text has: its lower-cased words and their character n-grams, hashed.
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxemb.checks import checked
 from jaxemb.interval.box import PATTERNS, RULES, Box, Call, Products, Source
 from jaxemb.trees import PyTree, path_name
 
 
+@checked()
 def bound(
     f: Callable[..., PyTree], *, products: Products = "exact"
 ) -> Callable[[Sequence[PyTree], Sequence[PyTree]], tuple[PyTree, PyTree]]:

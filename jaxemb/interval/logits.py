@@ -4,7 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 
+
+@checked()
 def worst_case_logits(lo: jax.Array, hi: jax.Array, labels: jax.Array) -> jax.Array:
     """The logits of the box that are worst for the labels: `lo` at the label, `hi` elsewhere, `[N, C]`.
 

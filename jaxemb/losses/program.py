@@ -46,11 +46,11 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            args, kwargs = jax.tree.map(_as_array, (args, kwargs), is_leaf=_is_numbers)
             given = check(*args, **kwargs)
             for name in arrays:
                 if 0 in (shape := np.shape(given.get(name, 1))):
                     raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
-            args, kwargs = jax.tree.map(_as_array, (args, kwargs), is_leaf=_is_numbers)
             leaves, structure = jax.tree.flatten((args, kwargs))
             static = structure, tuple(_DATA if _is_data(leaf) else leaf for leaf in leaves)
             return program(static, [leaf for leaf in leaves if _is_data(leaf)])
@@ -73,4 +73,7 @@ def _is_numbers(x) -> bool:
 
 
 def _as_array(x):
-    return np.asarray(x) if isinstance(x, list) else x
+    try:
+        return np.asarray(x) if isinstance(x, list) else x
+    except ValueError:  # rows of several lengths
+        return x

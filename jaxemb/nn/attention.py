@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import described
+from jaxemb.checks import checked, described
 from jaxemb.nn.dense_attention import blockwise, dense, guarded, library
 from jaxemb.nn.splash_attention import splash
 
@@ -43,6 +43,7 @@ class Windows(NamedTuple):
     which: jax.Array
 
 
+@checked()
 def attention(
     q: jax.Array,
     k: jax.Array,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from jaxemb.checks import checked
 from jaxemb.trees import PyTree, map_with_path
 
 AXES = ("data", "fsdp", "tensor")
@@ -53,6 +54,7 @@ def default_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
         _devices.reset(token)
 
 
+@checked()
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all (or the given) devices; one size may be -1, meaning "the rest".
 
@@ -126,6 +128,7 @@ def _problem(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | N
     return None
 
 
+@checked()
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     """A tree of `NamedSharding`s like `tree`: the first rule whose pattern is found in a leaf's path decides.
 
@@ -139,6 +142,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     return map_with_path(lambda name, leaf: NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh)), tree)
 
 
+@checked()
 def sharded_init(init: Callable[..., PyTree], *args: Any, mesh: Mesh | None, rules: Rules = ENCODER_RULES) -> PyTree:
     """What `init(*args)` returns, made where `rules` say: no device ever holds more than its share.
 
@@ -155,6 +159,7 @@ def sharded_init(init: Callable[..., PyTree], *args: Any, mesh: Mesh | None, rul
     return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *args), mesh, rules))(*args)
 
 
+@checked()
 def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     """Puts every leaf of `tree` where `rules` say; of several processes each brings the whole tree.
 
@@ -226,6 +231,7 @@ def from_parts(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
+@checked()
 def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
     """Splits `axis` of every array over `data` and `fsdp`; each process brings its own part of the batch.
 

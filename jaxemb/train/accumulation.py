@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.types import Tokens
 
 
+@checked()
 def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch whose arrays have a leading axis of micro-batches.
 

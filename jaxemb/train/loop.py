@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxemb import parallel
+from jaxemb.checks import checked
 from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, wait_for_all
 from jaxemb.train.directory import RunDirectory
@@ -81,6 +82,7 @@ class Result:
         return values[1:], values[0]
 
 
+@checked()
 def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True) -> Result:
     """Trains, or goes on training, in the directory `out`.
 

@@ -95,16 +95,19 @@ def trainable(transform: Transform, state: TrainState) -> Trained:
     return Trained(model, state.method_params)
 
 
+@checked()
 def apply_transform(transform: Transform, state: TrainState) -> PyTree:
     """The model that the forward pass uses, with all that the method makes of it: the one to evaluate and to save."""
     return transform.model(state.model, state.method_params, state.method_state)
 
 
+@checked()
 def begin_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `begin_task`, on the host."""
     return _task_hook(transform.begin_task, transform, objective, state, task)
 
 
+@checked()
 def end_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `end_task`, on the host."""
     return _task_hook(transform.end_task, transform, objective, state, task)

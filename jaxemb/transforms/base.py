@@ -282,6 +282,7 @@ def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, flag: bool(flag) and is_float(leaf), model, transform.trains(model))
 
 
+@checked()
 def find_state(tree: PyTree, kind: type[State]) -> State:
     """The one node of type `kind`, a transform's state, in `tree`: a train state, or what a chain carries.
 

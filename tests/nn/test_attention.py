@@ -203,3 +203,22 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = {"q": Q, "k": K, "v": V, "segments": SEGMENTS} | change
     with pytest.raises(ValueError, match=message):
         attention(**arguments)
+
+
+def test_attention_over_nothing_is_refused():
+    q = jnp.ones((2, 3, 2, 4))
+    for empty in (q[:0], q[:, :0], q[:, :, :0]):
+        with pytest.raises(ValueError, match="q, k and v must have at least one row, token and head"):
+            attention(empty, empty, empty, jnp.ones(empty.shape[:2], jnp.int32))
+
+
+@pytest.mark.parametrize("implementation", ["dense", "splash"])
+def test_a_window_may_be_a_number_of_numpy(implementation):
+    q, segments = jax.random.normal(jax.random.key(0), (1, 5, 1, 4)), jnp.ones((1, 5), jnp.int32)
+    expected = attention(q, q, q, segments, window=1, implementation="dense")
+    for window in (np.int64(1), np.array(1)):
+        found = attention(q, q, q, segments, window=window, implementation=implementation)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for window in (1.0, np.array([1]), "1"):
+        with pytest.raises(TypeError, match="window must be"):
+            attention(q, q, q, segments, window=window, implementation=implementation)

@@ -63,6 +63,7 @@ def ema(decay: float = 0.999, *, start: Literal["warmup", "debias", "constant"] 
     return Transform(init=init, after_step=after_step)
 
 
+@checked()
 def ema_model(state: PyTree) -> PyTree:
     """The averaged model inside `state`: a train state, or anything that contains the state of one `ema`.
 
