@@ -203,7 +203,11 @@ def load_encoder(
     hf_config = _settings(path / "config.json")
     family = family_of(hf_config)
     config = mapped(hf_config, family, overrides)
-    return load_weights(config, read_tensors(path), family, hf_config.plain, placement)
+    tensors = read_tensors(path)
+    try:
+        return load_weights(config, tensors, family, hf_config.plain, placement)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def mapped(hf_config: Settings, family: Family, overrides: Mapping[str, Any]) -> TransformerConfig:

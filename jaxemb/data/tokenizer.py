@@ -275,7 +275,8 @@ class Tokenizer:
                 files=files,
             )
         except _TokenizerError as error:
-            raise CheckpointError(f"{directory}: the tokenizer {error}") from error
+            file = directory / ("tokenizer.json" if "tokenizer.json" in files else "vocab.txt")
+            raise CheckpointError(f"{file}: the tokenizer {error}") from error
 
     def save(self, directory: str | Path) -> None:
         """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case.
