@@ -73,9 +73,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             if not _has_joined():
                 raise
             traceback.print_exc()
-        place, is_its_own = _in_config(error, getattr(args, "config", None))
-        print(f"jaxemb: error: {place}{_one_line(error)}", file=sys.stderr)
-        return _exit_code(BAD_INPUT if is_its_own or isinstance(error, _INPUT_ERRORS) else FAILED)
+        print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}", file=sys.stderr)
+        return _exit_code(BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED)
 
 
 @contextlib.contextmanager
@@ -113,13 +112,11 @@ def _has_joined() -> bool:
     return (jax := sys.modules.get("jax")) is not None and jax.distributed.is_initialized()
 
 
-def _in_config(error: Exception, config: str | None) -> tuple[str, bool]:
-    """Where in the user's config file an error arose, as "config.py:3: ", and whether that line raised it itself."""
-    if config is None:
-        return "", False
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [(number, frame.lineno) for number, frame in enumerate(frames, 1) if Path(frame.filename) == Path(config)]
-    return (f"{config}:{lines[-1][1]}: ", lines[-1][0] == len(frames)) if lines else ("", False)
+def _in_config(error: Exception, args: argparse.Namespace) -> str:
+    """Where in the user's config file an error arose, as "config.py:3: "; nothing if it did not arise there."""
+    frames = traceback.extract_tb(error.__traceback__) if "config" in args else []
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(args.config)]
+    return f"{args.config}:{lines[-1]}: " if lines else ""
 
 
 def _one_line(error: Exception) -> str:
