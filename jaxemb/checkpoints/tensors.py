@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
 from jaxemb.checks import checked
+from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
 from jaxemb.settings import CheckpointError, Settings, inner, text
 
 _SINGLE = "model.safetensors"
