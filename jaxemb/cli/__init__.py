@@ -58,6 +58,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as exit_:  # argparse has printed help or the usage error
         return int(exit_.code or OK)
     logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")
+    for handler in logging.getLogger().handlers if not args.debug else ():
+        handler.addFilter(_is_not_of_orbax)
     trains_alone = args.name == "train" and not args.distributed
     try:
         with _quitting() if trains_alone else contextlib.nullcontext():
@@ -75,6 +77,11 @@ def _run(arguments: Sequence[str] | None) -> int:
             traceback.print_exc()
         print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}", file=sys.stderr)
         return _exit_code(BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Its threads log, with a traceback each, the error of which `fit` says what it means."""
+    return record.name != "absl"
 
 
 @contextlib.contextmanager

@@ -79,7 +79,11 @@ def train(args: argparse.Namespace) -> None:
     metrics = dict(result.metrics)
     report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
     lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
-    _print(args, report, "\n".join([*lines, f"the model is {args.out}/model"]))
+    lines.append(f"the model is {args.out}/model")
+    if result.best and run.best:
+        step, value = result.best["step"], result.best["value"]
+        lines.append(f"the best is {args.out}/best, of step {step}: {run.best[0]} {value:.4f}")
+    _print(args, report, "\n".join(lines))
 
 
 def compile_(args: argparse.Namespace) -> None:

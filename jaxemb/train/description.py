@@ -38,7 +38,10 @@ _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # its bytecode i
 
 def describe(value: Any) -> Any:
     """The description, of dicts, lists, texts and numbers."""
-    return _described(value, ())
+    try:
+        return _described(value, ())
+    except RecursionError:  # an object that makes objects, such as a mock, when it is looked at
+        return {"class": _name(type(value))}
 
 
 def changes(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

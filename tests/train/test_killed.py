@@ -18,10 +18,10 @@ from jaxemb.train import read_metrics
 HERE = Path(__file__).parent
 
 
-def start(out: Path, seconds_per_batch: float = 0.0) -> subprocess.Popen:
+def start(out: Path, tasks: int, seconds_per_batch: float = 0.0) -> subprocess.Popen:
     path = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])  # this checkout, not an installed one
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(HERE / "train_tiny.py"), str(out), str(seconds_per_batch)]
+    command = [sys.executable, str(HERE / "train_tiny.py"), str(out), str(seconds_per_batch), str(tasks)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -44,22 +44,23 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tmp_path):
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tmp_path, tasks):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
     print(f"seed of the kills: {seed}")  # shown if the test fails
 
-    _, errors = (process := start(whole)).communicate()
+    _, errors = (process := start(whole, tasks)).communicate()
     assert process.returncode == 0, errors
 
-    process = start(cut, 0.05)
+    process = start(cut, tasks, 0.05)
     wait_for_step(process, cut, rng.choice([3, 4, 6, 8]))
     time.sleep(rng.uniform(0, 0.2))  # four steps at most: it must not come as far as the second kill
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
-    process = start(cut, 0.05)
+    process = start(cut, tasks, 0.05)
     wait_for_step(process, cut, rng.choice([16, 18]))
     time.sleep(rng.uniform(0, 0.1))
     process.send_signal(signal.SIGTERM)
@@ -67,7 +68,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(tmp_path):
     assert process.returncode == 0, errors
     assert "SIGTERM: saved" in errors
 
-    _, errors = (process := start(cut)).communicate()
+    _, errors = (process := start(cut, tasks)).communicate()
     assert process.returncode == 0, errors
 
     expected, found = arrays(whole), arrays(cut)

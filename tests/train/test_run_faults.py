@@ -275,6 +275,41 @@ def test_a_full_disk_is_no_bad_usage(tmp_path, monkeypatch, capsys):
     assert "No space left on device" in capsys.readouterr().err
 
 
+CONFIG = """
+import os, signal
+from tiny_run import toy_run
+
+def stop(embedder):
+    if steps and len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    steps.append(0)
+    return {"error": 0.0}
+
+steps = []
+
+def run(stops=False):
+    changes = {"evaluators": {"toy": stop}} if stops else {}
+    return toy_run(evaluate_every=1, checkpoint_every=100, best=("toy/error", "min"), options={}, **changes)
+"""
+
+
+def test_the_command_says_where_it_starts_how_it_was_stopped_and_where_the_models_are(tmp_path, capsys):
+    config, out = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG)
+    arguments = ["train", str(config), "--out", str(out)]
+    assert main([*arguments, "--set", "stops=True"]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("no checkpoint yet: starting at 0\n") and said.endswith("jaxemb: interrupted\n")
+    assert "Traceback" not in said
+    (out / "run.json").unlink()  # the option differs
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("resuming at step 3\n")
+    *_, model, best = said.out.splitlines()
+    assert model == f"the model is {out}/model"
+    assert best.startswith(f"the best is {out}/best, of step ") and ": toy/error 0." in best
+
+
 # Whoever watches
 
 
@@ -315,3 +350,21 @@ def test_the_command_trains_whatever_its_standard_files_are(tmp_path, how):
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_disk_was_full(tmp_path):
+    """A limit on the size of files has the same effect, inside of orbax."""
+    (tmp_path / "config.py").write_text(
+        "import jax.numpy as jnp\nfrom jaxemb.checkpoints import Parameters\nfrom tiny_run import toy_run\n"
+        "def run():\n    return toy_run(embedder=lambda: Parameters({'w': jnp.ones(5) / 2, 'x': jnp.arange(3e5)}))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    for limit, code in (("100", 1), ("unlimited", 0)):
+        command = f"ulimit -f {limit}; exec {sys.executable} -m jaxemb train config.py --out run"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        if code:
+            assert "checkpoint" in done.stderr.splitlines()[-1] and "could not be written" in done.stderr
