@@ -142,7 +142,8 @@ class _Progress:
       is_evaluated: whether the evaluation of this step, if there is to be one, has been.
       task: the number of the task that is trained, or begins next.
       data: where the data of that task are; None before it begins.
-      first_batch: a digest of the task's first batch.
+      first_batch: a digest of the task's first batch, as this one of so many processes sees it.
+      processes: how many they are.
     """
 
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -156,6 +157,7 @@ class _Progress:
     task: int = 0
     data: Any = None
     first_batch: str | None = None
+    processes: int = 1
 
 
 class _Loop:
@@ -245,7 +247,8 @@ class _Loop:
 
     def _resumed(self, task: RunTask, batches: Any) -> Iterator:
         """The task's batches from where they were."""
-        if self._done.first_batch not in (None, _digest(next(iter(batches)))):
+        seen = self._done.first_batch if self._done.processes == jax.process_count() else None
+        if seen is not None and seen != _digest(next(iter(batches))):
             raise ValueError(
                 f"the data of {self._directory.path} has changed: the first batch of the task {task.name!r} is another "
                 "one; bring back what it was, or choose another directory"
@@ -261,7 +264,8 @@ class _Loop:
         except StopIteration:
             remedy = "let it repeat or lower Run.steps"
             raise ValueError(f"the data ended at step {step} of {self._run.steps}; {remedy}") from None
-        self._done.first_batch = self._done.first_batch or _digest(parts[0])
+        if self._done.first_batch is None:
+            self._done.first_batch, self._done.processes = _digest(parts[0]), jax.process_count()
         batch = parts[0] if self._run.accumulate == 1 else stack_batches(parts)
         ids = np.asarray(batch["id"]).ravel()
         if self._run.mesh is None:

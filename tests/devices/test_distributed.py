@@ -279,7 +279,7 @@ if __name__ == "__main__":
     test_distributed.main()
 
 
-def test_a_process_whose_output_nobody_reads_ends_and_does_not_wait_for_the_others():
+def test_a_process_whose_output_nobody_reads_ends_well_as_the_others_do():
     code = (
         "import sys; from jaxemb import cli; from jaxemb.parallel import processes\n"
         "cli._has_joined = lambda: True\n"
@@ -293,4 +293,4 @@ def test_a_process_whose_output_nobody_reads_ends_and_does_not_wait_for_the_othe
         [sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True, timeout=60, env=environment
     )
     os.close(output)
-    assert "ended with 1" in done.stderr
+    assert done.returncode == 0 and not {"Traceback", "ended"} & set(done.stderr.split())

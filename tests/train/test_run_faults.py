@@ -193,7 +193,15 @@ def test_a_directory_that_is_removed_meanwhile_is_an_error(tmp_path):
 # Being stopped
 
 
-def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, capfd, caplog):
+@pytest.fixture
+def heard():
+    """Where the tests run in the background, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(heard, tmp_path, capfd, caplog):
     before = signal.getsignal(signal.SIGINT)
     interrupted = acting_at(4, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +214,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path, capfd, caplog):
     assert "resuming at step 4" in capfd.readouterr().err
 
 
-def test_a_second_ctrl_c_quits_at_once(tmp_path):
+def test_a_second_ctrl_c_quits_at_once(heard, tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -293,7 +301,7 @@ def run(stops=False):
 """
 
 
-def test_the_command_says_where_it_starts_how_it_was_stopped_and_where_the_models_are(tmp_path, capsys):
+def test_the_command_says_where_it_starts_how_it_was_stopped_and_where_the_models_are(heard, tmp_path, capsys):
     config, out = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG)
     arguments = ["train", str(config), "--out", str(out)]
