@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxemb.checks import checked, size
 from jaxemb.nn import unit
+from jaxemb.nn.classes import check_labels
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -59,9 +60,7 @@ def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights:
     used = np.ones(labels.shape, np.int32) if weights is None else weights.astype(np.int32)
     if not _traced(features, labels, used):
         real = np.asarray(used) != 0
-        wrong = np.asarray(labels)[real & ((np.asarray(labels) < 0) | (np.asarray(labels) >= classes))]
-        if wrong.size:
-            raise ValueError(f"labels must be in 0..{classes - 1}; got {wrong[0]}")
+        check_labels(np.asarray(labels)[real], classes)
         if not np.isfinite(np.asarray(features, np.float32)[real]).all():
             raise ValueError("features must be finite")
     return _added(state, features, labels, used)
@@ -122,14 +121,13 @@ def nmc_logits(
       class_mask: the classes that compete, bool `[C]` or `[B, C]`, such as those of a task; None for all.
 
     Raises:
-      ValueError: for another metric and shapes that do not fit; outside of `jit` also as long as no class was seen, and
-        for "cosine" if the mean of a class is zero.
+      ValueError: for another metric and shapes that do not fit; outside of `jit` also as long as no class was seen, for
+        features that are not finite, and for "cosine" if the mean of a class is zero.
     """
     check_metric(metric)
     if features.ndim != 2 or features.shape[1] != state.sums.shape[1]:
         raise ValueError(f"features must be [B, {state.sums.shape[1]}]; got {features.shape}")
-    if not _traced(*state) and not np.asarray(state.counts).any():
-        raise ValueError("no class was seen yet: there is no mean to compare with")
+    check_seen(state, features)
     means = nmc_means(state, normalise=metric == "cosine")
     return _compared(means, state.counts, features, metric, class_mask)
 
@@ -173,6 +171,14 @@ def nmc_prequential(
         return nmc_update(state, unit(x) if metric == "cosine" else x, y), jnp.mean(right.astype(jnp.float32))
 
     return jax.lax.scan(one, state, (features, labels))
+
+
+def check_seen(state: NMCState, features: jax.Array) -> None:
+    """Raises ValueError, outside of `jit`, as long as no class was seen, and for features that are not finite."""
+    if not _traced(*state) and not np.asarray(state.counts).any():
+        raise ValueError("no class was seen yet: there is no mean to compare with")
+    if not _traced(features) and not np.isfinite(np.asarray(features, np.float32)).all():
+        raise ValueError("features must be finite")
 
 
 def check_metric(metric: str) -> None:

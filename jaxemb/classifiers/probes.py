@@ -19,6 +19,23 @@ Fit = Callable[[np.ndarray, np.ndarray], Classify]
 """Features `[N, D]` and labels `[N]` to what gives other features, `[M, D]`, their labels, `[M]`."""
 
 
+def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays. Raises ValueError unless they are finite `[N, D]` and `[N]`, N > 0."""
+    features, labels = _finite(features), np.asarray(labels)
+    if labels.shape != features.shape[:1] or not len(labels):
+        raise ValueError(f"labels must be one for each of N > 0 features [N, D]; got {labels.shape}, {features.shape}")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError("labels must be finite")
+    return features, labels
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2 or not np.isfinite(features).all():
+        raise ValueError(f"features must be finite, [N, D]; got {features.dtype} {features.shape}")
+    return features
+
+
 @checked()
 def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
     """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
@@ -39,6 +56,7 @@ def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: f
     scaled = unit_rows if normalise else lambda features: features
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        features, labels = _checked(features, labels)
         x = jnp.asarray(scaled(features), jnp.float32)
         classes, y = np.unique(labels, return_inverse=True)
         if len(classes) == 1:
@@ -57,7 +75,7 @@ def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: f
             options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-9},
         )
         weights = best.x.reshape(dim + 1, many)
-        return lambda other: classes[np.argmax(scaled(other) @ weights[:-1] + weights[-1], axis=1)]
+        return lambda other: classes[np.argmax(scaled(_finite(other)) @ weights[:-1] + weights[-1], axis=1)]
 
     return fit
 
@@ -81,10 +99,13 @@ def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
         raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        features, labels = _checked(features, labels)
         x = unit_rows(features) if metric == "cosine" else features
         classes = np.unique(labels)
         means = np.stack([x[labels == c].mean(axis=0, dtype=np.float64) for c in classes])
-        return lambda other: classes[np.argmin(cdist(other, means, metric), axis=1)]
+        if metric == "cosine" and not np.any(means != 0, axis=1).all():
+            raise ValueError(f"the mean of class {classes[~np.any(means != 0, axis=1)][0]} is zero: it has no cosine")
+        return lambda other: classes[np.argmin(cdist(_finite(other), means, metric), axis=1)]
 
     return fit
 
@@ -102,10 +123,13 @@ def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
     """
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
+        features, labels = _checked(features, labels)
+        classes, numbers = np.unique(labels, return_inverse=True)
+
         def classify(other: np.ndarray) -> np.ndarray:
             _, ids = topk_search(other, features, k, metric=metric)
-            votes = labels[ids]
-            return np.argmax((votes[:, :, None] == np.arange(1 + labels.max())).sum(axis=1), axis=1)
+            votes = numbers[ids]
+            return classes[np.argmax((votes[:, :, None] == np.arange(len(classes))).sum(axis=1), axis=1)]
 
         return classify
 

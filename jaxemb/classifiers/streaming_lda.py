@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.checks import checked, size
-from jaxemb.classifiers.nearest_mean import NMCState, nmc_init, nmc_means, nmc_update
+from jaxemb.classifiers.nearest_mean import NMCState, check_seen, nmc_init, nmc_means, nmc_update
 
 
 class SldaState(NamedTuple):
@@ -47,12 +47,14 @@ def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) 
       shrinkage: in (0, 1]; at 1 it is the nearest mean.
 
     Raises:
-      ValueError: for a shrinkage outside (0, 1].
+      ValueError: for a shrinkage outside (0, 1]; outside of `jit` also as long as no class was seen, and for features
+        that are not finite.
 
     Source: Hayes and Kanan 2020, arXiv 1909.01520; the shrinkage to tr(S)/D is that of Ledoit and Wolf 2004.
     """
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage must be in (0, 1]; got {shrinkage}")
+    check_seen(state.classes, features)
     return _logits(state, features, shrinkage)
 
 

@@ -14,6 +14,7 @@ from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
 from jaxemb.evaluate import RetrievalSet, StsSet, TextEncoder, retrieval, score_run, sts
 from jaxemb.files import replaced_file
+from jaxemb.nn.classes import check_labels
 from jaxemb.retrieval import topk_search
 from jaxemb.text_encoder import encode_finite, stored_prompt
 from jaxemb.train import TrainState, apply_transform
@@ -47,7 +48,8 @@ def accuracy(
       batch_size: largest number of records at once.
 
     Raises:
-      ValueError: for another scenario; when called, if an experience has no classes and the scenario needs them.
+      ValueError: for another scenario; when called, for labels that are no numbers of classes, and if an experience has
+        no classes and the scenario needs them.
     """
     if scenario not in ("task", "class", "domain"):
         raise ValueError(f"scenario must be 'task', 'class' or 'domain'; got {scenario!r}")
@@ -64,6 +66,7 @@ def accuracy(
         compete = {"task": experience.classes, "class": seen, "domain": None}[scenario]
         if compete is None and scenario != "domain":
             raise ValueError(f"task {experience.name!r} has no classes; the scenario {scenario!r} needs them")
+        check_labels(experience.test["label"], np.iinfo(np.int32).max if compete is None else len(compete))
         found = 0
         # Rows added to the last batch have no label, so they are never hit.
         for batch in _batches({"input": experience.test[input], "label": experience.test["label"]}, batch_size):

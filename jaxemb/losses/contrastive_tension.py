@@ -9,10 +9,11 @@ from jaxemb.losses.info_nce import symmetric_info_nce
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import TILE
+from jaxemb.nn.classes import check_shares
 from jaxemb.nn.similarity import Similarity, dot, paired
 
 
-@one_program()
+@one_program(labels=check_shares)
 def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether two sentences are the same one, told by the inner product of one model's and the other model's embedding:
 
@@ -31,7 +32,7 @@ def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) 
       ContrastiveTensionLoss. L is a sum: it grows with the batch.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or labels outside 0..1.
 
     References:
       Carlsson et al. 2021, https://openreview.net/forum?id=Ov_sMNau-PF.

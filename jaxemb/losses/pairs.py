@@ -9,6 +9,7 @@ import optax
 
 from jaxemb.checks import non_negative
 from jaxemb.losses.program import one_program
+from jaxemb.nn.classes import check_labels, check_shares, class_cross_entropy
 from jaxemb.nn.similarity import cosine, paired
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -20,7 +21,7 @@ _DISTANCES: Mapping[str, Distance] = {
 }
 
 
-@one_program(margin=non_negative)
+@one_program(labels=check_shares, margin=non_negative)
 def contrastive(
     first: jax.Array,
     second: jax.Array,
@@ -46,7 +47,7 @@ def contrastive(
       f32 `[N]`, whose mean is the value of sentence-transformers' ContrastiveLoss.
 
     Raises:
-      ValueError: for shapes that do not fit, a negative margin, an unknown distance.
+      ValueError: for shapes that do not fit, labels outside 0..1, a negative margin, an unknown distance.
 
     References:
       Hadsell et al. 2006, equation 4.
@@ -120,7 +121,6 @@ def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array
     return jnp.square(paired(cosine, first, second) - _f32(scores))
 
 
-@one_program()
 def softmax_nli(
     first: jax.Array,
     second: jax.Array,
@@ -145,14 +145,28 @@ def softmax_nli(
       f32 `[N]`, whose mean is the value of sentence-transformers' SoftmaxLoss with its classifier's weights.
 
     Raises:
-      ValueError: for shapes that do not fit, labels that are no integers, unknown features or none.
+      ValueError: for shapes that do not fit, labels that are no integers or, outside of traced code, not in 0..C - 1
+        (there they have NaN), unknown features or none.
 
     References:
       Reimers & Gurevych 2019, section 3; Conneau et al. 2017 (features).
     """
+    if jnp.ndim(kernel) == 2:
+        check_labels(labels, jnp.shape(kernel)[1])
+    return _softmax_nli(first, second, labels, kernel=kernel, bias=bias, features=features)
+
+
+@one_program()
+def _softmax_nli(
+    first: jax.Array,
+    second: jax.Array,
+    labels: jax.Array,
+    *,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    features: Sequence[Feature],
+) -> jax.Array:
     _check(first, second, labels, "labels")
-    if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, the number of each class; got {jnp.asarray(labels).dtype}")
     if not features or not set(features) <= {"both", "difference", "product"}:
         raise ValueError(f"features must be some of 'both', 'difference', 'product'; got {tuple(features)}")
     u, v = _f32(first), _f32(second)
@@ -164,7 +178,7 @@ def softmax_nli(
             f"got {kernel.shape} and {None if bias is None else bias.shape}"
         )
     logits = jnp.matmul(x, _f32(kernel), precision=jax.lax.Precision.HIGHEST) + (0.0 if bias is None else bias)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
+    return class_cross_entropy(logits, jnp.asarray(labels))
 
 
 def _labelled_distances(first, second, labels, distance) -> tuple[jax.Array, jax.Array]:

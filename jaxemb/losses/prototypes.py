@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxemb.losses.program import one_program
+from jaxemb.nn.classes import check_labels, rows_of
 from jaxemb.nn.similarity import cosine, unit
 
 
@@ -31,7 +32,8 @@ def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array
       f32 `[N]`, in [0, 2].
 
     Raises:
-      ValueError: for shapes that do not fit; outside of traced code for labels out of range and prototypes of length 0.
+      ValueError: for shapes that do not fit; outside of traced code for prototypes of length 0, and for labels out of
+        range, which have NaN there.
 
     References:
       Asadi et al. 2023, arXiv 2303.14771, the prototype loss as in the released code (`losses`, method "repe").
@@ -39,16 +41,13 @@ def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array
     _check(features, prototypes)
     if jnp.shape(labels) != features.shape[:1]:
         raise ValueError(f"labels must be one for each of {features.shape[0]} features; got shape {jnp.shape(labels)}")
-    if not isinstance(labels, jax.core.Tracer):
-        outside = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= len(prototypes))]
-        if outside.size:
-            raise ValueError(f"labels must be in 0..{len(prototypes) - 1}; got {outside[0]}")
+    check_labels(labels, len(prototypes))
     return _pull(features, prototypes, labels)
 
 
 @one_program()
 def _pull(features, prototypes, labels):
-    own = unit(prototypes)[labels]
+    own = rows_of(unit(prototypes), labels)
     return 1 - jnp.sum(jax.lax.stop_gradient(unit(features)) * own, axis=-1)
 
 

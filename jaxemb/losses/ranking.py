@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxemb.checks import positive
 from jaxemb.losses.program import one_program
+from jaxemb.nn.classes import check_labels, check_shares, one_hot
 
 Weighting = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,7 +33,7 @@ _ABSENT = -1e30  # the score of an absent document: finite, and exp(it - any sco
 # Documents one by one
 
 
-@one_program()
+@one_program(labels=check_shares)
 def bce(
     scores: jax.Array,
     labels: jax.Array,
@@ -47,7 +48,7 @@ def bce(
       positive_weight: w; the number of negatives per positive balances them.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit, or labels outside 0..1.
     """
     scores, labels, mask = _lists(scores, labels, mask)
     terms = positive_weight * labels * jax.nn.softplus(-scores) + (1 - labels) * jax.nn.softplus(scores)
@@ -68,7 +69,6 @@ def mse(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> 
 # One positive document against others
 
 
-@one_program()
 def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`-sum_j y_j log softmax(s)_j`.
 
@@ -78,11 +78,18 @@ def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None =
       mask: bool `[N, L]`; False leaves an entry out of the softmax.
 
     Raises:
-      ValueError: for shapes that do not fit.
+      ValueError: for shapes that do not fit; outside of traced code for an index outside 0..L-1, which has NaN there.
     """
+    if jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+        check_labels(labels, jnp.shape(scores)[-1])
+    return _cross_entropy(scores, labels, mask)
+
+
+@one_program()
+def _cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == scores.shape[:1]:
-        labels = jax.nn.one_hot(labels, scores.shape[-1])
+        labels = one_hot(labels, scores.shape[-1])
     scores, labels, mask = _lists(scores, labels, mask)
     return -jnp.sum(labels * _log_softmax(scores, mask), axis=1)
 

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxemb.checks import checked
+from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.columns import Objective
 
@@ -47,7 +47,7 @@ def classification(
             raise ValueError(f"labels must be one for each of {logits.shape[0]} inputs; got shape {labels.shape}")
         if compete is not None and compete.shape not in (logits.shape, logits.shape[1:]):
             raise ValueError(f"classes must be [C] or [N, C] for logits {logits.shape}; got shape {compete.shape}")
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(competing(logits, compete), labels)
+        losses = class_cross_entropy(competing(logits, compete), labels)
         outputs = {"features": features, "logits": logits}
         return losses, outputs | ({"statistics": statistics} if statistics else {})
 

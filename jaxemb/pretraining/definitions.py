@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.linalg
 from flax import nnx
 
@@ -31,6 +30,7 @@ from jaxemb.checks import checked
 from jaxemb.embedder import Dense, Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.nn import Linear, Module
+from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.columns import Batch, Objective
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel
 from jaxemb.types import Tokens
@@ -75,7 +75,7 @@ def definition_to_word(column: str = "definition", word: str = "word") -> Object
         embedder = dataclasses.replace(model.embedder, encoder=dataclasses.replace(encoder, embeddings=embeddings))
         h = embedder(batch[column], key=key)
         logits = jax.lax.stop_gradient(model.head)(h, embeddings.tokens)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch[word]), {column: h}
+        return class_cross_entropy(logits, batch[word]), {column: h}
 
     return objective
 

@@ -99,7 +99,7 @@ def test_bad_arguments_are_named():
             loss(x, x, labels, distance="dot")
     with pytest.raises(ValueError, match=r"scores must be \[N\] with N = 3; got \(4,\)"):
         cosine_similarity_mse(x, x, np.ones(4))
-    with pytest.raises(ValueError, match=r"labels must be integers.*got float32"):
+    with pytest.raises(ValueError, match=r"labels must be integers.*got float64"):
         softmax_nli(x, x, np.ones(3), kernel=np.ones((12, 2)))
     with pytest.raises(ValueError, match=r"features must be some of.*got \('sum',\)"):
         softmax_nli(x, x, labels, kernel=np.ones((12, 2)), features=["sum"])

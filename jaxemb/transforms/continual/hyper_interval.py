@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxemb.checks import checked
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.interval import CentredBox, bound, worst_case_logits
+from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.classification import competing
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state, nothing, output_of
 from jaxemb.transforms.continual import hypernetwork as hyper
@@ -350,7 +350,7 @@ def interval_cross_entropy(
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array | None) -> jax.Array:
-    return optax.losses.softmax_cross_entropy_with_integer_labels(competing(logits, classes), labels)
+    return class_cross_entropy(competing(logits, classes), labels)
 
 
 def _interval_logits(config, model, stored, weights: CentredBox, batch, key, middle) -> tuple[jax.Array, ...]:

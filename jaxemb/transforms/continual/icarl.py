@@ -11,6 +11,7 @@ import optax
 
 from jaxemb.checks import checked
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
+from jaxemb.nn.classes import one_hot
 from jaxemb.similarity import unit_rows
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, output_of
 from jaxemb.transforms.continual.nmc import unit
@@ -172,7 +173,7 @@ def icarl_loss(
     Returns:
       f32 `[N]`.
     """
-    targets = jnp.where(old, jax.nn.sigmoid(taught), jax.nn.one_hot(labels, logits.shape[-1]))
+    targets = jnp.where(old, jax.nn.sigmoid(taught), one_hot(labels, logits.shape[-1]))
     values = optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), jax.lax.stop_gradient(targets))
     seen = old | current
     return jnp.sum(jnp.where(seen, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(seen), 1)

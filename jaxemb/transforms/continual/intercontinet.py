@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxemb.checks import checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.interval import bound, worst_case_logits
+from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.classification import competing
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, nothing, output_of
 from jaxemb.trees import PyTree
@@ -131,7 +131,7 @@ def intercontinet(config: InterContiNetConfig) -> Transform:
     def loss(losses: jax.Array, context: Context, params: InterContiNetParams, state: InterContiNetState) -> jax.Array:
         output_of(context, "logits", "intercontinet")
         batch, key = context.batch, context.objective_key
-        entropies = lambda z: optax.losses.softmax_cross_entropy_with_integer_labels(z, batch[config.label])
+        entropies = lambda z: class_cross_entropy(z, batch[config.label])
         worst = lambda: entropies(worst_logits(batch, key, context.model, params, state))
         return jax.lax.cond(contracting(state), worst, lambda: losses)
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxemb.checks import checked
+from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.classification import competing
 from jaxemb.transforms.base import Context, Transform, Variables, output_of
 from jaxemb.trees import PyTree
@@ -245,7 +245,7 @@ def er_ace(
         labels = context.batch["label"]
         logits = competing(output_of(context, "logits", "er_ace", classes), context.batch.get("classes"))
         asymmetric = competing(logits, present(labels) | ~state.seen)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(asymmetric, labels)
+        return class_cross_entropy(asymmetric, labels)
 
     def auxiliary_loss(context: Context, params: PyTree, state: AceState) -> jax.Array:
         return replayed(context, state.memory, minibatch, 0, plain_loss)
