@@ -26,7 +26,7 @@ from jaxemb.checks import encodable, one_of, whole
 from jaxemb.data.packing import FINE, bucket, pack, pad
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 from jaxemb.embedder import Embedder
-from jaxemb.files import replaced_file, reserve
+from jaxemb.files import mapped_array, replaced_file
 from jaxemb.nn import unit
 from jaxemb.progress import progress_bar
 from jaxemb.types import Tokens
@@ -197,12 +197,7 @@ def _vectors(out: str | Path | None, shape: tuple[int, int], dtype: str, *, read
         yield None
     else:
         with replaced_file(out) as fresh:
-            with open(fresh, "wb") as file:
-                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize
-            reserve(fresh, size)
-            vectors = np.load(fresh, mmap_mode="r+")
+            vectors = mapped_array(fresh, shape, dtype)
             yield vectors
             vectors.flush()
 

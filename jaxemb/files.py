@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 _UNFINISHED = ".jaxemb-unfinished"  # how the names of temporaries end
 _COMMITTED = ".jaxemb-committed"  # in a directory: new files that are about to take their places
 _OBSOLETE = "obsolete.json"  # in there: which old files go
@@ -230,8 +232,22 @@ def _place(final: Path, name: str) -> Path:
     return place
 
 
+def mapped_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """A new `.npy` file of zeros, mapped into memory; its room is reserved, so that writing to it cannot fail.
+
+    Raises:
+      OSError: if there is no room.
+    """
+    with open(path, "wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+    reserve(path, size)
+    return np.load(path, mmap_mode="r+")
+
+
 def reserve(path: Path, size: int) -> None:
-    """Makes a file `size` bytes long, all of them on the disk, so that writing to a memory map of it cannot fail.
+    """Makes a file `size` bytes long, all of them on the disk.
 
     Raises:
       OSError: if there is no room.

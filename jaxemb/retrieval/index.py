@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxemb.checks import at_least, checked, encodable
-from jaxemb.files import Contents, parse_json, read_json, read_whole, replaced_files, sha256, write_json
+from jaxemb.files import Contents, mapped_array, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.settings import Settings, inner, size
 from jaxemb.settings import text as string
@@ -200,7 +200,9 @@ def build_index(
         else:
             with np.errstate(over="ignore"):  # what becomes infinite is named
                 vectors = np.asarray(vectors, dtype)
-            np.save(fresh / _VECTORS, vectors)
+            mapped = mapped_array(fresh / _VECTORS, vectors.shape, dtype)
+            mapped[:] = vectors
+            mapped.flush()
         _check_finite(vectors)
         manifest = Manifest(
             model=model,

@@ -1,4 +1,5 @@
 import json
+import resource
 import types
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_a_failed_build_leaves_the_old_index(index):
         build_index(index.path, RECORDS, Broken(), model="letters")
     assert open_index(index.path).search(["b"], Letters()) == index.search(["b"], Letters())
     assert [path.name for path in index.path.parent.iterdir()] == ["index"]
+
+
+def test_a_full_disk_leaves_the_old_index(index):
+    """It is noticed before the vectors are written, which else ends the process."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{index.path}'"):
+            vectors = np.ones((2000, 4), np.float32)
+            build_index(index.path, ["a"] * 2000, Letters(), model="letters", vectors=vectors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_index(index.path).search(["b"], Letters()) == index.search(["b"], Letters())
 
 
 def test_building_over_something_else_is_refused(tmp_path):
