@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxemb import parallel
 from jaxemb.checks import checked
 from jaxemb.continual.streams import Columns, Experience, count
+from jaxemb.files import checked_path
 from jaxemb.objectives import Objective
 from jaxemb.train import (
     Checkpoints,
@@ -138,7 +139,7 @@ def run_stream(
     chunk = min(chunk, max(totals))
     step = make_train_step(objective, optimizer, transform)
     in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
-    store = None if checkpoints is None else Checkpoints(Path(checkpoints), keep=1)
+    store = None if checkpoints is None else Checkpoints(checked_path(checkpoints), keep=1)
     last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
     call = _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step)
     runner = Runner(call, state, mesh=mesh, last_checkpoint=last_checkpoint)

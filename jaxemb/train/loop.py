@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxemb import parallel
 from jaxemb.checks import checked
+from jaxemb.files import checked_path
 from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, wait_for_all
 from jaxemb.train.directory import RunDirectory
@@ -113,7 +114,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
     if run.mesh is None and jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
-    with stopping() as stop, RunDirectory(Path(out), run, resume=resume) as directory:
+    with stopping() as stop, RunDirectory(checked_path(out), run, resume=resume) as directory:
         embedder = run.embedder()
         state = _initial_state(run, embedder)
         _check_savable(run, embedder, state)

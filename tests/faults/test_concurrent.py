@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxemb.checkpoints import read_tensors, write_tensors
+from jaxemb.files import write_bytes
 from jaxemb.retrieval import build_index, open_index
 
 MODEL = types.SimpleNamespace(
@@ -91,6 +92,24 @@ def test_processes_that_read_an_index_during_200_rebuilds(tmp_path):
         reader.join()
     print(f"200 rebuilds, {sum(opens)} opens, {max(different)} different indices seen by one reader")
     assert [reader.exitcode for reader in readers] == [0, 0, 0] and min(different) > 1
+
+
+def test_a_file_that_several_write_is_that_of_one(tmp_path):
+    path, size = tmp_path / "a", 200_000
+    write_bytes(path, bytes(size))
+
+    def write(number: int) -> None:
+        for _ in range(10):
+            write_bytes(path, bytes([number]) * size)
+
+    with ThreadPoolExecutor(3) as threads:
+        writers = [threads.submit(write, number) for number in range(1, 4)]
+        while not all(writer.done() for writer in writers):
+            content = path.read_bytes()
+            assert content == content[:1] * size
+    for writer in writers:
+        writer.result()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tensors_that_are_replaced_are_read_whole(tmp_path):
