@@ -54,6 +54,10 @@ def changes(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any,
 
 def _changes(before: Any, after: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     if isinstance(before, dict) and isinstance(after, dict):
+        if before != after and "sha256" in before and "sha256" in after:
+            old, new = (f"{side['length']} items of SHA-256 {side['sha256'][:12]}" for side in (before, after))
+            yield path, old, new
+            return
         if before.keys() >= {"code", "python"} <= after.keys() and before["python"] != after["python"]:
             before, after = ({**side, "code": None, "python": None} for side in (before, after))
         for key in sorted(before.keys() | after.keys()):

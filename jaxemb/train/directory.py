@@ -84,7 +84,7 @@ class RunDirectory:
             raise FileExistsError(f"{self.path} already holds a run; resume it or choose another directory")
         lines = [] if saved is None else differences(saved, self._description)
         if lines and (kept or models):
-            remedy = f"choose another directory, or go on regardless without {self.path / 'run.json'}"
+            remedy = f"choose another directory or, to go on regardless, remove {self.path / 'run.json'}"
             raise ValueError(f"{self.path} holds a different run; {remedy}. " + "; ".join(lines))
         if saved and not lines and saved.get("source_sha256") != self._description.get("source_sha256"):
             _log.warning("the config file is not the text in %s, but gives the same run", self.path / "config.py")

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -182,7 +183,7 @@ class _Loop:
         step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
         last = lambda: checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
         self._runner = Runner(step, state, mesh=run.mesh, done=self._write_log, last_checkpoint=last)
-        self._step = int(state.step)
+        self._step, self._saved_at = int(state.step), time.monotonic()
         self._ends = list(itertools.accumulate(task.steps for task in run.all_tasks))
         self._batches: Any = None  # those of the task that is trained
 
@@ -235,7 +236,8 @@ class _Loop:
             self._runner.start(*self._next_batch(task, step))
             self._step = step
             if step < self._ends[number]:
-                self._pause(evaluate=step % run.evaluate_every == 0, save=step % run.checkpoint_every == 0)
+                save = step % run.checkpoint_every == 0 or self._is_due()
+                self._pause(evaluate=step % run.evaluate_every == 0, save=save)
         self._settle()
         self._hook(end_task, told)
         self._batches, done.first_batch, done.task = None, None, number + 1
@@ -334,8 +336,14 @@ class _Loop:
             raise ValueError(f"Run.best is {run.best[0]!r}, but the evaluation results are {sorted(found)}")
         return found
 
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint; several processes have several clocks."""
+        passed = time.monotonic() - self._saved_at
+        return jax.process_count() == 1 and passed >= 60 * self._run.checkpoint_minutes
+
     def _save(self) -> None:
         done = self._done
+        self._saved_at = time.monotonic()
         self._directory.claim()
         self._log.sync()
         done.data = None if self._batches is None else self._batches.get_state()

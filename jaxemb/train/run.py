@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
 Data = Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
 # What may change when a run is resumed: how it is watched, where it runs, and the text that says so.
-_MAY_CHANGE = frozenset({"log_every", "evaluate_every", "checkpoint_every", "keep", "mesh", "rules", "source_sha256"})
+_MAY_CHANGE = frozenset(
+    {"log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep", "mesh", "rules", "source_sha256"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Run:
         processes call them alike.
       evaluate_every: steps between evaluations; there is always one before the first step and after the last of a task.
       checkpoint_every: steps between checkpoints; there is always one after the last step of a task.
+      checkpoint_minutes: the same by time, whichever comes first; not where several processes train as one.
       keep: number of newest checkpoints that are kept; the best one is kept beside them.
       best: the evaluation result that makes a checkpoint the best, and whether it should be "max" or "min". None
         for no best checkpoint.
@@ -96,6 +99,7 @@ class Run:
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     evaluate_every: int = 500
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 5.0
     keep: int = 2
     best: tuple[str, Literal["max", "min"]] | None = None
     accumulate: int = 1
@@ -119,6 +123,10 @@ class Run:
                 raise TypeError(f"Run.{name} must be a {kind.__name__}; got {getattr(self, name)!r}")
         for name in ("evaluate_every", "checkpoint_every", "keep", "accumulate", "log_every"):
             _check_count(f"Run.{name}", getattr(self, name))
+        if isinstance(minutes := self.checkpoint_minutes, bool) or not (
+            isinstance(minutes, int | float) and minutes >= 0
+        ):
+            raise ValueError(f"Run.checkpoint_minutes must be a number of at least 0; got {minutes!r}")
         for name, evaluator in self.evaluators.items():
             if not callable(evaluator):
                 raise TypeError(f"Run.evaluators[{name!r}] must be a function of an embedder; got {evaluator!r}")

@@ -70,7 +70,7 @@ def test_runs_that_are_made_alike_are_the_same():
         ({"rate": 1e-6}, "optimizer"),
         ({"temperature": 0.5}, "objective.loss.temperature: 0.05 there, 0.5 here"),
         ({"decay": 0.99}, "transform"),
-        ({"records": RECORDS[:40]}, "data.records"),
+        ({"records": RECORDS[:40]}, "data.records: '48 items of SHA-256 "),
         ({"records": [*RECORDS[:-1], {"query": "another", "document": "one"}]}, "data.records"),
         ({"seed": 9}, "data.seed: 0 there, 9 here"),
         ({"margin": 0.6}, "data.settings.margin: 0.5 there, 0.6 here"),

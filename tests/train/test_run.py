@@ -14,6 +14,7 @@ from jaxemb.train.run import differences
         ({"steps": 0}, ValueError, "Run.steps must be a whole number of at least 1; got 0"),
         ({"steps": 10.0}, ValueError, "Run.steps must be a whole number of at least 1; got 10.0"),
         ({"accumulate": -1}, ValueError, "Run.accumulate must be a whole number of at least 1; got -1"),
+        ({"checkpoint_minutes": -1}, ValueError, "Run.checkpoint_minutes must be a number of at least 0; got -1"),
         ({"keep": True}, ValueError, "Run.keep must be a whole number of at least 1; got True"),
         ({"optimizer": 1e-3}, TypeError, "Run.optimizer must be a GradientTransformation; got 0.001"),
         ({"transform": None}, TypeError, "Run.transform must be a Transform; got None"),

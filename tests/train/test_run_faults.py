@@ -159,7 +159,7 @@ def test_a_failed_first_start_does_not_claim_the_directory(tmp_path):
         fit(toy_run(seed=5, **acting_at(0, crash)), tmp_path, progress=False)
     result = fit(toy_run(steps=2), tmp_path, resume=False, progress=False)
     assert int(result.state.step) == 2 and json.loads((tmp_path / "run.json").read_text())["steps"] == 2
-    with pytest.raises(ValueError, match=r"holds a different run; .* or go on regardless without .*run\.json"):
+    with pytest.raises(ValueError, match=r"holds a different run; .* or, to go on regardless, remove .*run\.json"):
         fit(toy_run(steps=3), tmp_path, progress=False)
 
 
@@ -191,6 +191,13 @@ def test_a_directory_that_is_removed_meanwhile_is_an_error(tmp_path):
 
 
 # Being stopped
+
+
+def test_checkpoints_come_by_time_too(tmp_path):
+    for minutes, steps in ((0.0, [11, 12]), (5.0, [12])):
+        out = tmp_path / str(minutes)
+        fit(toy_run(checkpoint_every=100, checkpoint_minutes=minutes), out, progress=False)
+        assert Checkpoints(out / "checkpoints", 2).steps() == steps
 
 
 @pytest.fixture
