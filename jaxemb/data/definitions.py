@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, instance
 from jaxemb.data.files import RecordError
 from jaxemb.data.records import Source, from_list, read
 from jaxemb.data.tokenizer import Tokenizer
@@ -37,6 +37,8 @@ class Definitions:
     entry: np.ndarray
 
     def __post_init__(self):
+        for name in ("entries", "texts"):
+            instance(name, getattr(self, name), Sequence[str])
         if len(self.texts) != len(self.entry):
             raise ValueError(f"entry must have one number per definition; got {len(self.entry)} of {len(self.texts)}")
         if set(np.unique(self.entry).tolist()) != set(range(len(self.entries))):

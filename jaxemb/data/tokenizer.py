@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from jaxemb.checks import encodable
+from jaxemb.checks import checked, encodable
 from jaxemb.files import parse_json, write_bytes, write_json, write_text
 from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, size, text
 
@@ -155,8 +155,9 @@ class Tokenizer:
             each text beside the special tokens.
         """
         for i, pair in enumerate(pairs):
-            if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise TypeError(f"pairs[{i}] must be two str; got {[type(text).__name__ for text in pair]}")
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                kinds = "one str" if isinstance(pair, str) else [type(text).__name__ for text in pair]
+                raise TypeError(f"pairs[{i}] must be two str; got {kinds}")
             for one in pair:
                 encodable(f"pairs[{i}]", one)
         n_special = self.backend.num_special_tokens_to_add(True)
@@ -181,6 +182,7 @@ class Tokenizer:
         return np.concatenate([ids[: self._n_prefix], ids[len(ids) - (max_length - self._n_prefix) :]])
 
     @classmethod
+    @checked()
     def train(
         cls,
         texts: Iterable[str],
@@ -205,6 +207,7 @@ class Tokenizer:
         return cls.word_piece(sorted(ids, key=ids.__getitem__), lower_case=lower_case)
 
     @classmethod
+    @checked()
     def word_piece(cls, vocabulary: Sequence[str], *, lower_case: bool = True) -> "Tokenizer":
         """A tokenizer of BERT's kind: words, and their continuations "##...", in the order of their ids.
 

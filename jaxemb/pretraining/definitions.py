@@ -245,6 +245,7 @@ def isotropic_entries(
     return np.pad(components, ((0, 0), (0, entries.shape[1] - rank))).astype(np.float32)
 
 
+@checked()
 def prompted(texts: Sequence[str], mask: str = "[MASK]") -> list[str]:
     """`This sentence : "<text>" means [MASK] . `, of which `pooling.AtToken` takes the state at the mask token.
 

@@ -62,6 +62,24 @@ def test_a_single_string_is_no_sequence_of_texts(tokenizer):
         tokenizer("alpha")
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Tokenizer.word_piece("abc"), "vocabulary must be a sequence of strings; got str 'abc'"),
+        (lambda: Tokenizer.train("abc", 9), "texts must be an iterable; got str 'abc'"),
+        (lambda: Tokenizer.train(["a"], 9, special_tokens="[PAD]"), "special_tokens must be a sequence of strings"),
+    ],
+)
+def test_no_string_is_taken_for_its_letters(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_no_string_is_taken_for_a_pair(tokenizer):
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be two str; got one str"):
+        tokenizer.encode_pairs([("alpha", "beta"), "ab"])
+
+
 def test_a_maximum_without_room_for_text_is_refused(tokenizer):
     with pytest.raises(ValueError, match="max_length must exceed the 2 special tokens; got 2"):
         tokenizer(["alpha"], 2)
