@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jax
+import ml_dtypes
 import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+_PART = 1 << 16  # numbers that stay in the processor's cache
 Check = Callable[[str, Any], None]
 
 
@@ -197,6 +199,16 @@ def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *name
             good = False
         if not good:
             raise ValueError(f"{name} must be {expected}; got {value!r}")
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all values are; without a copy, as the array may be large."""
+    if array.dtype == ml_dtypes.bfloat16:
+        bits = array.reshape(-1).view(np.uint16)  # NumPy itself is slow with this type
+        parts = (bits[start : start + _PART] for start in range(0, len(bits), _PART))
+        return all((part << 1).max() < 0xFF00 for part in parts)  # without the sign; the exponent is all ones
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def is_array(value: Any) -> bool:

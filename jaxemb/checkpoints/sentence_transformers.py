@@ -18,12 +18,11 @@ from jaxemb.checkpoints.weights import (
     Placement,
     check_shapes,
     is_exact,
-    is_finite,
     load_weights,
     lossless,
     save_weights,
 )
-from jaxemb.checks import checked
+from jaxemb.checks import checked, is_finite
 from jaxemb.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, family_of

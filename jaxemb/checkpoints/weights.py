@@ -13,7 +13,7 @@ from jax.sharding import Mesh, Sharding
 
 from jaxemb import parallel
 from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
-from jaxemb.checks import checked, described, instance, one_of
+from jaxemb.checks import checked, described, instance, is_finite, one_of
 from jaxemb.encoders.encoder import Encoder
 from jaxemb.encoders.families import Family, Weight, modern
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
@@ -23,7 +23,6 @@ from jaxemb.trees import PyTree, by_path
 PARAM_DTYPES = ("float32", "bfloat16")
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
-_PART = 1 << 16  # numbers that stay in the processor's cache
 _SHOWN = 50  # problems that an error lists
 _DEPTHS = ("num_hidden_layers", "n_layers", "n_layer")  # what families call the number of layers
 _STATED_DTYPES = ("dtype", "torch_dtype")  # how a `config.json` calls the type of the tensors
@@ -205,16 +204,6 @@ def is_exact(array: np.ndarray, dtype: np.dtype | str) -> bool:
     """Whether all values of a floating-point array, NaN or not, are in that type as they are."""
     with np.errstate(over="ignore"):
         return array.dtype == dtype or np.array_equal(array.astype(dtype).astype(array.dtype), array, equal_nan=True)
-
-
-def is_finite(array: np.ndarray) -> bool:
-    """Whether all values are; without a copy, as the array may be large."""
-    if array.dtype == ml_dtypes.bfloat16:
-        bits = array.reshape(-1).view(np.uint16)  # NumPy itself is slow with this type
-        parts = (bits[start : start + _PART] for start in range(0, len(bits), _PART))
-        return all((part << 1).max() < 0xFF00 for part in parts)  # without the sign; the exponent is all ones
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def check_shapes(model: PyTree, format: CheckpointFormat) -> None:

@@ -5,6 +5,7 @@ import ast
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -302,7 +303,20 @@ def _join_processes(args: argparse.Namespace, advice: str) -> None:
 
 
 def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> None:
-    print(json.dumps(report, ensure_ascii=False) if args.json else text)
+    print(json.dumps(_or_null(report), ensure_ascii=False) if args.json else text)
+
+
+def _or_null(value: Any) -> Any:
+    """The value with null for numbers that are not finite, which JSON does not have."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case Mapping():
+            return {name: _or_null(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_or_null(item) for item in value]
+        case _:
+            return value
 
 
 def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":

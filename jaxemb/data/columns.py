@@ -274,11 +274,12 @@ def _is_finite(number: Any) -> bool:
 
 def _check_range(value: Any, dtype: Any) -> None:
     """Raises a ValueError for finite numbers that become others, or infinite, in this type."""
-    try:
+    if np.issubdtype(dtype, np.integer):
+        numbers = value if isinstance(value, list | tuple | np.ndarray) else [value]
+        fits = all(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max for number in (min(numbers), max(numbers)))
+    else:
         with np.errstate(over="ignore"):
             fits = bool(np.isfinite(np.asarray(value, dtype).astype(np.float64)).all())
-    except OverflowError:
-        fits = False
     if not fits:
         raise ValueError(f"expected numbers in the range of {dtype}; got {described(value)}")
 

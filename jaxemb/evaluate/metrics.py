@@ -6,6 +6,7 @@ query; both may be padded with zeros. Levels below 0 count as 0. It returns one 
 for a query without relevant documents. Ranks past R hold nothing relevant.
 """
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ MapDenominator = Literal["relevant", "min_k_relevant"]
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson's correlation of `x` and `y` `[N]`, in -1..1; 0 where it is undefined as one of them is constant.
+    """Pearson's correlation of `x` and `y` `[N]`, in -1..1; NaN, with a warning, where one of them is constant.
 
     Raises:
       ValueError: fewer than two values, different lengths, or values that are not finite.
@@ -23,7 +24,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float:
     from scipy import stats
 
     x, y = _paired(x, y)
-    return 0.0 if _is_constant(x) or _is_constant(y) else float(stats.pearsonr(x, y).statistic)
+    return _undefined() if _is_constant(x) or _is_constant(y) else float(stats.pearsonr(x, y).statistic)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
@@ -37,7 +38,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     from scipy import stats
 
     x, y = _paired(x, y)
-    return 0.0 if _is_constant(x) or _is_constant(y) else float(stats.spearmanr(x, y).statistic)
+    return _undefined() if _is_constant(x) or _is_constant(y) else float(stats.spearmanr(x, y).statistic)
 
 
 def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
@@ -144,6 +145,11 @@ def _paired(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 def _is_constant(x: np.ndarray) -> bool:
     return bool((x == x[0]).all())
+
+
+def _undefined() -> float:
+    warnings.warn("a correlation with what is constant is undefined; it is nan", RuntimeWarning, stacklevel=3)
+    return float("nan")
 
 
 def _levels(gains: ArrayLike) -> np.ndarray:

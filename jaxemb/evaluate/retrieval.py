@@ -1,6 +1,7 @@
 """Retrieval: how well a model ranks the documents of a corpus for queries with known relevant documents."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +105,7 @@ def retrieval_per_query(
       ignore_identical_ids: leave out a document whose id is the query's, where queries are documents themselves.
       tie_break: order of equal scores: by descending id as trec_eval and MTEB do, or by ascending id.
       map_denominator: see `metrics.average_precision_at_k`.
-      strict: raise for documents that are judged but not in the corpus, instead of counting them.
+      strict: raise for documents that are judged but not in the corpus, instead of counting them with a warning.
 
     Raises:
       ValueError: if no query has both text and judgements, the corpus is empty, a k is < 1, embeddings are not finite,
@@ -120,8 +121,11 @@ def retrieval_per_query(
             f"qrels: {len(qrels)}, such as {_some(qrels)}"
         )
     missing = {document for query in query_ids for document in qrels[query] if document not in corpus}
+    unknown = f"{len(missing)} judged documents are not in the corpus, such as {_some(sorted(missing))}"
     if missing and strict:
-        raise ValueError(f"{len(missing)} judged documents are not in the corpus, such as {_some(sorted(missing))}")
+        raise ValueError(unknown)
+    if missing:
+        warnings.warn(f"{unknown}; they count as relevant, and no ranking can find them", RuntimeWarning, stacklevel=2)
 
     # Equal scores go to the lower row, so the order of the rows is the order of ties.
     document_ids = sorted(corpus, reverse=_is_trec(tie_break))
@@ -172,7 +176,7 @@ def score_run(
     Scores are compared in f32. Queries in only one of run and qrels are left out, and counted.
 
     Raises:
-      ValueError: if run and qrels have no query in common, a score is nan, or a k is < 1.
+      ValueError: if run and qrels have no query in common, a score is nan or none of f32, or a k is < 1.
     """
     _check_ks(ks)
     query_ids = [query for query in run if query in qrels]
@@ -202,7 +206,7 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
 
     Raises:
       FileNotFoundError: naming a file that is not there, and the splits that are.
-      ValueError: naming file and line of a malformed row, or an id that comes twice.
+      ValueError: naming file and line of a malformed row, an id that comes twice, or a document with several levels.
     """
     directory = Path(directory)
     if qrels is None:
@@ -212,7 +216,9 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
     judgements: dict[str, dict[str, int]] = {}
     source = read(qrels, columns=("query-id", "corpus-id", "score"), types={"score": int})
     for record in source.__getitems__(range(len(source))):
-        judgements.setdefault(record["query-id"], {})[record["corpus-id"]] = record["score"]
+        query, document, level = record["query-id"], record["corpus-id"], record["score"]
+        if judgements.setdefault(query, {}).setdefault(document, level) != level:
+            raise ValueError(f"{qrels}: query {query!r} and document {document!r} have several levels")
     return RetrievalSet(queries, corpus, judgements)
 
 
@@ -256,9 +262,13 @@ def _some(ids) -> list[str]:
 def _ranked(query: str, scores: Mapping[str, float], is_trec: bool) -> list[str]:
     """Document ids by descending score; a stable sort keeps equal scores in the order of the ids."""
     documents = sorted(scores, reverse=is_trec)
-    values = np.array([scores[document] for document in documents], np.float32)
-    if np.isnan(values).any():
-        raise ValueError(f"run: query {query!r} has nan as score of {documents[int(np.isnan(values).argmax())]!r}")
+    given = np.array([scores[document] for document in documents], np.float64)
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
+    bad = np.isnan(values) | (np.isinf(values) & np.isfinite(given))
+    if bad.any():
+        which = documents[int(bad.argmax())]
+        raise ValueError(f"run: query {query!r} has {scores[which]} as score of {which!r}; expected a float32")
     return [documents[i] for i in np.argsort(-values, kind="stable")]
 
 

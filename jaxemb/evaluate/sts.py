@@ -45,11 +45,11 @@ def sts(
       prompt_name: the model's prompt for all texts.
 
     Returns:
-      "cosine_spearman", "cosine_pearson" and so on, in -1..1.
+      "cosine_spearman", "cosine_pearson" and so on, in -1..1; NaN, with a warning, where all similarities are the same.
 
     Raises:
-      ValueError: for lengths that differ, fewer than two pairs, scores or embeddings that are not finite, an unknown
-        similarity.
+      ValueError: for lengths that differ, fewer than two pairs, scores or embeddings that are not finite, scores that
+        are all the same, an unknown similarity.
     """
     scores = np.asarray(scores, np.float64)
     if not len(first) == len(second) == len(scores) or scores.ndim != 1:
@@ -58,6 +58,8 @@ def sts(
         )
     if unknown := set(similarities) - set(PAIRED):
         raise ValueError(f"similarities must be among {list(PAIRED)}; got {sorted(unknown)}")
+    if len(scores) > 1 and (scores == scores[0]).all():
+        raise ValueError(f"scores must differ for a correlation; all {len(scores)} are {scores[0]}")
     embeddings = encode_finite(embedder, [*first, *second], prompt_name, "sentences").astype(np.float64)
     a, b = embeddings[: len(first)], embeddings[len(first) :]
     result = {}

@@ -12,6 +12,7 @@ from jaxemb.checks import checked
 from jaxemb.merging.trees import (
     Match,
     apply_task_vectors,
+    check_finite,
     match_vectors,
     stacked_layers,
     wide,
@@ -261,6 +262,7 @@ def merge_regmean(
             expected = (*shapes[path][:-1], shapes[path][-2]) if len(shapes[path]) > 1 else None
             if gram.shape != expected:
                 raise ValueError(f"grams {i}: {path} must have shape {expected}; got {gram.shape}")
+            check_finite(f"grams {i}: {path}", gram)
 
     def damped(gram):
         diagonal = jnp.eye(gram.shape[-1], dtype=gram.dtype) * gram

@@ -240,7 +240,8 @@ def _check(queries, corpus, metric, exclude_ids) -> tuple[np.ndarray, np.ndarray
         raise ValueError(
             f"exclude_ids must be integers [Q, E] with Q = {len(queries)}; got {exclude.dtype} {exclude.shape}"
         )
-    return queries, exclude.astype(np.int32)
+    # What is no row excludes none, also where 32 bits would make another number of it.
+    return queries, np.where((exclude < 0) | (exclude >= len(corpus)), -1, exclude).astype(np.int32)
 
 
 def _axes(mesh: Mesh | None, corpus_axis: str | Sequence[str] | None) -> tuple[str, ...]:

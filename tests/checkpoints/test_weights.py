@@ -20,7 +20,7 @@ from jaxemb.checkpoints import (
     write_tensors,
 )
 from jaxemb.checkpoints.tensors import TensorParts
-from jaxemb.checkpoints.weights import is_finite
+from jaxemb.checks import is_finite
 from jaxemb.encoders import Transformer
 from jaxemb.encoders.families import family_of
 from jaxemb.trees import by_path

@@ -168,3 +168,11 @@ def test_a_column_of_another_kind_is_a_class_of_three_methods(tokenizer):
 def test_numbers_that_do_not_fit_are_refused(column, value):
     with pytest.raises(ValueError, match="expected"):
         column.check(value)
+
+
+@pytest.mark.parametrize("value", [2**32, np.int64(2**32), -(2**31) - 1, np.uint32(2**31)])
+def test_whole_numbers_beyond_their_type_are_refused(value):
+    with pytest.raises(ValueError, match="expected numbers in the range of int32; got"):
+        Number("int32").check(value)
+    with pytest.raises(ValueError, match="expected numbers in the range of int32; got"):
+        Vector("int32", 2).check(np.array([0, value]) if isinstance(value, np.generic) else [0, value])

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 
@@ -111,7 +112,8 @@ def test_documents_with_the_id_of_the_query_can_be_left_out():
 
 def test_judged_documents_that_are_not_in_the_corpus_count_as_relevant():
     qrels = {"qa": {"d1": 1, "gone": 1}}
-    scores = retrieval_per_query(Letters(), QUERIES, CORPUS, qrels, ks=(5,))
+    with pytest.warns(RuntimeWarning, match="1 judged documents are not in the corpus, such as .* no ranking can find"):
+        scores = retrieval_per_query(Letters(), QUERIES, CORPUS, qrels, ks=(5,))
     assert scores.missing_documents == 1
     assert scores.means()["recall@5"] == 0.5
     with pytest.raises(ValueError, match=r"1 judged documents are not in the corpus, such as \['gone'\]"):
@@ -186,3 +188,18 @@ def test_read_beir_reads_the_published_sets(data_dir):
     assert (len(data.corpus), len(data.queries), sum(map(len, data.qrels.values()))) == (1400, 225, 1612)
     data = read_beir(data_dir / "xquad" / "de", qrels=data_dir / "xquad" / "qrels.tsv.gz")
     assert (len(data.corpus), len(data.queries), len(data.qrels)) == (240, 1190, 1190)
+
+
+def test_scores_that_single_precision_cannot_hold_are_named():
+    """They would all be infinite, and so equal."""
+    with pytest.raises(ValueError, match=r"query 'q' has 1e\+299 as score of 'd2'; expected a float32"):
+        score_run({"q": {"d1": 1e300, "d2": 1e299}}, {"q": {"d1": 1}})
+
+
+def test_a_document_with_two_levels_is_named(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "x"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
+    for level, outcome in ((1, contextlib.nullcontext()), (2, pytest.raises(ValueError, match="have several levels"))):
+        (tmp_path / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq\td\t1\nq\td\t{level}\n")
+        with outcome:
+            assert read_beir(tmp_path, qrels=tmp_path / "test.tsv").qrels == {"q": {"d": 1}}

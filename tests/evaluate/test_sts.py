@@ -105,3 +105,11 @@ def test_read_sts_reads_the_published_sets(data_dir):
     sets = [read_sts(path, names=("score", "sentence1", "sentence2")) for path in files]
     assert len(sets) == 20 and sum(map(len, sets)) == 12_092
     assert all(((data.scores >= 0) & (data.scores <= 5)).all() for data in sets)
+
+
+def test_a_correlation_that_is_undefined_is_no_number():
+    with pytest.raises(ValueError, match=r"scores must differ for a correlation; all 4 are 2\.0"):
+        sts(Table(VECTORS), FIRST, SECOND, [2, 2, 2, 2])
+    same = Table({text: [1.0, 0.0] for text in VECTORS})
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        assert np.isnan(list(sts(same, FIRST, SECOND, SCORES).values())).all()

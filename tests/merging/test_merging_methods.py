@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxemb import merging
 from jaxemb.merging import (
     dare,
     merge_average,
@@ -185,3 +186,15 @@ def test_regmean_averages_what_never_occurred_and_takes_stacks(layers):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(vectors())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_merged(bad):
+    good, spoilt = {"w": np.ones(3, np.float32)}, {"w": np.array([1, bad, 1], np.float32)}
+    for merge in (
+        lambda: merging.merge_average([good, spoilt]),
+        lambda: merging.merge_slerp(good, spoilt),
+        lambda: merging.merge_fisher([good, good], [good, spoilt]),
+    ):
+        with pytest.raises(ValueError, match=r"(model|model and fisher) \d: w has values that are not finite"):
+            merge()

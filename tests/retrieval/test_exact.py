@@ -164,3 +164,10 @@ def test_values_that_are_not_finite_are_named(metric, bad):
 def test_bad_arguments_are_named(message, arguments, options):
     with pytest.raises(ValueError, match=message):
         topk_search(*arguments, **options)
+
+
+def test_an_excluded_id_beyond_32_bits_excludes_nothing():
+    queries, corpus = with_ties(2, 5)
+    beyond = np.array([[2**32], [-5]])
+    expected = topk_search(queries, corpus, 5, metric="dot")
+    np.testing.assert_array_equal(topk_search(queries, corpus, 5, metric="dot", exclude_ids=beyond)[1], expected[1])
