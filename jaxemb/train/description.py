@@ -28,6 +28,7 @@ import numpy as np
 _MANY = 32  # items of a container that are described one by one
 _LONG = 256  # characters of a text that are kept
 _SMALL = 1 << 16  # numbers of an array on devices that are looked at: larger ones are weights, which checkpoints hold
+_LARGE = 1 << 22  # of larger arrays of the host some rows are looked at
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LIBRARIES = tuple(
     str(path)
@@ -136,12 +137,14 @@ def _array(value: Any) -> dict[str, Any]:
         return kind
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
+    if value.size > _LARGE:  # it may be a file that is mapped to memory
+        value = value[:: -(-value.size // _LARGE)]
     numbers = np.ascontiguousarray(value)
     if numbers.dtype == object:
         return {**kind, **_hashed(_ADDRESS.sub("", repr(numbers.tolist())).encode(), numbers.size)}
-    return (
-        {**kind, "value": numbers.item()} if numbers.size == 1 else {**kind, **_hashed(numbers.tobytes(), value.size)}
-    )
+    if numbers.size == 1:
+        return {**kind, "value": repr(numbers.item())}
+    return {**kind, **_hashed(numbers.tobytes(), numbers.size)}
 
 
 def _container(value: Any, inner: Any) -> Any:

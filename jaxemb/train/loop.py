@@ -190,7 +190,11 @@ class _Loop:
     def train(self, restored: Mapping[str, Any] | None) -> None:
         """Takes the steps that are left, from where the last checkpoint was."""
         if restored:
-            self._done = _Progress(**restored)
+            try:
+                self._done = _Progress(**restored)
+            except TypeError as error:
+                path = self._checkpoints.path(self._step)
+                raise ValueError(f"checkpoint {path} is of another version of jaxemb: {error}") from error
             self._log.say(f"resuming at step {self._step}")
         else:
             self._log.say("no checkpoint yet: starting at 0")

@@ -146,6 +146,14 @@ def test_files_of_others_do_no_harm(finished):
     assert not list(checkpoints.glob("*.corrupt"))
 
 
+def test_the_checkpoint_of_another_version_is_named(finished):
+    out, state = finished
+    with Checkpoints(out / "checkpoints", 2) as checkpoints:
+        checkpoints.save(12, state, {"progress": {}, "data": {}})
+    with pytest.raises(ValueError, match="step_00000012 is of another version of jaxemb"):
+        again(out)
+
+
 # Whose the directory is
 
 
