@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -119,7 +120,7 @@ def multi30k(language: str, limit: int | None = None) -> list[str]:
     """The training captions of Multi30k in "de" or "en", the first `limit` of them; line i is the same in both."""
     path = data_dir() / "multi30k" / "task1_raw" / f"train.{language}.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().splitlines()[:limit]
+        return [line.rstrip("\n") for line in itertools.islice(file, limit)]
 
 
 def intents(name: str, split: str, per_intent: int | None = None) -> tuple[list[str], np.ndarray]:

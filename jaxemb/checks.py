@@ -211,6 +211,14 @@ def is_finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
+def in_32_bits(name: str, value: Any) -> None:
+    """Raises a ValueError for an array of whole numbers beyond 32 bits, which devices would make others of."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype.itemsize > 4 and value.size:
+        for extreme in (value.min(), value.max()):
+            if not -(2**31) <= extreme < 2**31:
+                raise ValueError(f"{name} must be whole numbers of 32 bits; got {extreme}")
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array of numbers or keys."""
     return hasattr(value, "shape") and getattr(getattr(value, "dtype", np.dtype("O")), "kind", "") not in (

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import in_32_bits
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Tokens:
 
     @classmethod
     def from_mask(cls, ids, mask, type_ids=None) -> "Tokens":
-        """Tokens of one text per row from `ids` and an attention `mask` (`[B, T]`, padding on either side)."""
+        """Tokens of one text per row from `ids` and an attention `mask` (`[B, T]`, padding on either side).
+
+        Raises ValueError for ids beyond 32 bits.
+        """
+        in_32_bits("ids", ids)
         mask = jnp.asarray(mask, jnp.int32)
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0) * mask
         return cls(jnp.asarray(ids, jnp.int32), mask, positions, type_ids)

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from jaxemb.checks import Check, checker
+from jaxemb.checks import Check, checker, in_32_bits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +23,8 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     (`jax.set_mesh`).
 
     Arguments are checked as by `jaxemb.checks.checked`, before anything is compiled: a TypeError for what is not as its
-    annotation says. Arrays without a default must not be empty, as a mean over no examples is none: a ValueError.
+    annotation says. Arrays without a default must not be empty, as a mean over no examples is none, and whole numbers
+    must fit into 32 bits: a ValueError.
 
     Args:
       checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
@@ -51,6 +52,8 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name in arrays:
                 if 0 in (shape := np.shape(given.get(name, 1))):
                     raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
+            for name, value in given.items():
+                in_32_bits(name, value)
             leaves, structure = jax.tree.flatten((args, kwargs))
             static = structure, tuple(_DATA if _is_data(leaf) else leaf for leaf in leaves)
             return program(static, [leaf for leaf in leaves if _is_data(leaf)])

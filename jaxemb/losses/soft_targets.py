@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxemb.checks import non_negative, positive
+from jaxemb.checks import in_32_bits, non_negative, positive
 from jaxemb.losses.info_nce import info_nce
 from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
@@ -55,6 +55,7 @@ def exponential(features: jax.Array, temperature: float = 0.1) -> Targets:
 
 def equal(labels: jax.Array) -> Targets:
     """1 where labels `[N]` are equal, else 0."""
+    in_32_bits("labels", labels)
     labels = jnp.asarray(labels)
     return Targets(_equal, labels, labels)
 

@@ -274,3 +274,15 @@ def test_a_similarity_with_weights_is_learned():
 
     found, expected = jax.jit(lambda w: (jax.grad(ours)(w), jax.grad(plain)(w)))(weights)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_beyond_32_bits_are_refused():
+    """On the device 2**32 would be 0, and so the label of others."""
+    labels = np.array([0, 2**32, 1, 1, 2, 2, 2])
+    for call in (
+        lambda: losses.batch_all_triplet(A, labels),
+        lambda: masks.same_label(labels),
+        lambda: soft_targets.equal(labels),
+    ):
+        with pytest.raises(ValueError, match="labels must be whole numbers of 32 bits; got 4294967296"):
+            call()
