@@ -164,7 +164,8 @@ def read(
     size = given = 0
     with opened(path) as file:
         lines = Lines(file, max_ratio=max_ratio)
-        for line, row in rows_of(lines, format, names or header_of(lines, format, delimiter), delimiter):
+        fields = names or header_of(lines, format, delimiter)
+        for line, row in rows_of(lines, format, fields, delimiter):
             try:
                 if isinstance(row, Exception):
                     raise row
@@ -185,6 +186,8 @@ def read(
                 values.append(record.get(name))
             size += 1
     malformed.report(size)
+    if fields and mapping and not size:
+        require(mapping, fields, f"{path}: ")
     return Source(_Table(table, size), str(path), malformed.count)
 
 

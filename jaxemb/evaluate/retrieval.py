@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, encodable, instance
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
@@ -229,10 +229,13 @@ def _texts(path: Path) -> dict[str, str]:
     for number, record in enumerate(source.__getitems__(range(len(source)))):
         if record.get("_id") is None or record.get("text") is None:
             raise ValueError(f"{path}: record {number} must have '_id' and 'text'; got {sorted(record)}")
-        key = str(record["_id"])
+        key, title = str(record["_id"]), record.get("title") or ""
         if key in texts:
             raise ValueError(f"{path}: id {key!r} comes twice")
-        texts[key] = f"{record.get('title') or ''} {record['text']}".strip()
+        for name, text in (("title", title), ("text", record["text"])):
+            instance(f"{path}: {name!r} of {key!r}", text, str)
+            encodable(f"{path}: {name!r} of {key!r}", text)
+        texts[key] = f"{title} {record['text']}".strip()
     return texts
 
 

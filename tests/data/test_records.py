@@ -192,6 +192,7 @@ def test_skipping_everything_is_an_error(tmp_path):
         ("x.csv", b"", {"format": "xml"}, ValueError, "format must be one of .*; got 'xml'"),
         ("x.csv", b"", {"on_error": "ignore"}, ValueError, "on_error must be 'strict' or 'skip'; got 'ignore'"),
         ("x.csv", b"a,a\n1,2\n", {}, ValueError, "x.csv:1: the header names a field twice"),
+        ("x.csv", b"a,b\n", {"columns": ["c"]}, ValueError, "x.csv: no field 'c'"),
         (
             "x.csv",
             b"a,b\n1,2\n",

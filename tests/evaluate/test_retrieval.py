@@ -181,6 +181,12 @@ def test_read_beir_names_what_is_missing_or_malformed(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"id": "d1", "text": "again"}\n')
     with pytest.raises(ValueError, match=r"record 0 must have '_id' and 'text'; got \['id', 'text'\]"):
         read_beir(tmp_path, "dev")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": ["again"]}\n')
+    with pytest.raises(TypeError, match=r"corpus.jsonl: 'text' of 'd1' must be a string; got list"):
+        read_beir(tmp_path, "dev")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": "\\ud83d"}\n')
+    with pytest.raises(ValueError, match=r"corpus.jsonl: 'text' of 'd1' has a lone surrogate"):
+        read_beir(tmp_path, "dev")
 
 
 def test_read_beir_reads_the_published_sets(data_dir):
