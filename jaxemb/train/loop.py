@@ -269,8 +269,9 @@ class _Loop:
         try:
             parts = [next(self._batches) for _ in range(self._run.accumulate)]
         except StopIteration:
-            remedy = "let it repeat or lower Run.steps"
-            raise ValueError(f"the data ended at step {step} of {self._run.steps}; {remedy}") from None
+            data = f"the data of task {task.name!r}" if self._run.tasks else "the data"
+            remedy = "let it repeat or lower the steps" if self._run.tasks else "let it repeat or lower Run.steps"
+            raise ValueError(f"{data} ended at step {step} of {self._run.steps}; {remedy}") from None
         if self._done.first_batch is None:
             self._done.first_batch, self._done.processes = _digest(parts[0]), jax.process_count()
         batch = parts[0] if self._run.accumulate == 1 else stack_batches(parts)
@@ -312,7 +313,8 @@ class _Loop:
         try:
             done.metrics = done.metrics | self._evaluated()
         except Exception:
-            if self._step:  # its evaluation is what a resumed run begins with
+            # A resumed run begins with this evaluation. Of several processes the others may not have failed.
+            if self._step and jax.process_count() == 1:
                 self._save()
                 self._checkpoints.finish()
             raise

@@ -118,6 +118,12 @@ def test_a_batch_is_brought_to_the_device_before_its_step_and_leaves_after_it(tm
     assert len(held) == 12 and max(held) <= 2
 
 
+def test_the_task_whose_data_end_is_named(tmp_path):
+    short = RunTask("short", lambda _: grain.MapDataset.range(16).batch(8, batch_fn=pair_batch).to_iter_dataset(), 3)
+    with pytest.raises(ValueError, match="the data of task 'short' ended at step 8 of 8; let it repeat"):
+        fit(two_tasks(tasks=(TASKS[0], short)), tmp_path, progress=False)
+
+
 def of_records(first):
     """Batches of the same eight pairs of texts, without end."""
     batch = grain.MapDataset.range(first, first + 8).batch(8, batch_fn=pair_batch).repeat()
