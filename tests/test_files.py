@@ -1,11 +1,13 @@
 """Files are written all or nothing, by any number of processes, and read with an error that says what is wrong."""
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,20 @@ def test_what_is_committed_is_completed_by_who_reads_next(tmp_path, monkeypatch,
     monkeypatch.undo()
     read = lambda: {name: (tmp_path / name).read_text() for name in names(tmp_path)}
     assert files.read_whole(tmp_path, ANY, read) == dict.fromkeys("abcd", "2")
+
+
+def test_where_there_are_no_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    def fail(number: int, how: int):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    new, old = (tmp_path / f".{name}{files._UNFINISHED}" for name in ("new", "old"))
+    new.touch()
+    old.mkdir()
+    os.utime(old, (time.time() - files._OLD - 60,) * 2)
+    with files.locked(tmp_path, wait=False), files.locked(tmp_path, wait=False):
+        files.write_text(tmp_path / "a", "x")
+    assert set(tmp_path.iterdir()) == {new, tmp_path / "a"}
 
 
 @pytest.mark.parametrize("name", ["../victim", "link/victim", "/victim"])
