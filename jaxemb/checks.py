@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args
 import jax
 import ml_dtypes
 import numpy as np
+from numpy.typing import ArrayLike
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,8 +60,8 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if not several and (kind := kind_of(parameter.annotation)) is not None:
             kinds[name] = kind
-        if name == "seed" and parameter.annotation is int:
-            checks.setdefault(name, _seed)
+        if (found := _implied(name, parameter.annotation)) is not None:
+            checks.setdefault(name, found)
 
     def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
         given = signature.bind(*args, **kwargs).arguments
@@ -76,42 +77,65 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
     return check
 
 
+def _implied(name: str, annotation: Any) -> Check | None:
+    """The check of what is a seed, a random key, a path or a single number everywhere."""
+    if name == "seed" and annotation is int:
+        return _seed
+    if name == "key" and annotation in (jax.Array, jax.Array | None):
+        return random_key
+    if annotation in (float, float | None):
+        return _no_nan
+    return path if annotation in (str | Path, str | Path | None) else None
+
+
 class Kind(NamedTuple):
-    """What an annotation asks for, in words, and whether a value is that."""
+    """What an annotation asks for, in words, and whether a value is that.
+
+    Attributes:
+      expected: in words.
+      holds: whether a value is of this kind, but for its parts.
+      parts: what the parts of a list or tuple are, where that is told.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
+    parts: "Kind | None" = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raises a TypeError unless the value is of this kind."""
+        """Raises a TypeError unless the value, and each of its parts, is of this kind."""
         if not self.holds(value):
             raise TypeError(f"{name} must be {self.expected}; got {described(value)}")
+        if self.parts is not None and isinstance(value, list | tuple):
+            for i, part in enumerate(value):
+                if not self.parts.holds(part):
+                    self.parts.check(f"{name}[{i}]", part)
 
 
 def kind_of(annotation: Any) -> Kind | None:
     """What an annotation asks for; None where that is not told from a value (a name, a protocol, anything)."""
+    if annotation == ArrayLike:
+        return Kind("numbers", _is_numbers)
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in map(kind_of, args) if kind is not None]
         if len(kinds) < len(args):
             return None
-        # What goes with None reads best last.
-        expected = " or ".join(
-            dict.fromkeys(kind.expected for kind in sorted(kinds, key=lambda k: k.expected == "None"))
-        )
-        return Kind(expected, lambda value: any(kind.holds(value) for kind in kinds))
+        expected = dict.fromkeys(kind.expected for kind in kinds)
+        parts = next((kind.parts for kind in kinds if kind.parts), None)
+        in_words = " or ".join(sorted(expected, key="None".__eq__))  # None last
+        return Kind(in_words, lambda value: any(kind.holds(value) for kind in kinds), parts)
     if origin is Literal:
         # A name that is none of these is refused by who knows what it is for.
         return Kind(f"one of {args}", lambda value: value in args or isinstance(value, str))
     base = origin or annotation
-    if base is Sequence and args and args[0] in _PLURALS:
-        return Kind(f"a sequence of {_PLURALS[args[0]]}", _is_sequence)
+    if base is Sequence and args:
+        return Kind(f"a sequence{_PLURALS.get(args[0], '')}", _is_sequence, kind_of(args[0]))
     if base in _KINDS:
         return _KINDS[base]
-    if isinstance(base, type) and base not in _UNTOLD and not getattr(base, "_is_protocol", False):
-        return Kind(
-            f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}", lambda value: isinstance(value, base)
-        )
+    is_told = not getattr(base, "_is_protocol", False) or getattr(base, "_is_runtime_protocol", False)
+    if isinstance(base, type) and base not in _UNTOLD and is_told:
+        article = "an" if base.__name__[0] in "AEIO" else "a"
+        return Kind(f"{article} {base.__name__}", lambda value: isinstance(value, base))
     return None
 
 
@@ -181,6 +205,25 @@ def random_key(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a random key, such as jax.random.key(0); got {described(value)}")
 
 
+def path(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is a path, a ValueError for a text that can be none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path; got {described(value)}")
+    if not str(value).strip():  # which would mean the current directory
+        raise ValueError(f"{name}: expected a path; got {str(value)!r}")
+    encodable(name, str(value))
+
+
+def having(*attributes: str) -> Check:
+    """The check that a value is an object with these attributes, as one of several classes has."""
+
+    def check(name: str, value: Any) -> None:
+        if absent := [attribute for attribute in attributes if not hasattr(value, attribute)]:
+            raise TypeError(f"{name} must have {', '.join(absent)}; got {described(value)}")
+
+    return check
+
+
 def encodable(name: str, text: str) -> None:
     """Raises a ValueError for a text that UTF-8 cannot hold: one with half of a surrogate pair, as of a cut emoji."""
     try:
@@ -238,6 +281,13 @@ def _is_number(value: Any) -> bool:
     return getattr(value, "shape", None) == () and getattr(value, "dtype", None) is not None and is_array(value)
 
 
+def _is_numbers(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype.kind in "biuf" and not isinstance(value, str | bytes)
+    except (TypeError, ValueError):  # rows of several lengths, or what NumPy does not know
+        return False
+
+
 def _is_sequence(value: Any) -> bool:
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping)
 
@@ -249,11 +299,17 @@ def _scalar(name: str, value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def _no_nan(name: str, value: Any) -> None:
+    _KINDS[float].check(name, value)
+    if np.isnan(value):
+        raise ValueError(f"{name} must be a number; got {value}")
+
+
 def _seed(name: str, value: Any) -> None:
     whole(name, value, 0, 2**63 - 1)
 
 
-_PLURALS: dict[Any, str] = {str: "strings", int: "whole numbers", float: "numbers"}
+_PLURALS: dict[Any, str] = {str: " of strings", int: " of whole numbers", float: " of numbers"}
 _UNTOLD = (Any, object, inspect.Parameter.empty)
 _KINDS: dict[Any, Kind] = {
     type(None): Kind("None", lambda value: value is None),
@@ -265,6 +321,8 @@ _KINDS: dict[Any, Kind] = {
     np.ndarray: Kind("an array", lambda value: hasattr(value, "shape") and hasattr(value, "dtype")),
     jax.Array: Kind("an array", is_array),
     Sequence: Kind("a sequence", _is_sequence),
+    tuple: Kind("a tuple", lambda value: isinstance(value, tuple | list)),
+    list: Kind("a list", lambda value: isinstance(value, tuple | list)),
     Iterable: Kind("an iterable", lambda value: hasattr(value, "__iter__") and not isinstance(value, str | bytes)),
     Mapping: Kind("a mapping", lambda value: isinstance(value, Mapping)),
     Callable: Kind("a function", callable),

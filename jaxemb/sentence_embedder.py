@@ -22,7 +22,7 @@ from jaxemb.checkpoints.sentence_transformers import (
 )
 from jaxemb.checkpoints.weights import Placement
 from jaxemb.checkpoints.weights import truncate as truncate_format
-from jaxemb.checks import at_least, checked, random_key
+from jaxemb.checks import at_least, checked
 from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Head
 from jaxemb.encode import encode
@@ -82,7 +82,7 @@ def load(
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
 
 
-@checked(key=random_key, max_length=at_least(1))
+@checked(max_length=at_least(1))
 def new(
     family: str,
     config: Mapping[str, Any],

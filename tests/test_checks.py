@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxemb import losses
-from jaxemb.checks import at_least, checked, checker, encodable, one_of
+from jaxemb.checks import at_least, checked, checker, encodable, having, one_of
 
 GOOD: list[tuple[Any, list[Any]]] = [
     (int, [3, np.int64(3)]),
@@ -39,7 +39,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (float, np.zeros(2), r"x must be a number; got ndarray float64 \(2,\)"),
     (str, None, "x must be a string; got NoneType None"),
     (bool, "no", "x must be True or False; got str 'no'"),
-    (str | Path, 3, "x must be a string or a path; got int 3"),
+    (str | Path, 3, "x must be a path; got int 3"),
     (None | int, [], r"x must be a whole number or None; got list \[\]"),
     (np.ndarray, [1], r"x must be an array; got list \[1\]"),
     (jax.Array, 1.0, "x must be an array; got float 1.0"),
@@ -48,6 +48,8 @@ BAD: list[tuple[Any, Any, str]] = [
     (jax.Array, np.array(["a"]), r"x must be an array; got ndarray <U1 \(1,\)"),
     (Sequence[str], "abc", "x must be a sequence of strings; got str 'abc'"),
     (Sequence[str], iter("abc"), "x must be a sequence of strings; got str_ascii_iterator"),
+    (Sequence[str] | None, ["a", 1], r"x\[1\] must be a string; got int 1"),
+    (Sequence[tuple[int, int]], [[1, 2], 3], r"x\[1\] must be a tuple; got int 3"),
     (Mapping[str, int], [], "x must be a mapping; got list"),
     (Callable[[int], int], "abs", "x must be a function; got str 'abs'"),
     (jax.sharding.Mesh | None, 1, "x must be a Mesh or None; got int 1"),
@@ -97,6 +99,18 @@ def test_what_is_traced_is_of_its_type_alone():
     jax.make_jaxpr(lambda t: check(jnp.zeros(2), t=t)["x"])(0)
 
 
+def test_paths_and_things_of_several_classes():
+    @checked(model=having("encode", "dim"))
+    def use(path: str | Path, model: Any = None) -> None: ...
+
+    use("a"), use(Path("a"))
+    for path in ("", " ", "\ud83d"):
+        with pytest.raises(ValueError, match=r"path(: expected a path; got| has a lone surrogate)"):
+            use(path)
+    with pytest.raises(TypeError, match="model must have dim; got str 'a'"):
+        use("a", "a")
+
+
 def test_options_and_texts():
     with pytest.raises(ValueError, match=r"metric must be one of \['dot', 'cosine'\]; got \['dot'\]"):
         one_of("metric", ["dot"], ["dot", "cosine"])
@@ -132,3 +146,14 @@ def test_a_loss_names_what_is_no_array():
         losses.info_nce(SOME, SOME, temperature="1")
     with pytest.raises(TypeError, match="k must be a whole number; got str '2'"):
         losses.k_sparse(SOME, "2")
+
+
+def test_what_is_the_same_everywhere_is_checked_by_name():
+    @checked()
+    def use(*, rate: float = 0.5, key: jax.Array | None = None) -> None: ...
+
+    use(rate=1, key=jax.random.key(0)), use(rate=np.float32(0.1), key=jax.random.PRNGKey(0))
+    with pytest.raises(ValueError, match="rate must be a number; got nan"):
+        use(rate=float("nan"))
+    with pytest.raises(TypeError, match=r"key must be a random key, such as jax.random.key\(0\)"):
+        use(key=jnp.zeros(2))

@@ -46,7 +46,7 @@ def new_directory(
     if unsaid := overrides.keys() - _OF_COMPUTATION:
         expected = f"overrides may be {', '.join(_OF_COMPUTATION)}; what else there is, `config` says, which is saved"
         raise ValueError(f"{expected}; got {', '.join(sorted(unsaid))}")
-    of_family = family_of({"model_type": family})
+    of_family = family_of(Settings({"model_type": family}, "family", ValueError))
     hf_config = _complete(family, of_family, config, tokenizer)
     settings = Settings(hf_config, "config")
     model_config = mapped(settings, of_family, overrides)

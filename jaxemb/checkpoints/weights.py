@@ -208,7 +208,7 @@ def is_exact(array: np.ndarray, dtype: np.dtype | str) -> bool:
 
 def check_shapes(model: PyTree, format: CheckpointFormat) -> None:
     """Raises a ValueError for a leaf that the checkpoint has no place for, or another shape (layers dropped)."""
-    leaves = {path: leaf.shape for path, leaf in by_path(model).items()}
+    leaves = {path: np.shape(leaf) for path, leaf in by_path(model).items()}
     if unlike := sorted(leaves.keys() ^ format.shapes.keys()):
         raise ValueError(f"the model's arrays are not those of its checkpoint: {', '.join(unlike[:5])}")
     for path, shape in format.shapes.items():

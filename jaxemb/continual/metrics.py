@@ -11,9 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxemb.checks import checked
+
 Kind = Literal["chaudhry", "mammoth", "avalanche"]
 
 
+@checked()
 def average_accuracy(R: ArrayLike, weights: ArrayLike | None = None) -> float:
     """`ACC = mean_j R[T-1, j]`; `weights` `[T]`, such as test set sizes, weight the tasks.
 
@@ -25,6 +28,7 @@ def average_accuracy(R: ArrayLike, weights: ArrayLike | None = None) -> float:
     return float(np.average(_used(_square(R)[-1]), weights=None if weights is None else np.asarray(weights)))
 
 
+@checked()
 def average_incremental_accuracy(R: ArrayLike) -> float:
     """`AIA = mean_i mean_{j <= i} R[i, j]`, every task with the same weight.
 
@@ -33,6 +37,7 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
     return float(np.mean([np.mean(_used(row[: i + 1])) for i, row in enumerate(_square(R))]))
 
 
+@checked()
 def learning_accuracy(R: ArrayLike) -> float:
     """`LA = mean_j R[j, j]`: how well each task is learnt when it comes.
 
@@ -41,6 +46,7 @@ def learning_accuracy(R: ArrayLike) -> float:
     return float(np.mean(_used(np.diag(_square(R)))))
 
 
+@checked()
 def backward_transfer(R: ArrayLike) -> float:
     """`BWT = mean_{j < T-1} (R[T-1, j] - R[j, j])`; negative where tasks are forgotten.
 
@@ -53,6 +59,7 @@ def backward_transfer(R: ArrayLike) -> float:
     return float(np.mean(_used(R[-1] - np.diag(R))[:-1]))
 
 
+@checked()
 def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
     """`FWT = mean_{j >= 1} (R[j-1, j] - b[j])`: what a task gains from those before it.
 
@@ -65,6 +72,7 @@ def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
     return float(np.mean(_used(np.diag(R, 1) - _per_task(b, R)[1:])))
 
 
+@checked()
 def forgetting(R: ArrayLike, kind: Kind = "chaudhry") -> float:
     """The mean over the tasks before the last of the best score minus the last.
 
@@ -94,6 +102,7 @@ def forgetting(R: ArrayLike, kind: Kind = "chaudhry") -> float:
     return float(np.mean(_used(best - last)))
 
 
+@checked()
 def intransigence(R: ArrayLike, joint: ArrayLike) -> np.ndarray:
     """`I_j = R_joint[j] - R[j, j]`, `[T]`: what learning task j lacks against training on all data at once.
 
@@ -103,6 +112,7 @@ def intransigence(R: ArrayLike, joint: ArrayLike) -> np.ndarray:
     return _used(_per_task(joint, R) - np.diag(R))
 
 
+@checked()
 def probe_retention(P: ArrayLike) -> float:
     """`mean_{j < T-1} P[T-1, j] / P[j, j]` of probe scores P, as `jaxemb.continual.probe` makes them.
 
@@ -112,6 +122,7 @@ def probe_retention(P: ArrayLike) -> float:
     return float(np.mean(_used(P[-1, :-1]) / _used(np.diag(P)[:-1])))
 
 
+@checked()
 def representation_forgetting(P: ArrayLike) -> float:
     """`mean_{j < T-1} (P[j, j] - P[T-1, j])` of probe scores P: what the features have lost, whatever the head does.
 
@@ -133,6 +144,7 @@ class Estimate(NamedTuple):
         return f"{self.mean:{spec}} ± {self.standard_error:{spec.lstrip('+')}}"
 
 
+@checked()
 def estimate(values: Sequence[float]) -> Estimate:
     """The `Estimate` of the values of S seeds."""
     numbers = tuple(float(v) for v in values)
@@ -140,6 +152,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(numbers)), error, numbers)
 
 
+@checked()
 def summarise(R: ArrayLike, b: ArrayLike | None = None, *, kind: Kind = "chaudhry") -> dict[str, Estimate]:
     """All measures of the matrices of S seeds.
 

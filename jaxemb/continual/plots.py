@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxemb.checks import checked
 from jaxemb.continual.metrics import estimate
 from jaxemb.packages import remedy
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked()
 def score_matrix(
     R: ArrayLike, names: Sequence[str] | None = None, *, title: str = "", score: str = "accuracy"
 ) -> "Figure":
@@ -49,6 +51,7 @@ def score_matrix(
     return figure
 
 
+@checked()
 def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", score: str = "accuracy") -> "Figure":
     """The mean score on the tasks so far, `mean_{j <= i} R[i, j]`, after every task i, with standard errors over seeds.
 

@@ -141,6 +141,7 @@ def pack(
     return _scatter(sequences, lengths, placement, (rows, row_length), type_ids, slots, texts_per_row)
 
 
+@checked()
 def padding_share(tokens: Tokens) -> float:
     """The share of token positions that hold padding, in [0, 1]: work done for nothing."""
     return 1.0 - float(np.count_nonzero(tokens.segment_ids)) / max(tokens.segment_ids.size, 1)
@@ -156,6 +157,7 @@ def _check_fits(lengths: np.ndarray, limit: int, name: str) -> None:
         raise ValueError(f"{name}: sequences[{i}] has {lengths[i]} tokens; got {name}={limit}")
 
 
+@checked()
 def place(lengths: np.ndarray, capacity: int, texts_per_row: int | None = None) -> Placement:
     """First-fit decreasing of sequences of these `lengths`, int `[N]` in 1..capacity, into rows of `capacity` tokens.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
 
+@checked()
 def stacked_layers(path: str) -> bool:
     """Whether the tensor at `path` is a stack of the tensors of L layers, on its first axis, as in `Transformer`."""
     return re.search(r"(^|\.)layers\.(?!\d)", path) is not None  # a number is that of one layer of a list
@@ -45,7 +46,7 @@ def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -
 def apply_task_vectors(
     base: PyTree,
     vectors: Sequence[PyTree],
-    coefficients: jax.Array | Sequence[float] | np.ndarray,
+    coefficients: jax.Array | Sequence[Any] | np.ndarray,
     scale: float | jax.Array = 1.0,
     groups: PyTree | None = None,
 ) -> PyTree:

@@ -157,6 +157,7 @@ def definition_to_entry(
     return objective
 
 
+@checked()
 def entry_cross_entropy(
     projected: jax.Array, entry: jax.Array, entries: jax.Array, *, chunk: int | None = None
 ) -> jax.Array:
@@ -197,6 +198,7 @@ def entry_cross_entropy(
     return normaliser - jnp.einsum("nd,nd->n", projected, own, preferred_element_type=jnp.float32)
 
 
+@checked()
 def entry_embeddings(
     embedder: "SentenceEmbedder", definitions: "Definitions", *, at_a_time: int = 65_536
 ) -> np.ndarray:

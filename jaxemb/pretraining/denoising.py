@@ -49,6 +49,7 @@ def word_pieces(tokenizer: "Tokenizer") -> np.ndarray:
     return pieces
 
 
+@checked()
 def delete_words(tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array, *, ratio: float = 0.6) -> Tokens:
     """The texts with each word deleted with probability `ratio`, but at least one word of each left.
 

@@ -103,6 +103,7 @@ class MaskedAutoEncoder(Module):
         return jax.lax.map(of_size, (jnp.where(kept, states, 0), keys)).mean(axis=0)
 
 
+@checked()
 def mask_words(
     tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array, ratios: Sequence[float]
 ) -> tuple[jax.Array, ...]:

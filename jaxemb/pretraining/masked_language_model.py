@@ -146,6 +146,7 @@ class MaskedLanguageModel(Module):
         return of_text * (tokens.count / jnp.maximum(jnp.sum(where < hidden.size), 1))
 
 
+@checked()
 def mask_tokens(
     tokens: Tokens,
     key: jax.Array,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, encodable
+from jaxemb.checks import at_least, checked, encodable, having
 from jaxemb.files import Contents, mapped_array, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.settings import Settings, inner, size
@@ -141,7 +141,7 @@ class SearchIndex:
         self._known.append(embedder.model)
 
 
-@checked()
+@checked(embedder=having("encode", "model", "similarity_fn_name", "prompts"))
 def build_index(
     path: str | Path,
     records: Sequence[str | Mapping[str, Any]],

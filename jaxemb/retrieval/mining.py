@@ -356,9 +356,6 @@ def mine_hard_negatives(
         (_text(record, query_column, number), _text(record, positive_column, number))
         for number, record in enumerate(rows)
     ]
-    for number, text in enumerate(corpus or ()):
-        if not isinstance(text, str):
-            raise ValueError(f"corpus: expected texts; got {type(text).__name__} at {number}")
     queries = list(dict.fromkeys(query for query, _ in pairs))
     documents = list(dict.fromkeys([*(corpus or ()), *(positive for _, positive in pairs)]))
     query_number = {text: number for number, text in enumerate(queries)}
