@@ -108,9 +108,9 @@ def texts(c: Mapping[str, Any], key: str, default: Any = REQUIRED) -> Any:
     return read(c, key, default, "a list of strings", is_texts)
 
 
-def inner(c: Mapping[str, Any], key: str) -> Settings:
-    """An object inside of the object; {} where it is absent or null."""
-    value = read(c, key, None, "an object", lambda value: isinstance(value, Mapping)) or {}
+def inner(c: Mapping[str, Any], key: str, default: Any = None) -> Settings:
+    """An object inside of the object; {} where it is absent or null, unless it is REQUIRED."""
+    value = read(c, key, default, "an object", lambda value: isinstance(value, Mapping)) or {}
     return Settings(value, f"{where(c)}: {key}", error_of(c))
 
 

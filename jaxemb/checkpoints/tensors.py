@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from jaxemb.checks import checked
 from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
-from jaxemb.settings import CheckpointError, Settings, inner, text
+from jaxemb.settings import REQUIRED, CheckpointError, Settings, inner, text
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -91,7 +91,7 @@ def _read(directory: Path) -> Tensors:
     if (single := directory / _SINGLE).is_file():
         return Tensors([single])
     if (index := directory / _INDEX).is_file():
-        weight_map = inner(Settings(read_json(index, dict, error=CheckpointError), str(index)), "weight_map")
+        weight_map = inner(Settings(read_json(index, dict, error=CheckpointError), str(index)), "weight_map", REQUIRED)
         shard_of = {name: text(weight_map, name) for name in weight_map}
         for shard in shard_of.values():
             inside(directory, shard, where=f"{index}: weight_map", error=CheckpointError)

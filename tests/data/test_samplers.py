@@ -278,7 +278,7 @@ def test_temperature_lifts_small_sources():
     assert mixture(sources(10, 90), temperature=2).weights == pytest.approx((0.25, 0.75))
     assert mixture(sources(10, 90), temperature=math.inf).weights == (0.5, 0.5)
     for temperature, weights in [(0, None), (-1, None), (math.nan, None), (2, [1, 1])]:
-        with pytest.raises(ValueError, match="temperature must be (positive, and 1 beside weights|a number); got"):
+        with pytest.raises(ValueError, match=r"temperature must be (positive, and 1 beside weights|a number); got"):
             mixture(sources(10, 90), weights, temperature=temperature)
 
 

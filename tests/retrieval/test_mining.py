@@ -136,7 +136,7 @@ def test_no_positives_and_no_queries_are_fine():
         ),
         ({"sampling_strategy": "best"}, "sampling_strategy must be one of .*; got 'best'"),
         ({"percentile": 101}, r"percentile must be in \[0, 100\]; got 101"),
-        ({"relative_margin": np.nan}, "relative_margin must be finite; got nan"),
+        ({"relative_margin": np.nan}, "relative_margin must be a number; got nan"),
         ({"metric": "manhattan"}, "metric must be one of .*; got 'manhattan'"),
         ({"positives": np.array([0])}, r"positives must be integers \[P, 2\]; got int64 \(1,\)"),
         ({"positives": np.zeros((1, 2))}, r"positives must be integers \[P, 2\]; got float64"),
