@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tiny_run import tiny_embedder, tiny_run, toy_run
+from tiny_run import tiny_embedder, toy_run
 
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.files import Contents, read_whole
@@ -155,8 +155,7 @@ WORKS = {
         lambda d: tiny_embedder().encode(TEXTS, out=d / "x.npy"),
     ),
     "evaluate": Work(_sts, _evaluate),
-    "train": Work(_nothing, lambda d: fit(tiny_run(steps=6), d / "place", progress=False), resumes=True),
-    "train a toy": Work(_nothing, lambda d: fit(toy_run(steps=6), d / "place", progress=False), resumes=True),
+    "train": Work(_nothing, lambda d: fit(toy_run(steps=6), d / "place", progress=False), resumes=True),
 }
 
 
