@@ -247,7 +247,7 @@ def mapped_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Makes a file `size` bytes long, all of them on the disk.
+    """Makes a file `size` bytes long, all of them on the disk; what it holds stays.
 
     Raises:
       OSError: if there is no room.
@@ -259,7 +259,7 @@ def reserve(path: Path, size: int) -> None:
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise
-        for start in range(0, size, 1 << 20):
+        for start in range(file.seek(0, os.SEEK_END), size, 1 << 20):
             file.write(bytes(min(size - start, 1 << 20)))
 
 
@@ -290,7 +290,7 @@ def remove_abandoned(directory: Path) -> None:
         left = [Path(entry) for entry in entries if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED)]
     for path in left:
         with contextlib.suppress(OSError):  # it is in use, gone, or somebody else's
-            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 if _lock(number, fcntl.LOCK_EX | fcntl.LOCK_NB) or time.time() - path.stat().st_mtime > _OLD:
                     _remove(path)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxemb import files
@@ -87,6 +88,18 @@ def test_room_is_reserved_before_it_is_used(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     files.reserve(path, 3_000_000)
     assert path.stat().st_blocks * 512 >= 3_000_000 == path.stat().st_size
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_array_that_is_mapped_is_an_npy_file(tmp_path, monkeypatch, known):
+    if not known:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    for shape in [(3, 4), (0, 4), (100_000, 4)]:
+        array = files.mapped_array(tmp_path / "a", shape, "float16")
+        assert isinstance(array, np.memmap) and array.shape == shape and not array.any()
+        array[:] = 2
+        array.flush()
+        np.testing.assert_array_equal(np.load(tmp_path / "a"), np.full(shape, 2, np.float16))
 
 
 def test_files_are_replaced_together_and_others_stay(tmp_path):
