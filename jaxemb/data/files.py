@@ -234,6 +234,10 @@ def header_of(lines: Lines, format: str, delimiter: str | None = None) -> list[s
             raise decoded.error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{lines.file.name}:{lines.number}: the header: {error}") from error
+    if any("\0" in name for name in names):
+        raise ValueError(
+            f"{lines.file.name}:{lines.number}: the header has zero bytes: the file is damaged, or no text"
+        )
     check_unique(names, f"{lines.file.name}:{lines.number}: the header")
     return names
 

@@ -161,6 +161,11 @@ def test_a_quote_that_nothing_closes_is_no_skipped_row(tmp_path, on_error):
             reads()
 
 
+def test_a_file_of_zeros_is_no_empty_table(tmp_path):
+    with pytest.raises(ValueError, match=r"x.csv:1: the header has zero bytes"):
+        read(write(tmp_path / "x.csv", b"\0" * 99))
+
+
 def test_names_that_come_twice_are_refused(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["a", "a"]), path)
