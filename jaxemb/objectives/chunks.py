@@ -1,7 +1,9 @@
 """Cached gradients (GradCache): encode a large batch chunk by chunk, with the memory of one chunk."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxemb.parallel.mesh import batch_axes
 from jaxemb.trees import PyTree
 
 Encode = Callable[[PyTree, PyTree, jax.Array | None], PyTree]
+_in_one_piece = contextvars.ContextVar("_in_one_piece", default=False)
 
 
 @checked()
@@ -46,6 +49,8 @@ def in_chunks(encode: Encode, size: int) -> Encode:
         axes = batch_axes()
         if size % math.prod(axes.values()):
             raise ValueError(f"chunks of {size} rows do not divide among the devices of the mesh axes {axes}")
+        if _in_one_piece.get():
+            return encode(model, inputs, key)
         rows = jax.tree.leaves(inputs)[0].shape[0]
         n = math.ceil(rows / size)
         if n == 1:
@@ -69,3 +74,13 @@ def in_chunks(encode: Encode, size: int) -> Encode:
         return jax.tree.map(joined, outputs)
 
     return encode_in_chunks
+
+
+@contextlib.contextmanager
+def in_one_piece() -> Iterator[None]:
+    """No chunks are cut while this is in force: for a look inside the model, as nothing gets out of `jax.checkpoint`."""
+    token = _in_one_piece.set(True)
+    try:
+        yield
+    finally:
+        _in_one_piece.reset(token)

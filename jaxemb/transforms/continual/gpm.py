@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxemb.checks import checked
 from jaxemb.nn import Linear
+from jaxemb.objectives.chunks import in_one_piece
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables
 from jaxemb.trees import PyTree, map_with_path
 
@@ -74,7 +75,8 @@ def gpm(
         """What comes to the linear layers of these paths, `[N, D]` each, and the number of records."""
         found: dict[str, list[jax.Array]] = {path: [] for path in paths}
         watch = lambda path, layer: _Watched(layer, found[path]) if path in found else layer
-        losses, _ = objective(map_linear(watch, model), batch, None)
+        with in_one_piece():
+            losses, _ = objective(map_linear(watch, model), batch, None)
         return {path: jnp.concatenate(rows) for path, rows in found.items() if rows}, len(losses)
 
     def end_task(task: Task, context: Context, params: PyTree, state: GpmState) -> tuple[Trained, GpmState]:
