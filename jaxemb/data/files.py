@@ -87,6 +87,8 @@ def checked_format(
       IsADirectoryError: it is a directory.
       ValueError: an unknown format or `on_error`, a name that does not tell the format, options of other formats.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{format or 'csv'}')")
     if format is None:
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if suffix not in _FORMATS:
@@ -96,8 +98,6 @@ def checked_format(
         raise ValueError(f"format must be one of {sorted(set(_FORMATS.values()))}; got {format!r}")
     if on_error not in ("strict", "skip"):
         raise ValueError(f"on_error must be 'strict' or 'skip'; got {on_error!r}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{format}')")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if format == "parquet" and types:

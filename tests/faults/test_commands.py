@@ -101,12 +101,10 @@ LINES = (
     "info data.bin",
     "info beir",
     "train broken.py --out run",
-    "train raises.py --out run",
     "train nothing.py --out run",
     "train absent.py --out run",
     "train . --out run",
     "train config.py --out notes.txt",
-    "train config.py --out index",
     "train config.py --out run --set steps",
     "train config.py --out run --set steps=0",
     "train config.py --out run --set steps=two",
@@ -164,7 +162,6 @@ def _files() -> Path:
         "from tiny_run import toy_run\n\ndef run(steps=1):\n    return toy_run(steps=steps)\n"
     )
     (root / "broken.py").write_text("def run(:\n")
-    (root / "raises.py").write_text("def run():\n    return {}['absent']\n")
     (root / "nothing.py").write_text("steps = 1\n")
     return root
 
@@ -203,7 +200,7 @@ def _with(command: str, action: argparse.Action, value: str) -> Command:
         good[good.index(option) + 1] = value
     else:
         good += [option, value]
-    shown = (value, repr(value).strip("'")) if value.strip(" .") else ()
+    shown = (repr(value), repr(value).strip("'")) if value.strip(" .") else (repr(value),) if value else ()
     names = (action.dest, (option or action.dest).lstrip("-"), str(action.metavar), *shown)
     what = f"{command} {option or action.dest} {value!r}"
     return Command((command, *good), names, what, bool(re.search(LAWFUL, what)))
