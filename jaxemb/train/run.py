@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import math
 import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -203,14 +204,22 @@ def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it has no function `run`, or that returns something else than a `Run`.
+      ValueError: if it is no text, has no function `run`, or that returns something else than a `Run`.
+      TypeError: if `run` has no option of a name in `options`.
     """
     path, options = Path(path), dict(options or {})
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}")
+    if b"\0" in path.read_bytes():
+        raise ValueError(f"{path} is no Python file: it has null bytes")
     config = runpy.run_path(str(path), run_name=path.stem)
     if not callable(config.get("run")):
         raise ValueError(f"{path} must define a function run(**options) that returns a jaxemb.train.Run")
+    try:
+        signature = inspect.signature(config["run"])
+        signature.bind(**options)
+    except TypeError as error:
+        raise TypeError(f"{path}: run{signature}: {error}") from None
     run = config["run"](**options)
     if not isinstance(run, Run):
         raise ValueError(f"run() of {path} must return a jaxemb.train.Run; got {type(run).__name__}")

@@ -7,7 +7,6 @@ import pytest
 _SAMPLE = {"run": 4}  # a resume compiles its step
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", places.PLACES)
 def test_a_sample_of_damaged_files(kind, record_property):
     outcomes.survey(outcomes.sample(places.cases(kind), _SAMPLE.get(kind, 12)), record_property)

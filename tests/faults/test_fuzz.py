@@ -154,10 +154,9 @@ def _record(record: Callable[[str, object], None], counts: collections.Counter) 
     record("faults", {"tried": counts.total(), **{str(outcome): counts[outcome] for outcome in outcomes.Outcome}})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_few(name, record_property):
-    _record(record_property, run(name, 5 if name == "checkpoint" else 25, 0))
+    _record(record_property, run(name, 2 if name == "checkpoint" else 15, 0))
 
 
 @pytest.mark.slow

@@ -73,6 +73,15 @@ class TestConfigFile:
         with pytest.raises(ValueError, match=r"must define a function run\(\*\*options\)"):
             load_run(self.write(tmp_path, "steps = 3\n"))
 
+    def test_must_be_text(self, tmp_path):
+        with pytest.raises(ValueError, match=r"config\.py is no Python file: it has null bytes"):
+            load_run(self.write(tmp_path, "def run():\0\n"))
+
+    def test_must_have_the_options(self, tmp_path):
+        path = self.write(tmp_path, "def run(steps=2):\n    return {}\n")
+        with pytest.raises(TypeError, match=r"config\.py: run\(steps=2\): got an unexpected keyword argument 'x'"):
+            load_run(path, {"x": 1})
+
     def test_must_return_a_run(self, tmp_path):
         with pytest.raises(ValueError, match=r"must return a jaxemb\.train\.Run; got dict"):
             load_run(self.write(tmp_path, "def run():\n    return {}\n"))
