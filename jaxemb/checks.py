@@ -4,13 +4,14 @@
 it; what a type cannot say, such as a range, is a `Check`.
 """
 
+import dataclasses
 import functools
 import inspect
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
 import ml_dtypes
@@ -230,6 +231,13 @@ def encodable(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} has a lone surrogate, half a character, at {error.start}: {text!a:.60}") from None
+
+
+def check_types(config: Any) -> None:
+    """Raises a TypeError for the first field of a dataclass that is not what its annotation says."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        instance(field.name, getattr(config, field.name), hints[field.name])
 
 
 def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *names: str) -> None:

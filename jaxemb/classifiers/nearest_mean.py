@@ -75,6 +75,7 @@ def _added(state: NMCState, features: jax.Array, labels: jax.Array, used: jax.Ar
     return NMCState(state.sums + sums, state.counts + jax.ops.segment_sum(used, slot, classes))
 
 
+@checked()
 @jax.jit
 def nmc_merge(a: NMCState, b: NMCState) -> NMCState:
     """The state of the data of both."""

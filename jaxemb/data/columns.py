@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxemb.checks import described, encodable, instance, whole
+from jaxemb.checks import check_types, described, encodable, instance, whole
 from jaxemb.data import fixed_rows, packing
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 from jaxemb.types import Tokens
@@ -208,6 +208,9 @@ class Number:
     """
 
     dtype: str | None = None
+
+    def __post_init__(self):
+        check_types(self)
 
     def complete(self, value: Any) -> "Number":
         return self if self.dtype else Number("float32" if isinstance(value, float | np.floating) else "int32")

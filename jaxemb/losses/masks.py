@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import non_negative
+from jaxemb.checks import checked, non_negative
 from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import at
 from jaxemb.nn.similarity import dot, paired, unit
@@ -258,6 +258,7 @@ def _is_closer(pairs: Pairs) -> jax.Array:
     return dot(pairs.row, pairs.column) > pairs.record[:, None]
 
 
+@checked()
 def near_positive(margin: float = 0.0, strategy: str = "absolute") -> Mask:
     """Masks what the model itself finds closer than the record's own pair, by more than a margin.
 
@@ -271,6 +272,7 @@ def near_positive(margin: float = 0.0, strategy: str = "absolute") -> Mask:
     return Mask(_IsNearPositive(_number("margin", margin), strategy == "relative"))
 
 
+@checked()
 def above(threshold: float) -> Mask:
     """Masks what the model finds more similar than a threshold; raises a ValueError for one that is not finite."""
     return Mask(_IsAbove(_number("threshold", threshold)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.checks import non_negative
+from jaxemb.checks import checked, non_negative
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, check_shares, class_cross_entropy
 from jaxemb.nn.similarity import cosine, paired
@@ -121,6 +121,7 @@ def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array
     return jnp.square(paired(cosine, first, second) - _f32(scores))
 
 
+@checked()
 def softmax_nli(
     first: jax.Array,
     second: jax.Array,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, rows_of
 from jaxemb.nn.similarity import cosine, unit
@@ -20,6 +21,7 @@ def _check_lengths(name: str, prototypes) -> None:
         raise ValueError(f"{name} must not be zero vectors; that of class {zero[0]} is")
 
 
+@checked()
 def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
     """`loss_i = 1 - cos(sg(f_i), p_{y_i})`: trains the prototypes alone, and nothing pushes them apart.
 
@@ -51,6 +53,7 @@ def _pull(features, prototypes, labels):
     return 1 - jnp.sum(jax.lax.stop_gradient(unit(features)) * own, axis=-1)
 
 
+@checked()
 def relation_distillation(
     features: jax.Array,
     prototypes: jax.Array,

@@ -21,7 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import positive
+from jaxemb.checks import checked, positive
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, check_shares, one_hot
 
@@ -69,6 +69,7 @@ def mse(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> 
 # One positive document against others
 
 
+@checked()
 def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`-sum_j y_j log softmax(s)_j`.
 
@@ -229,11 +230,13 @@ def adr_mse(
 # Pairs of a list
 
 
+@checked()
 def ndcg_loss1(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`G_i / D_i`, for all pairs of documents: a loose bound of NDCG (NDCG-Loss1)."""
     return (gains / discounts)[:, :, None]
 
 
+@checked()
 def ndcg_loss2(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`|1 / D_|i-j| - 1 / D_(|i-j|+1)| |G_i - G_j|`: a tighter bound (NDCG-Loss2)."""
     place = jnp.arange(discounts.shape[0])
@@ -242,11 +245,13 @@ def ndcg_loss2(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     return jnp.where(distance > 0, steps, 0.0) * _differences(gains)
 
 
+@checked()
 def lambda_rank(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`|1 / D_i - 1 / D_j| |G_i - G_j|`: the change of NDCG when i and j swap places."""
     return _differences(1 / discounts[None]) * _differences(gains)
 
 
+@checked()
 def ndcg_loss2pp(gains: jax.Array, discounts: jax.Array, *, mu: float = 10.0) -> jax.Array:
     """`lambda_rank + mu ndcg_loss2`: NDCG-Loss2++."""
     return lambda_rank(gains, discounts) + mu * ndcg_loss2(gains, discounts)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import non_negative
+from jaxemb.checks import checked, non_negative
 from jaxemb.losses.program import one_program
 
 
@@ -57,6 +57,7 @@ def flops(activations: jax.Array, *, threshold: int | None = None) -> jax.Array:
     return jnp.full(activations.shape[:1], loss)
 
 
+@checked()
 def flops_ramp(peak: float, total_steps: int, *, fraction: float = 1 / 3) -> Callable[[jax.Array | int], jax.Array]:
     """The weight of `flops` over training: `peak min(step / (fraction total_steps), 1)^2`.
 

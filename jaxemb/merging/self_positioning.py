@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import check_types, checked
 from jaxemb.merging.trees import apply_task_vectors, check_groups, match_vectors
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
@@ -42,6 +42,7 @@ class SelfPositioning:
     normalize: Literal["initial"] | None = None
 
     def __post_init__(self):
+        check_types(self)
         if self.param not in ("simplex_scale", "simplex", "free"):
             raise ValueError(f"param must be 'simplex_scale', 'simplex' or 'free'; got {self.param!r}")
         if not self.learning_rate > 0:

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked
+
 _STEPS = 2**16  # probabilities are multiples of 1 / _STEPS
 
 
+@checked()
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """`x` with a share `rate` of its elements set to 0 and the others divided by the share that is kept.
 

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import check_fields
+from jaxemb.checks import check_fields, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RopeConfig:
         return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
 
 
+@checked()
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """`x` `[B, T, H, h]` turned by the angles of `RopeConfig.tables`, rotate-half layout, in f32."""
     cos, sin = tables

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
+
 Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 
 _TINY_NORM = 1e-12  # shorter vectors count as zero
 
 
+@checked()
 @jax.jit
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products `<a_i, b_j>`."""
@@ -22,12 +25,14 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("...nd,...md->...nm", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+@checked()
 @jax.jit
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
     return dot(unit(a), unit(b))
 
 
+@checked()
 @jax.jit
 def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
     """Negative distances `-|a_i - b_j|_2`; the gradient is 0 where the two coincide."""
@@ -66,6 +71,7 @@ def similarity_function(similarity: str | Similarity) -> Similarity:
     return SIMILARITIES[similarity]
 
 
+@checked()
 def paired(similarity: Similarity, a: jax.Array, b: jax.Array) -> jax.Array:
     """The similarity of row i with row i only: `[N, D]` and `[N, D]` to `[N]`."""
     if similarity in (cosine, dot, euclidean):
@@ -83,6 +89,7 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
+@checked()
 @jax.jit
 def unit(x: jax.Array) -> jax.Array:
     """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12.

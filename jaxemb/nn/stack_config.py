@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from jaxemb.checks import check_fields
+from jaxemb.checks import check_fields, check_types, checked
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.attention import IMPLEMENTATIONS, Implementation
 from jaxemb.nn.norm import Norm
@@ -103,6 +103,7 @@ class StackConfig:
             )
             raise ValueError(f"{expected}; got {self.relative_buckets}")
         self._check_layers()
+        check_types(self)
 
     def _check_layers(self) -> None:
         for name in ("windows", "rope_of_layer"):
@@ -150,6 +151,7 @@ def is_count(n) -> bool:
     return bool(isinstance(n, int | np.integer) and n >= 0)
 
 
+@checked()
 def make_norm(config: StackConfig, dim: int) -> Norm:
     """A new norm of the kind that the configuration names."""
     return Norm.init(

@@ -408,6 +408,7 @@ def starbucks(
     return _of_layers(objective, needed, losses)
 
 
+@checked()
 def alignment_kl(
     student: jax.Array, teacher: jax.Array, *, temperature: float = 1.0, detach_teacher: bool = True
 ) -> jax.Array:

@@ -44,6 +44,7 @@ REPLICATED: Rules = ((r".*", PartitionSpec()),)
 _devices: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar("devices", default=None)
 
 
+@checked()
 @contextlib.contextmanager
 def default_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
     """Where `make_mesh` finds its devices meanwhile: a config that makes its own mesh makes it for these."""
@@ -72,6 +73,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+@checked()
 def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Inside it, what is traced can split its work over the mesh (see `batch_axes`); None changes nothing."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
@@ -94,6 +96,7 @@ def batch_axes() -> dict[str, int]:
     return {name: mesh.shape[name] for name in BATCH_AXES if splits(name)}
 
 
+@checked()
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -180,6 +183,7 @@ def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     return jax.tree.map(one, tree, where)
 
 
+@checked()
 def lies_on(tree: PyTree, mesh: Mesh) -> bool:
     """Whether the arrays of the tree, but for those on no particular device, are spread over this mesh already."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "committed", True)]
@@ -187,6 +191,7 @@ def lies_on(tree: PyTree, mesh: Mesh) -> bool:
     return bool(arrays) and all(map(on_mesh, arrays))
 
 
+@checked()
 def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
     """`jax.device_put` of arrays of the host; of several processes each brings the whole tree.
 
@@ -197,6 +202,7 @@ def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
     return jax.tree.map(lambda array: from_parts(array.shape, array.dtype, sharding, array.__getitem__), tree)
 
 
+@checked()
 def from_parts(
     shape: tuple[int, ...],
     dtype: np.dtype,

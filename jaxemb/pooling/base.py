@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.nn import Module
 from jaxemb.types import Tokens
 
@@ -48,12 +49,14 @@ class Concatenation(Pooling):
         return sum(part.output_dim(dim) for part in self.parts)
 
 
+@checked()
 def members(tokens: Tokens, dtype=jnp.float32) -> jax.Array:
     """1 where token t belongs to text s of its row, `[B, S, T]`, S = `tokens.texts_per_row`."""
     slots = jnp.arange(1, tokens.texts_per_row + 1)
     return (tokens.segment_ids[:, None, :] == slots[None, :, None]).astype(dtype)
 
 
+@checked()
 def weighted_sum(states: jax.Array, weights: jax.Array) -> jax.Array:
     """`sum_t w_st x_t`, f32 `[B, S, D]`, of states `[B, T, D]` and weights `[B, S, T]`."""
     chex.assert_rank(states, 3)
@@ -61,12 +64,14 @@ def weighted_sum(states: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.einsum("bst,btd->bsd", weights, states, preferred_element_type=jnp.float32)
 
 
+@checked()
 def of_texts(by_slot: jax.Array, tokens: Tokens) -> jax.Array:
     """What is in the text slots of rows, `[B, S, ...]`, by text, `[N, ...]`."""
     flat = by_slot.reshape(-1, *by_slot.shape[2:])
     return flat if tokens.slots is None else flat[tokens.slots]
 
 
+@checked()
 def to_slots(by_text: jax.Array, tokens: Tokens) -> jax.Array:
     """What belongs to texts, `[N, ...]`, by the text slots of rows, `[B, S, ...]`; zeros where no text is."""
     rows, per_row = tokens.ids.shape[0], tokens.texts_per_row

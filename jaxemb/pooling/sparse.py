@@ -7,10 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked
 from jaxemb.pooling.base import of_texts
 from jaxemb.types import Tokens
 
 
+@checked()
 def splade(
     states: jax.Array,
     tokens: Tokens,

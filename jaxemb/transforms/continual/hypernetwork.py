@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import check_types, checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, nothing
@@ -57,6 +57,7 @@ class HypernetworkConfig:
     lookahead: optax.GradientTransformation | None = None
 
     def __post_init__(self):
+        check_types(self)
         positive = {"tasks": self.tasks, "embed_dim": self.embed_dim, "chunk": self.chunk, "chunk_dim": self.chunk_dim}
         for name, value in positive.items():
             if value is not None and value < 1:

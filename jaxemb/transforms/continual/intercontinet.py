@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import check_types, checked
 from jaxemb.encoders.convolutional import Statistics
 from jaxemb.interval import bound, worst_case_logits
 from jaxemb.nn.classes import class_cross_entropy
@@ -44,6 +44,7 @@ class InterContiNetConfig:
     classes: str = "classes"
 
     def __post_init__(self):
+        check_types(self)
         if not self.max_radius > 0:
             raise ValueError(f"max_radius must be > 0; got {self.max_radius}")
         if not 0 <= self.threshold <= 1:
