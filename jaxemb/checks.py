@@ -56,23 +56,26 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
     checks = dict(checks or {})
     if unknown := checks.keys() - signature.parameters.keys():
         raise TypeError(f"{function.__name__} has no argument {', '.join(sorted(unknown))}")
-    kinds = {}
+    kinds, implied = {}, {}
     for name, parameter in signature.parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if not several and (kind := kind_of(parameter.annotation)) is not None:
             kinds[name] = kind
-        if (found := _implied(name, parameter.annotation)) is not None:
-            checks.setdefault(name, found)
+        if name not in checks and (found := _implied(name, parameter.annotation)) is not None:
+            implied[name] = found
 
     def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             if value is signature.parameters[name].default:
                 continue
-            if name in checks and value is not None and not isinstance(value, jax.core.Tracer):
-                checks[name](name, value)
+            is_plain = value is not None and not isinstance(value, jax.core.Tracer)
+            if is_plain and name in implied:  # which says more than the kind
+                implied[name](name, value)
             elif name in kinds:
                 kinds[name].check(name, value)
+            if is_plain and name in checks:
+                checks[name](name, value)
         return given
 
     return check
@@ -127,7 +130,7 @@ def kind_of(annotation: Any) -> Kind | None:
         return Kind(in_words, lambda value: any(kind.holds(value) for kind in kinds), parts)
     if origin is Literal:
         # A name that is none of these is refused by who knows what it is for.
-        return Kind(f"one of {args}", lambda value: value in args or isinstance(value, str))
+        return Kind(f"one of {args}", lambda value: isinstance(value, str) or any(value is name for name in args))
     base = origin or annotation
     if base is Sequence and args:
         return Kind(f"a sequence{_PLURALS.get(args[0], '')}", _is_sequence, kind_of(args[0]))

@@ -109,6 +109,8 @@ def test_paths_and_things_of_several_classes():
             use(path)
     with pytest.raises(TypeError, match="model must have dim; got str 'a'"):
         use("a", "a")
+    with pytest.raises(TypeError, match="path must be a string or a path; got NoneType None"):
+        use(None)
 
 
 def test_options_and_texts():
@@ -142,7 +144,7 @@ def test_a_loss_names_what_is_no_array():
     ):
         with pytest.raises(TypeError, match=message):
             losses.info_nce(*arguments)
-    with pytest.raises(TypeError, match="temperature must be one number; got str '1'"):
+    with pytest.raises(TypeError, match="temperature must be a number or an array; got str '1'"):
         losses.info_nce(SOME, SOME, temperature="1")
     with pytest.raises(TypeError, match="k must be a whole number; got str '2'"):
         losses.k_sparse(SOME, "2")

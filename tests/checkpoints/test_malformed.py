@@ -199,8 +199,8 @@ def test_keys_of_a_new_model_that_are_misspelt_are_refused(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "1"}, "layers must be a whole number; got str '1'"),
-        ({"dim": 2.0}, "dim must be a whole number; got float 2.0"),
+        ({"layers": "1"}, "layers must be a whole number or None; got str '1'"),
+        ({"dim": 2.0}, "dim must be a whole number or None; got float 2.0"),
         ({"mesh": "data"}, "mesh must be a Mesh or None; got str 'data'"),
         ({"rules": 1}, "rules must be a sequence; got int 1"),
         ({"rules": [1]}, r"rules\[0\] must be a tuple; got int 1"),
