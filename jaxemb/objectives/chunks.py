@@ -78,7 +78,7 @@ def in_chunks(encode: Encode, size: int) -> Encode:
 
 @contextlib.contextmanager
 def in_one_piece() -> Iterator[None]:
-    """No chunks are cut while this is in force: for a look inside the model, as nothing gets out of `jax.checkpoint`."""
+    """No chunks are cut while this is in force: to look inside the model, as nothing gets out of `jax.checkpoint`."""
     token = _in_one_piece.set(True)
     try:
         yield
