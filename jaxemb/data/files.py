@@ -88,7 +88,8 @@ def checked_format(
       ValueError: an unknown format or `on_error`, a name that does not tell the format, options of other formats.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{format or 'csv'}')")
+        ending = format or _FORMATS.get(path.suffix, "csv")
+        raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{ending}')")
     if format is None:
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if suffix not in _FORMATS:
