@@ -77,7 +77,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path, way, damage):
 
 def test_a_directory_is_not_an_absent_file(tmp_path):
     (tmp_path / "d.parquet").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"d.parquet is a directory; read its files, or stream\('.*/\*.parquet'"):
+    with pytest.raises(IsADirectoryError, match=r"d.parquet is a directory; .* or stream\('.*/\*.parquet'"):
         read(tmp_path / "d.parquet")
 
 
