@@ -70,10 +70,12 @@ class Source:
             records = [transform(record) for record in records]
         return records
 
+    @checked()
     def map(self, function: Callable[[Record], Record]) -> "Source":
         """The source whose records are `function(record)`, computed on access."""
         return dataclasses.replace(self, transforms=(*self.transforms, function))
 
+    @checked()
     def select(self, indices: Sequence[int] | range) -> "Source":
         """The source of the records at `indices`, in that order."""
         return dataclasses.replace(self, rows=_Selection(self.rows, indices))

@@ -281,6 +281,7 @@ class Tokenizer:
             file = directory / ("tokenizer.json" if "tokenizer.json" in files else "vocab.txt")
             raise CheckpointError(f"{file}: the tokenizer {error}") from error
 
+    @checked()
     def save(self, directory: str | Path) -> None:
         """Writes the original files, verbatim, into a model directory, and a `tokenizer.json` in any case.
 

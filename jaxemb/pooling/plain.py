@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.checks import checked
 from jaxemb.pooling.base import Concatenation, Pooling, members, of_texts, weighted_sum
 from jaxemb.types import Tokens
 
@@ -97,7 +96,6 @@ POOLINGS: Mapping[str, type[Pooling]] = {
 }
 
 
-@checked()
 def named(names: Sequence[str]) -> Pooling:
     """The pooling of these names of `POOLINGS`; of several their concatenation.
 
