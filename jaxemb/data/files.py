@@ -197,7 +197,7 @@ def opened_parquet(path: Path, max_ratio: float = MAX_RATIO) -> Iterator[Any]:
                 raise too_large(path, max_ratio)
             check_unique(file.schema_arrow.names, str(path))
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not a whole parquet file: {error}") from error
 
 

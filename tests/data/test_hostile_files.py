@@ -58,7 +58,7 @@ def test_rows_of_different_fields_take_no_more_than_they_hold(tmp_path):
 
 
 @pytest.mark.parametrize("way", [read, lambda path: list(stream(path))], ids=["read", "stream"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "name"])
 def test_a_damaged_parquet_file_is_named(tmp_path, way, damage):
     path = tmp_path / "bad.parquet"
     pq.write_table(pa.table({"text": ["a cat"] * 50, "n": list(range(50))}), path, compression="none")
@@ -67,6 +67,8 @@ def test_a_damaged_parquet_file_is_named(tmp_path, way, damage):
         content = content[: len(content) // 2]
     elif damage == "flipped":
         content[4:60] = bytes(56)
+    elif damage == "name":
+        content = content.replace(b"\x18\x04text", b"\x18\x04tex\xe4")
     else:
         where = content.index(b"a cat")
         content[where : where + 5] = b"\xff\xfe\xfd\xfc\xfb"

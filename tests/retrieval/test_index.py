@@ -203,6 +203,11 @@ def test_vectors_that_do_not_match_the_manifest_are_named(index):
     np.save(index.path / "vectors.npy", np.array([{}] * 3, object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"vectors.npy is damaged"):
         open_index(index.path)
+    (index.path / "vectors.npy").write_bytes(
+        b"\x93NUMPY\x01\0\x76\0" + b"{'descr': ('<f4', (".ljust(117) + b"\n" + bytes(48)
+    )
+    with pytest.raises(ValueError, match=r"vectors.npy is damaged"):
+        open_index(index.path)
 
 
 @pytest.mark.parametrize(
