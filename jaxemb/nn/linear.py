@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, size
 from jaxemb.nn.module import Module
 
 
@@ -29,7 +29,7 @@ class Linear(Module):
         return y.reshape(*x.shape[:-1], -1)
 
 
-@checked()
+@checked(inputs=size, outputs=size)
 def uniform_linear(key: jax.Array, inputs: int, outputs: int) -> Linear:
     """A layer whose weights and biases are uniform in `±1 / sqrt(inputs)`, PyTorch's default."""
     key_kernel, key_bias = jax.random.split(key)

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from jaxemb.checks import check_fields, check_types, checked
+from jaxemb.checks import check_fields, check_types, checked, size
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.attention import IMPLEMENTATIONS, Implementation
 from jaxemb.nn.norm import Norm
@@ -151,7 +151,7 @@ def is_count(n) -> bool:
     return bool(isinstance(n, int | np.integer) and n >= 0)
 
 
-@checked()
+@checked(dim=size)
 def make_norm(config: StackConfig, dim: int) -> Norm:
     """A new norm of the kind that the configuration names."""
     return Norm.init(

@@ -296,6 +296,7 @@ OWN: dict[str, dict[str, Any]] = {
     "losses.prototype_logits": {"classes": np.array([0, 1])},
     "losses.progressive_weights": {"difficulty": np.array([0.1, 0.5, 0.9, 0.2], np.float32)},
     "losses.ranking": _RANKED,
+    "losses.ranking.bce": {"labels": np.round(np.clip(_SQUARE, 0, 1))},
     "losses.ranking.random_negatives": {"n": 4, "count": 2},
     "losses.ranking.multiple_negatives": {"scores": np.abs(_drawn(_N, 5))},
     "losses.soft_target_contrastive": {"targets": np.eye(_N, dtype=np.float32)},

@@ -4,13 +4,13 @@ import arguments
 import outcomes
 import pytest
 
+# Not every argument of every function is refused clearly yet (see docs/reliability.md); no more may come to those.
+MOST = 0.12
 # Functions of which the table has no good call, and why.
 WITHOUT = {
     "data.huggingface": "asks the hub",
     "data.tfds": "asks for a data set of TFDS",
 }
-_SAMPLE = 150
-_MODULES = sorted({name.rpartition(".")[0].partition(".")[0] or name for name, *_ in arguments.functions()})
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,12 @@ def test_every_public_function_has_a_good_call():
     assert missing == WITHOUT.keys()
 
 
-@pytest.mark.slow
 def test_a_sample_of_wrong_arguments(record_property):
-    chosen = outcomes.sample(list(arguments.calls()), _SAMPLE // 3)
-    outcomes.survey([case for call in chosen for case in outcomes.sample(list(call.cases()), 3)], record_property)
+    chosen = outcomes.sample(list(arguments.calls()), 40)
+    cases = [case for call in chosen for case in outcomes.sample(list(call.cases()), 4)]
+    outcomes.survey(cases, record_property, most=MOST)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", _MODULES)
-def test_all_wrong_arguments(module, record_property):
-    of_module = [call for call in arguments.calls() if call.name == module or call.name.startswith(f"{module}.")]
-    outcomes.survey([case for call in of_module for case in call.cases()], record_property)
+def test_all_wrong_arguments(record_property):
+    outcomes.survey((case for call in arguments.calls() for case in call.cases()), record_property, most=MOST)
