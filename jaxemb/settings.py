@@ -95,10 +95,10 @@ def flag(c: Mapping[str, Any], key: str, default: Any = REQUIRED) -> bool:
 
 
 def text(c: Mapping[str, Any], key: str, default: Any = REQUIRED, options: Collection[str] | None = None) -> Any:
-    """A string, one of `options` if they are given."""
+    """A string without half characters, one of `options` if they are given."""
     names = sorted(options or ())
     expected = "a string" if options is None else f"one of {names}" if len(names) != 1 else f"{names[0]!r}"
-    is_text = lambda value: isinstance(value, str) and (options is None or value in options)
+    is_text = lambda value: _is_string(value) and (options is None or value in options)
     return read(c, key, default, expected, is_text)
 
 
@@ -136,6 +136,10 @@ def error_of(c: Mapping[str, Any]) -> type[ValueError]:
 
 def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_number(value: Any) -> bool:

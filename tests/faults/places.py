@@ -94,7 +94,10 @@ class Place:
         return self._case(name, f"{content!r:.300}", functools.partial(_write, name, content))
 
     def _case(self, file: str, what: str, change: Callable[[Path], None]) -> Case:
-        names = (Path(file).name, Path(file).stem, Path(file).parent.name or "good")
+        # Where files do not fit each other, any of them may be named.
+        inside = [Path(self.name_of(path)) for path in self.files()] if self.original.is_dir() else []
+        others = {part for path in inside for part in path.parts}
+        names = (Path(file).name, Path(file).stem, "good", *sorted(others))
         name, use = f"{file}: {what}", functools.partial(self._used, change)
         return Case(name, use, names, self.expected, bool(re.search(self.lawful, name)))
 
