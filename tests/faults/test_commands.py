@@ -200,7 +200,7 @@ def _with(command: str, action: argparse.Action, value: str) -> Command:
         good[good.index(option) + 1] = value
     else:
         good += [option, value]
-    shown = (repr(value), repr(value).strip("'")) if value.strip(" .") else (repr(value),) if value else ()
+    shown = (repr(value), repr(value).strip("'"), value.partition("=")[0]) if value.strip(" .") else (repr(value),)
     names = (action.dest, (option or action.dest).lstrip("-"), str(action.metavar), "directory", "fields", *shown)
     what = f"{command} {option or action.dest} {value!r}"
     return Command((command, *good), names, what, bool(re.search(LAWFUL, what)))
