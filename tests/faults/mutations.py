@@ -32,7 +32,7 @@ _SHOWN = 3  # entries of a list or of a vocabulary that are mutated
 Path = tuple[str | int, ...]
 
 
-def keys_of(document: Any, path: Path = ()) -> Iterator[Path]:
+def keys_of(document: Any, path: Path = (), deepest: int = 99) -> Iterator[Path]:
     """The places of a JSON document; of long lists and vocabularies the first and the last."""
     if isinstance(document, dict):
         entries: list[tuple[str | int, Any]] = list(document.items())
@@ -44,12 +44,13 @@ def keys_of(document: Any, path: Path = ()) -> Iterator[Path]:
         entries = [*entries[: _SHOWN - 1], entries[-1]]
     for key, value in entries:
         yield (*path, key)
-        yield from keys_of(value, (*path, key))
+        if len(path) + 1 < deepest:
+            yield from keys_of(value, (*path, key), deepest)
 
 
-def json_mutants(document: Any, wrong: Mapping[str, Any] = WRONG) -> Iterator[tuple[str, Any]]:
+def json_mutants(document: Any, wrong: Mapping[str, Any] = WRONG, deepest: int = 99) -> Iterator[tuple[str, Any]]:
     """What is wrong, and the document that has it: every key left out, and with every value of `wrong`."""
-    for path in keys_of(document):
+    for path in keys_of(document, deepest=deepest):
         where = ".".join(map(str, path))
         yield f"{where} left out", _changed(document, path)
         for name, value in wrong.items():
@@ -57,9 +58,9 @@ def json_mutants(document: Any, wrong: Mapping[str, Any] = WRONG) -> Iterator[tu
                 yield f"{where} = {name}", _changed(document, path, value)
 
 
-def json_files(content: bytes, wrong: Mapping[str, Any] = WRONG) -> Iterator[tuple[str, bytes]]:
-    """What is wrong, and the bytes of a JSON file that has it."""
-    for name, document in json_mutants(json.loads(content), wrong):
+def json_files(content: bytes, wrong: Mapping[str, Any] = WRONG, deepest: int = 99) -> Iterator[tuple[str, bytes]]:
+    """What is wrong, and the bytes of a JSON file that has it; of keys inside of keys as many as `deepest`."""
+    for name, document in json_mutants(json.loads(content), wrong, deepest):
         yield name, json.dumps(document).encode()
     whole = {"[]": b"[]", "{}": b"{}", "null": b"null", "a text": b'"text"', "a number": b"7", "[[1]]": b"[[1]]"}
     whole |= {"deep": b"[" * 100_000 + b"]" * 100_000, "a long number": b"9" * 5000}

@@ -98,6 +98,8 @@ class Place:
         inside = [Path(self.name_of(path)) for path in self.files()] if self.original.is_dir() else []
         others = {part for path in inside for part in path.parts}
         names = (Path(file).name, Path(file).stem, "good", *sorted(others))
+        if file.startswith("tokenizer"):  # of which some make no tokens of some texts
+            names = (*names, "texts")
         name, use = f"{file}: {what}", functools.partial(self._used, change)
         return Case(name, use, names, self.expected, bool(re.search(self.lawful, name)))
 
@@ -246,6 +248,7 @@ _OTHER_MODELS = "|".join(
         r"config.json: .*(eps|epsilon|theta|base) = (0|1.5|true|1e300|2\*\*62)",
         r"config.json: (activation|hidden_act\w*|architectures\S*) ",
         r"config.json: (pad_token_id|tokenizer_class)",
+        r"modules.json: [34] left out",
         r"config.json: .*(dropout|_prob|initializer_range|local_attention|every_n_layers|buckets)",
         r"sentence_bert_config.json: .*(max_seq_length|do_lower_case)",
         r"config_sentence_transformers.json: .*(prompts|default_prompt_name|model_type|similarity)",
@@ -433,7 +436,8 @@ PLACES: dict[str, tuple[Place, dict[str, Mutants]]] = {
             },
         ),
         {
-            r"^run.json|step_00000004/(loop-0|manifest).json$": mutations.json_files,
+            r"^run.json$": functools.partial(mutations.json_files, wrong=mutations.FEW, deepest=1),
+            r"step_00000004/(loop-0|manifest).json$": functools.partial(mutations.json_files, wrong=mutations.FEW),
             r"metrics.jsonl$": mutations.line_files,
             r"step_00000004/state/": mutations.few_files,
         },
