@@ -66,7 +66,7 @@ def test_a_writer_that_dies_at_any_call_leaves_all_or_nothing(tmp_path, monkeypa
             break
         counts[outcome(name, directory, before, after)] += 1
     assert counts["as before"] > 2
-    record_property("faults", counts)
+    record_property("faults", dict(counts))
 
 
 @pytest.mark.slow
@@ -105,4 +105,4 @@ def test_100_processes_that_are_killed(tmp_path, record_property):
                     calls, seconds = needed
             assert code in (-signal.SIGKILL, -signal.SIGALRM), (name, at)
             counts[outcome(name, directory, before, after)] += 1
-    record_property("faults", counts)
+    record_property("faults", dict(counts))
