@@ -1,13 +1,13 @@
 """Labelled pairs of texts: contrastive, online contrastive, squared error of the cosine, and NLI classification."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.checks import checked, non_negative
+from jaxemb.checks import non_negative
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, check_shares, class_cross_entropy
 from jaxemb.nn.similarity import cosine, paired
@@ -121,7 +121,12 @@ def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array
     return jnp.square(paired(cosine, first, second) - _f32(scores))
 
 
-@checked()
+def _labels_are_classes(given: Mapping[str, Any]) -> None:
+    if jnp.ndim(given["kernel"]) == 2:
+        check_labels(given["labels"], jnp.shape(given["kernel"])[1])
+
+
+@one_program(_labels_are_classes)
 def softmax_nli(
     first: jax.Array,
     second: jax.Array,
@@ -152,21 +157,6 @@ def softmax_nli(
     References:
       Reimers & Gurevych 2019, section 3; Conneau et al. 2017 (features).
     """
-    if jnp.ndim(kernel) == 2:
-        check_labels(labels, jnp.shape(kernel)[1])
-    return _softmax_nli(first, second, labels, kernel=kernel, bias=bias, features=features)
-
-
-@one_program()
-def _softmax_nli(
-    first: jax.Array,
-    second: jax.Array,
-    labels: jax.Array,
-    *,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    features: Sequence[Feature],
-) -> jax.Array:
     _check(first, second, labels, "labels")
     if not features or not set(features) <= {"both", "difference", "product"}:
         raise ValueError(f"features must be some of 'both', 'difference', 'product'; got {tuple(features)}")

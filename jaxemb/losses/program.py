@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +14,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def one_program(
+    fits: Callable[[Mapping[str, Any]], None] | None = None, /, **checks: Check
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function is one program where it is called eagerly, its backward pass another; inside of other
     programs it becomes a part of them.
 
@@ -27,6 +29,7 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     must fit into 32 bits: a ValueError.
 
     Args:
+      fits: what raises an error for arguments, by name, that do not fit together; some may be traced.
       checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
         left at None or at its default, is not checked.
     """
@@ -54,6 +57,8 @@ def one_program(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
             for name, value in given.items():
                 in_32_bits(name, value)
+            if fits is not None:
+                fits(given)
             leaves, structure = jax.tree.flatten((args, kwargs))
             static = structure, tuple(_DATA if _is_data(leaf) else leaf for leaf in leaves)
             return program(static, [leaf for leaf in leaves if _is_data(leaf)])

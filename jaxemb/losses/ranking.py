@@ -16,10 +16,11 @@ A teacher's scores are distilled by `mse` and `list_net`, or by `margin_mse_scor
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxemb.checks import checked, positive
 from jaxemb.losses.program import one_program
@@ -33,7 +34,16 @@ _ABSENT = -1e30  # the score of an absent document: finite, and exp(it - any sco
 # Documents one by one
 
 
-@one_program(labels=check_shares)
+def _present_are_shares(given: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless the labels of documents that are present, outside of traced code, are in 0..1."""
+    labels, mask = given["labels"], given.get("mask")
+    if isinstance(labels, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    is_masked = mask is not None and np.shape(mask) == np.shape(labels)
+    check_shares("labels", np.asarray(labels)[np.asarray(mask, bool)] if is_masked else labels)
+
+
+@one_program(_present_are_shares)
 def bce(
     scores: jax.Array,
     labels: jax.Array,
@@ -44,7 +54,7 @@ def bce(
     """Binary cross-entropy, `-(w y log sigmoid(s) + (1 - y) log sigmoid(-s))`, the mean over documents.
 
     Args:
-      scores, labels, mask: see the module; labels in 0..1.
+      scores, labels, mask: see the module; labels in 0..1 where `mask` is True.
       positive_weight: w; the number of negatives per positive balances them.
 
     Raises:
@@ -69,7 +79,13 @@ def mse(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> 
 # One positive document against others
 
 
-@checked()
+def _index_is_a_document(given: Mapping[str, Any]) -> None:
+    labels, scores = given["labels"], given["scores"]
+    if jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+        check_labels(labels, jnp.shape(scores)[-1])
+
+
+@one_program(_index_is_a_document)
 def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`-sum_j y_j log softmax(s)_j`.
 
@@ -81,13 +97,6 @@ def cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None =
     Raises:
       ValueError: for shapes that do not fit; outside of traced code for an index outside 0..L-1, which has NaN there.
     """
-    if jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
-        check_labels(labels, jnp.shape(scores)[-1])
-    return _cross_entropy(scores, labels, mask)
-
-
-@one_program()
-def _cross_entropy(scores: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == scores.shape[:1]:
         labels = one_hot(labels, scores.shape[-1])

@@ -1,5 +1,7 @@
 """A label that is no class is an error, or NaN where it cannot be one; never another class."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,19 @@ def test_labels_of_alike_and_not_are_shares(bad):
     ):
         with pytest.raises(ValueError, match=r"labels must be in 0\.\.1; got"):
             loss()
+
+
+def test_labels_of_documents_that_are_absent_may_be_anything():
+    scores, mask = np.zeros((1, 3), np.float32), np.array([[True, True, False]])
+    expected = ranking.bce(scores, np.array([[1.0, 0, 0]]), mask)
+    np.testing.assert_array_equal(ranking.bce(scores, np.array([[1.0, 0, -1]]), mask), expected)
+    with pytest.raises(ValueError, match=r"labels must be in 0..1; got -1"):
+        ranking.bce(scores, np.array([[1.0, -1, 0]]), mask)
+
+
+def test_losses_of_classes_take_lists_as_others_do():
+    assert ranking.cross_entropy([[1.0, 1.0]], [0]) == pytest.approx(math.log(2))
+    assert softmax_nli([[1.0]], [[2.0]], [1], kernel=np.zeros((3, 2)), bias=None) == pytest.approx(math.log(2))
 
 
 def test_classifiers_take_what_is_finite_and_of_one_length():
