@@ -276,4 +276,5 @@ def _rows(corpus, start, rows):
 
 
 def _padded(array: np.ndarray, rows: int) -> np.ndarray:
-    return array if len(array) == rows else np.pad(array, ((0, rows - len(array)), (0, 0)))
+    """With the last row again: zeros, far from all others, would make distances look uncertain (see `_nearest`)."""
+    return array if len(array) == rows else np.pad(array, ((0, rows - len(array)), (0, 0)), mode="edge")

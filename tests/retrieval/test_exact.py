@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxemb.retrieval import topk_search
+from jaxemb.retrieval import exact, topk_search
 
 
 def by_sorting(queries, corpus, k, metric="cosine", excluded=None):
@@ -49,7 +49,7 @@ def test_distances_far_below_the_length_of_vectors(clusters):
     """By products they would all be 0. One cluster is searched by a few differences, many take all of them."""
     rng = np.random.default_rng(0)
     centers = 30 * rng.standard_normal((clusters, 96))
-    corpus = (centers[np.arange(600) % clusters] + 5e-4 * rng.standard_normal((600, 96))).astype(np.float32)
+    corpus = (centers[np.arange(2500) % clusters] + 5e-4 * rng.standard_normal((2500, 96))).astype(np.float32)
     queries = corpus[:20] + 1e-4 * rng.standard_normal((20, 96)).astype(np.float32)
     scores, ids = topk_search(queries, corpus, 5, metric="euclidean")
     expected_scores, expected_ids = by_sorting(queries, corpus, 5, "euclidean")
@@ -171,3 +171,8 @@ def test_an_excluded_id_beyond_32_bits_excludes_nothing():
     beyond = np.array([[2**32], [-5]])
     expected = topk_search(queries, corpus, 5, metric="dot")
     np.testing.assert_array_equal(topk_search(queries, corpus, 5, metric="dot", exclude_ids=beyond)[1], expected[1])
+
+
+def test_rows_that_fill_a_chunk_up_are_no_farther_than_others():
+    """Zeros would be, of vectors that lie together far from 0, and all differences would be taken."""
+    np.testing.assert_array_equal(exact._padded(np.array([[1.0], [7.0]]), 4), [[1], [7], [7], [7]])
