@@ -531,11 +531,11 @@ def test_arguments_are_checked():
 def test_unit_length_of_boxes_around_zero_is_sound():
     """A vector of length 0 stays as it is, and lies in a box of unit vectors all the same."""
     lo, hi = (
-        np.array([[-1, 0, 0.5], [0, 0, 0], [0, 0, 0]], np.float32),
-        np.array([[1, 2, 0.5], [1, 1, 1], [0, 0, 1e-13]], np.float32),
+        np.array([[-1, 0, 0.5], [0, 0, 0], [0, 0, 0], [0, 0, 5e-13]], np.float32),
+        np.array([[1, 2, 0.5], [1, 1, 1], [0, 0, 1e-13], [0, 0, 5e-12]], np.float32),
     )
     ends = bounds(unit, (lo,), (hi,))
-    for share in np.random.default_rng(0).uniform(size=(200, 3, 3)).round(1):
+    for share in np.random.default_rng(0).uniform(size=(200, 4, 3)).round(1):
         vectors = np.asarray(unit((lo + share * (hi - lo)).astype(np.float32)))
         assert np.all(ends[0] <= vectors + 1e-6) and np.all(vectors <= ends[1] + 1e-6)
     assert np.isfinite(ends).all() and np.abs(ends).max() <= 1 + 1e-6
