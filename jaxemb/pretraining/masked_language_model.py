@@ -90,7 +90,7 @@ class MaskedLanguageModel(Module):
         model, format = cls.init(key, embedder.model), embedder.format.encoder
         known = family_of(format.config).heads.get("masked_language")
         if known is not None:
-            activation = known.activation or transformer_of(embedder.model).config.activation
+            activation = known.activation_in(format.config, transformer_of(embedder.model).config.activation)
             model = dataclasses.replace(model, head=dataclasses.replace(model.head, activation=activation))
         stored = {leaf: jnp.asarray(array) for leaf, array in read_head(format, "masked_language").items()}
         if not stored.keys() >= _NEEDED:

@@ -33,7 +33,7 @@ CONFIGS = {
     "camembert": SIZES | POSITIONS,
     "distilbert": {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24} | POSITIONS,
     "mpnet": SIZES | POSITIONS,
-    "modernbert": SIZES | POSITIONS | {"local_attention": 4},
+    "modernbert": SIZES | POSITIONS | {"local_attention": 4, "classifier_activation": "relu"},
     "nomic_bert": SIZES | POSITIONS,
 }
 

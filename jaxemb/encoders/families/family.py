@@ -51,11 +51,18 @@ class StoredHead:
       table: the tensors that a module holds and its leaves, such as `MaskedLanguageHead`; () where there is no module.
         Several rows of one leaf are spellings of which a checkpoint has one.
       activation: the one that it applies; None for that of the encoder's layers.
+      activation_key: what in `config.json` names another one.
     """
 
     tensors: str
     table: Table = ()
     activation: str | None = None
+    activation_key: str | None = None
+
+    def activation_in(self, config: HfConfig, of_layers: str) -> str:
+        """Our name of the one that the head of a checkpoint applies, whose encoder's layers apply `of_layers`."""
+        default = self.activation or of_layers
+        return default if self.activation_key is None else activation(config, self.activation_key, default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +120,16 @@ def modern(name: str) -> str:
 
 
 def masked_language_head(
-    dense: str, norm_name: str, bias: str, tensors: str, activation: str | None = None
+    dense: str,
+    norm_name: str,
+    bias: str,
+    tensors: str,
+    activation: str | None = None,
+    activation_key: str | None = None,
 ) -> StoredHead:
     """A `MaskedLanguageHead`: a dense layer, a norm and the output's bias; its matrix is the token embeddings."""
     table = (*linear(dense, "transform"), *norm(norm_name, "norm"), *array(bias, "bias"))
-    return StoredHead(tensors, table, activation)
+    return StoredHead(tensors, table, activation, activation_key)
 
 
 def pooler() -> StoredHead:

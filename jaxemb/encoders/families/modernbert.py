@@ -81,7 +81,7 @@ FAMILY = Family(
     heads={
         # Classifiers have a `head` of these names as well, before their `classifier`.
         "masked_language": masked_language_head(
-            "head.dense", "head.norm", "decoder.bias", r"(head|decoder)\..*", "gelu"
+            "head.dense", "head.norm", "decoder.bias", r"(head|decoder)\..*", "gelu", "classifier_activation"
         ),
         **TASK_HEADS,
     },
