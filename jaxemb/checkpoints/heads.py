@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
 from jaxemb.checks import checked
-from jaxemb.encoders.families import HeadKind, family_of
+from jaxemb.encoders.families import HeadKind, Weight, family_of
 
 _ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM"}
 
@@ -42,16 +42,15 @@ def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np
         if family.head_of(short) != kind:
             unused[name] = tensor
         elif short in rows:
-            leaf = np.asarray(leaves[rows[short].leaves[0]])
-            dtype = tensor.dtype if is_exact(leaf, tensor.dtype) else leaf.dtype
-            unused[name] = np.ascontiguousarray(leaf.T if rows[short].transpose else leaf, dtype)
+            unused[name] = _stored(rows[short], leaves, tensor.dtype)
     return dataclasses.replace(format, unused=unused)
 
 
 def add_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.ndarray]) -> CheckpointFormat:
     """The format of a checkpoint that lacks a head, with this one.
 
-    It is as transformers saves its model with that head: a prefix stands before the names of the encoder.
+    It is as transformers saves its model with that head: a prefix stands before the names of the encoder. The head
+    is of the encoder's type, but never rounded.
 
     Raises:
       ValueError: if checkpoints of this family have no such head that jaxemb knows.
@@ -65,16 +64,18 @@ def add_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np.n
     prefix = family.prefixes[0]
     stored = tuple(dataclasses.replace(t, name=prefix + family.short(t.name)) for t in format.stored)
     dtype = format.stored[0].dtype
-    head = {
-        row.name: np.ascontiguousarray(np.asarray(leaves[leaf]).T if row.transpose else leaves[leaf], dtype)
-        for leaf, row in rows.items()
-        if leaf in leaves
-    }
+    head = {row.name: _stored(row, leaves, dtype) for leaf, row in rows.items() if leaf in leaves}
     unused = {
         family.short(name) if family.head_of(family.short(name)) else name: x for name, x in format.unused.items()
     }
     config = {**format.config, "architectures": [body + _ARCHITECTURES[kind]]}
     return dataclasses.replace(format, config=config, stored=stored, unused={**unused, **head})
+
+
+def _stored(row: Weight, leaves: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """The tensor of a row, of that type unless it would be rounded."""
+    leaf = np.asarray(leaves[row.leaves[0]])
+    return np.ascontiguousarray(leaf.T if row.transpose else leaf, dtype if is_exact(leaf, dtype) else leaf.dtype)
 
 
 def tensors_of(format: CheckpointFormat, *kinds: HeadKind) -> tuple[str, ...]:
