@@ -125,7 +125,7 @@ def ica(x: np.ndarray, *, seed: int = 42, max_iterations: int = 1000, tolerance:
         if change < tolerance:
             break
     else:
-        warnings.warn(f"ica did not converge in {max_iterations} iterations; last change {change:.2g}", stacklevel=2)
+        warnings.warn(f"ica did not converge in {max_iterations} iterations; last change {change:.2g}", stacklevel=3)
     return AffineTransform(whitening.mean, whitening.matrix @ rotation.T)
 
 

@@ -160,7 +160,7 @@ def _is_constant(x: np.ndarray) -> bool:
 
 
 def _undefined() -> float:
-    warnings.warn("a correlation with what is constant is undefined; it is nan", RuntimeWarning, stacklevel=3)
+    warnings.warn("a correlation with what is constant is undefined; it is nan", RuntimeWarning, stacklevel=4)
     return float("nan")
 
 

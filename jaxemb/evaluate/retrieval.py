@@ -125,7 +125,7 @@ def retrieval_per_query(
     if missing and strict:
         raise ValueError(unknown)
     if missing:
-        warnings.warn(f"{unknown}; they count as relevant, and no ranking can find them", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{unknown}; they count as relevant, and no ranking can find them", RuntimeWarning, stacklevel=3)
 
     # Equal scores go to the lower row, so the order of the rows is the order of ties.
     document_ids = sorted(corpus, reverse=_is_trec(tie_break))

@@ -20,8 +20,9 @@ def test_pearson_is_numpys():
 @pytest.mark.parametrize("correlation", [metrics.pearson, metrics.spearman])
 def test_correlation_with_a_constant_is_undefined(correlation):
     """As in scipy, and so in mteb."""
-    with pytest.warns(RuntimeWarning, match="a correlation with what is constant is undefined"):
+    with pytest.warns(RuntimeWarning, match="a correlation with what is constant is undefined") as caught:
         assert math.isnan(correlation([0.1, 0.1, 0.1], [1, 2, 3]))
+    assert caught[0].filename == __file__  # who called, not what checks arguments
 
 
 @pytest.mark.parametrize("correlation", [metrics.pearson, metrics.spearman])
