@@ -76,7 +76,9 @@ class SearchIndex:
     manifest: Manifest
     vectors: np.ndarray
     lines: Sequence[bytes]
-    _known: list[Any] = dataclasses.field(default_factory=list, repr=False, compare=False)  # models of this index
+    _known: list[Any] = dataclasses.field(
+        default_factory=list, repr=False, compare=False
+    )  # the model that was seen last
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -138,7 +140,7 @@ class SearchIndex:
                 f"{made}; this is another model: its vector of one text is {distance / length:.0%} of the length away. "
                 "Search with that model, or build the index anew with this one"
             )
-        self._known.append(embedder.model)
+        self._known[:] = [embedder.model]  # not all of them, which would stay in memory
 
 
 @checked(embedder=having("encode", "model", "similarity_fn_name", "prompts"))

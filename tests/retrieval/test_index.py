@@ -154,6 +154,7 @@ def test_another_model_of_the_same_dimension_is_refused(index):
     assert index.search(["a"], Rounded()) == index.search(["a"], Letters())
     assert index.search(["a"], known := Letters()) == index.search(["a"], known)
     assert len(known.asked) == 3  # it is judged once
+    assert [model is known.model for model in index._known] == [True]  # the others are not kept alive
 
 
 @pytest.mark.parametrize("name", ["vectors.npy", "records.jsonl"])
