@@ -161,9 +161,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises a TypeError unless the value is a whole number, a ValueError unless it is in `least`..`most`."""
     _KINDS[int].check(name, value)
     if value < least or (most is not None and value > most):
-        expected = (
-            f"at least {least}" if most is None else f"at most {most}" if least is None else f"in {least}..{most}"
-        )
+        expected = f"at least {least}" if most is None else f"in {least}..{most}"
         raise ValueError(f"{name} must be {expected}; got {value}")
 
 
