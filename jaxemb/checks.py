@@ -65,7 +65,10 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
             implied[name] = found
 
     def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:  # which names the argument, and not whose it is
+            raise TypeError(f"{function.__qualname__}: {error}") from None
         for name, value in given.items():
             if value is signature.parameters[name].default:
                 continue

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxemb import losses
+from jaxemb import losses, transforms
 from jaxemb.checks import at_least, checked, checker, encodable, having, one_of
 
 GOOD: list[tuple[Any, list[Any]]] = [
@@ -159,3 +159,10 @@ def test_what_is_the_same_everywhere_is_checked_by_name():
         use(rate=float("nan"))
     with pytest.raises(TypeError, match=r"key must be a random key, such as jax.random.key\(0\)"):
         use(key=jnp.zeros(2))
+
+
+def test_an_argument_that_is_missing_or_unknown_names_the_function():
+    with pytest.raises(TypeError, match="ewc: missing a required argument: 'weight'"):
+        transforms.ewc()
+    with pytest.raises(TypeError, match="ewc: got an unexpected keyword argument 'wieght'"):
+        transforms.ewc(1.0, wieght=2.0)
