@@ -63,7 +63,8 @@ class Settings(Mapping[str, Any]):
 def size(c: Mapping[str, Any], key: str, default: Any = REQUIRED, *, least: int = 1, most: int = MOST) -> Any:
     """A whole number in `least`..`most`; null is for keys whose default is None alone, here and below."""
     is_size = lambda value: _is(value, int) and least <= value <= most
-    expected = f"a whole number of at least {least}" if most == MOST else f"a whole number in {least}..{most}"
+    is_open = most == MOST and not (_is(c.get(key), int) and c[key] > most)
+    expected = f"a whole number of at least {least}" if is_open else f"a whole number in {least}..{most}"
     return read(c, key, default, expected, is_size)
 
 

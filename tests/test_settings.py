@@ -9,6 +9,7 @@ C = Settings(
     {
         "size": 3,
         "zero": 0,
+        "huge": 10**12,
         "text": "a",
         "null": None,
         "flag": True,
@@ -25,6 +26,7 @@ BAD = {
     "size: text": (lambda: size(C, "text"), "text must be a whole number of at least 1; got 'a'"),
     "size: bool": (lambda: size(C, "flag"), "flag must be a whole number of at least 1; got true"),
     "size: zero": (lambda: size(C, "zero"), "zero must be a whole number of at least 1; got 0"),
+    "size: too much": (lambda: size(C, "huge"), rf"huge must be a whole number in 1\.\.{2**31 - 1}; got 10+"),
     "size: range": (lambda: size(C, "size", most=2), r"size must be a whole number in 1\.\.2; got 3"),
     "layers": (
         lambda: layers({"n": 10**9}, "n"),
