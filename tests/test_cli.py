@@ -465,6 +465,12 @@ def test_a_column_that_is_not_there(capsys, tmp_path):
     assert message.endswith("record 0 has no text in column 'text'; it has ['body', 'title']")
 
 
+def test_a_text_that_is_none(capsys, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    message = fail(capsys, 2, "encode", tmp_path / "a.jsonl", "--out", tmp_path / "v.npy")
+    assert message.endswith("record 1 has no text in column 'text'; it has int 3 there")
+
+
 def test_a_malformed_line(capsys, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbad\n')
     message = fail(capsys, 2, "encode", tmp_path / "a.jsonl", "--out", tmp_path / "v.npy")
@@ -518,6 +524,9 @@ def test_searching_nothing(capsys, tmp_path, notes):
     assert fail(capsys, 2, "search", tmp_path / "none", "x").endswith(f"no run, index or file {tmp_path / 'none'}")
     assert fail(capsys, 2, "search", notes, " ").endswith("argument QUERY: must not be empty; got ' '")
     assert "is no complete search index: manifest.json is missing" in fail(capsys, 2, "search", tmp_path, "x")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    message = fail(capsys, 2, "search", tmp_path / "run", "x")
+    assert f"run {tmp_path / 'run'} has no index" in message and f"--out {tmp_path / 'run' / 'index'}" in message
 
 
 def test_a_config_that_is_not_there(capsys, tmp_path):

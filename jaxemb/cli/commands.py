@@ -185,7 +185,13 @@ def search(args: argparse.Namespace) -> None:
         raise ValueError("the query is empty")
     if where.is_dir():
         run_model = where / "model"
-        index = open_index(where / "index" if (where / "index").is_dir() else where)
+        has_index = (where / "index").is_dir()
+        if run_model.is_dir() and not has_index:
+            raise FileNotFoundError(
+                f"the run {where} has no index; search a file of texts: "
+                f"jaxemb search TEXTS QUERY --model {run_model} --out {where / 'index'}"
+            )
+        index = open_index(where / "index" if has_index else where)
         args.model = args.model or str(run_model if run_model.is_dir() else _model_of(index))
         embedder, _ = _load(args)
         hits = index.search([query], embedder, args.k)[0]
@@ -364,6 +370,7 @@ def _mesh() -> "Mesh | None":
 
 def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, Any]], str]":
     """The records of a file, or the lines of stdin, and the column of their texts."""
+    from jaxemb.checks import described
     from jaxemb.data import read
 
     if file == "-":
@@ -375,8 +382,11 @@ def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, An
     if column is None:
         raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with --column")
     for number, record in enumerate(records):
-        if not isinstance(record.get(column), str):
-            raise ValueError(f"{file}: record {number} has no text in column {column!r}; it has {sorted(record)}")
+        value = record.get(column)
+        if not isinstance(value, str):
+            there = [name for name in sorted(record) if record[name] is not None]
+            problem = f"it has {there}" if value is None else f"it has {described(value)} there"
+            raise ValueError(f"{file}: record {number} has no text in column {column!r}; {problem}")
     return records, column
 
 
