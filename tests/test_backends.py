@@ -60,3 +60,23 @@ def test_the_command_says_nothing_of_tpus():
     command = [sys.executable, "-m", "jaxemb", "info"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "backend" in done.stdout and "TPU" not in done.stderr and "tpu" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_nor_does_a_program_that_trains(tmp_path):
+    program = (
+        "import jax, optax, numpy as np\n"
+        "from jaxemb.checkpoints import Parameters\n"
+        "from jaxemb.data import batches, from_list\n"
+        "from jaxemb.train import Run, fit\n"
+        "loss = lambda model, batch, key: (batch['x'] * model, {})\n"
+        "data = lambda _: batches(from_list([{'x': 1.0}] * 2), None, ('x',), batch_size=2, max_length=8)\n"
+        "run = Run(embedder=lambda: Parameters(np.ones((), np.float32)), data=data,\n"
+        "          objective=loss, optimizer=optax.sgd(0.1), steps=1)\n"
+        "fit(run, 'run', progress=False)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TPU" not in done.stderr and "libtpu" not in done.stderr

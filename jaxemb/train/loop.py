@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxemb import parallel
+from jaxemb.backends import without_absent_tpu
 from jaxemb.checks import checked
 from jaxemb.files import checked_path
 from jaxemb.train.accumulation import stack_batches
@@ -111,6 +112,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
       RunLostError: if `out` is removed meanwhile.
       InUseError: if another process trains there.
     """
+    without_absent_tpu()
     if "://" in str(out):
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
     if run.mesh is None and jax.process_count() > 1:
@@ -232,7 +234,7 @@ class _Loop:
         batches = task.data(self._embedder)
         if done.data is None:
             self._hook(begin_task, told)
-            self._batches = iter(batches)
+            self._batches = _iterator(batches)
         else:
             self._batches = self._resumed(task, batches)
             self._pause(evaluate=not done.is_evaluated)
@@ -260,7 +262,7 @@ class _Loop:
                 f"the data of {self._directory.path} has changed: the first batch of the task {task.name!r} is another "
                 "one; bring back what it was, or choose another directory"
             )
-        iterator: Any = iter(batches)
+        iterator = _iterator(batches)
         iterator.set_state(self._done.data)
         return iterator
 
@@ -272,6 +274,8 @@ class _Loop:
             data = f"the data of task {task.name!r}" if self._run.tasks else "the data"
             remedy = "let it repeat or lower the steps" if self._run.tasks else "let it repeat or lower Run.steps"
             raise ValueError(f"{data} ended at step {step} of {self._run.steps}; {remedy}") from None
+        if "id" not in parts[0]:
+            raise ValueError(f"batches must have the numbers of their records as 'id'; got {sorted(parts[0])}")
         if self._done.first_batch is None:
             self._done.first_batch, self._done.processes = _digest(parts[0]), jax.process_count()
         batch = parts[0] if self._run.accumulate == 1 else stack_batches(parts)
@@ -379,6 +383,17 @@ class _Loop:
         step = self._step if step is None else step
         task = {"task": bisect.bisect_left(self._ends, step)} if len(self._ends) > 1 else {}
         self._log.write(step, {**task, **values})
+
+
+def _iterator(batches: Any) -> Any:
+    """An iterator over batches whose position can be saved and restored."""
+    iterator = iter(batches)
+    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+        raise TypeError(
+            "iterators over Run.data must have get_state and set_state, as those of jaxemb.data.batches do, or their "
+            f"position cannot be saved; got {type(iterator).__name__}. jaxemb.train.train takes any batches"
+        )
+    return iterator
 
 
 def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:

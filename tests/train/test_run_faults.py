@@ -391,3 +391,11 @@ def test_a_run_goes_on_after_its_disk_was_full(tmp_path):
         assert "Traceback" not in done.stderr
         if code:
             assert "checkpoint" in done.stderr.splitlines()[-1] and "could not be written" in done.stderr
+
+
+def test_batches_whose_position_cannot_be_saved_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(TypeError, match=r"must have get_state and set_state, .*; got list_iterator"):
+        fit(toy_run(data=lambda e: [{"score": np.ones(2)}]), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"the numbers of their records as 'id'; got \[.*'score'\]"):
+        without = lambda batch: {name: value for name, value in batch.items() if name != "id"}
+        fit(toy_run(data=lambda e: toy_run().data(e).map(without)), tmp_path / "other", progress=False)
