@@ -30,6 +30,8 @@ from jaxemb.train import (
     make_train_step,
     trainable,
 )
+from jaxemb.train.description import describe
+from jaxemb.train.run import differences
 from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
 from jaxemb.trees import PyTree
@@ -151,11 +153,13 @@ def run_stream(
     about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
     about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
     about |= {"boundaries": boundaries, "future": future, "evaluate": sorted(evaluate)}
-    about |= {"data": None if store is None else _digest(experiences)}
+    if store is not None:
+        about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
+        about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
     if store is not None and (restored := store.restore_newest(state)):
         runner.state, saved = restored
-        if saved["about"] != about:
-            raise ValueError(f"{checkpoints} holds the checkpoints of another run: {saved['about']}; this one: {about}")
+        if lines := differences(saved["about"], about):
+            raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
         done = _Progress.from_json(saved["done"])
 
     def remember(number: int) -> None:

@@ -53,22 +53,23 @@ def equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def spy(log):
+def spy(log, scale=1):
     """A transform that notes on the host what its hooks are given, and carries the sum of the ids it has seen."""
+    note = log.append
 
     def begin(task, context, params, state):
-        log.append(("begin", task, int(context.step)))
+        note(("begin", task, int(context.step)))
         return context.trained, state
 
     def end(task, context, params, state):
-        log.append(("end", task, [jax.device_get(batch) for batch in task.batches()]))
+        note(("end", task, [jax.device_get(batch) for batch in task.batches()]))
         return context.trained, state
 
     return Transform(
         init=lambda key, model: Variables(state=jnp.zeros((), jnp.int32)),
         begin_task=begin,
         end_task=end,
-        after_step=lambda context, params, state: state + context.batch["id"].sum(),
+        after_step=lambda context, params, state: state + scale * context.batch["id"].sum(),
     )
 
 
@@ -204,6 +205,10 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     for other in ({"boundaries": False}, {"future": False}, {"evaluate": {"other": accuracy()}}):
         with pytest.raises(ValueError, match="another run"):
             run(**options | other, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"another run: optimizer.*: -0.01 there, -0.02 here"):
+        run(**options | {"optimizer": optax.adam(2e-2)}, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"another run: transform"):
+        run(**options | {"transform": spy([], scale=2)}, checkpoints=tmp_path)
     moved = blobs() | {"input": blobs()["input"] + 1}
     with pytest.raises(ValueError, match="another run"):
         run(split_by_class(moved, blobs(seed=1), 2), **options, checkpoints=tmp_path)
