@@ -30,7 +30,11 @@ PAIRED: Mapping[str, Paired] = {
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
     """`x / |x|` of every row of `[N, D]`; a zero stays zero."""
-    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(x, axis=-1, keepdims=True)
+        if np.isinf(norms).any():  # squares overflow before numbers do
+            x = np.where(np.isinf(norms), x / np.abs(x).max(axis=-1, keepdims=True, initial=1), x)
+            norms = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(norms > 1e-12, norms, 1)
 
 

@@ -142,7 +142,10 @@ def _search_rows(queries, exclude, rows, n_valid, k, metric):
     scores = _scores(queries, rows.astype(jnp.float32), metric)
     valid = jnp.arange(rows.shape[0]) < n_valid
     # One query is enough: a nan or infinity in a row spoils its product with any finite query.
-    bad = jnp.argmax(jnp.append(valid & ~jnp.isfinite(scores[0]), True))
+    finite = jnp.isfinite(scores[0])
+    if metric == "cosine":  # 1 / sqrt(inf) is 0, which would make a similarity of 0
+        finite &= jnp.isfinite(_squares(rows.astype(jnp.float32)))
+    bad = jnp.argmax(jnp.append(valid & ~finite, True))
     scores = jnp.where(valid, scores, -jnp.inf)
     inside = (exclude >= 0) & (exclude < rows.shape[0])
     target = jnp.where(inside, exclude, rows.shape[0])  # outside is dropped; a negative index would wrap around
@@ -232,9 +235,12 @@ def _check(queries, corpus, metric, exclude_ids) -> tuple[np.ndarray, np.ndarray
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be of a float type; got {array.dtype}")
     queries = np.asarray(queries, np.float32)
-    finite = np.isfinite(queries).all(axis=1)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(queries).all(axis=1)
+        if metric == "cosine":
+            finite &= np.isfinite(np.square(queries).sum(axis=1))
     if not finite.all():
-        raise ValueError(f"query {int(np.argmin(finite))} holds values that are not finite")
+        raise ValueError(f"query {int(np.argmin(finite))} holds values that are not finite, or too large to compare")
     exclude = np.full((len(queries), 0), -1, np.int32) if exclude_ids is None else np.asarray(exclude_ids)
     if exclude.ndim != 2 or len(exclude) != len(queries) or not np.issubdtype(exclude.dtype, np.integer):
         raise ValueError(

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 from jax.test_util import check_grads
 
+from jaxemb import similarity as on_host
 from jaxemb.nn.similarity import euclidean, paired
 
 
@@ -24,3 +26,12 @@ def test_distances_of_vectors_that_are_nearer_than_they_are_long():
 def test_derivatives_of_distances_agree_with_differences():
     a, b = (np.random.default_rng(i).normal(size=(i, 4)).astype(np.float32) for i in (3, 5))
     check_grads(euclidean, (a, b), order=2, modes=("fwd", "rev"), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e18, 1e20, 1e37])
+def test_a_cosine_on_the_host_does_not_depend_on_the_length(scale):
+    vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    found = on_host.similarity(vectors, vectors * np.float32(scale))
+    np.testing.assert_allclose(found, on_host.similarity(vectors, vectors), atol=1e-6)
+    rows = on_host.PAIRED["cosine"](vectors, vectors * np.float32(scale))
+    np.testing.assert_allclose(rows, np.ones(4), atol=1e-6)

@@ -176,3 +176,12 @@ def test_an_excluded_id_beyond_32_bits_excludes_nothing():
 def test_rows_that_fill_a_chunk_up_are_no_farther_than_others():
     """Zeros would be, of vectors that lie together far from 0, and all differences would be taken."""
     np.testing.assert_array_equal(exact._padded(np.array([[1.0], [7.0]]), 4), [[1], [7], [7], [7]])
+
+
+@pytest.mark.parametrize("which", ["query", "corpus"])
+def test_vectors_whose_squares_overflow_have_no_cosine(which):
+    small, large = np.ones((3, 4), np.float32), np.ones((3, 4), np.float32)
+    large[1] = 1e20
+    queries, corpus = (large, small) if which == "query" else (small, large)
+    with pytest.raises(ValueError, match=f"{which} (row )?1 holds values that are not finite, or too large"):
+        topk_search(queries, corpus, 2)
