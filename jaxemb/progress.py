@@ -1,6 +1,7 @@
 """One progress bar for everything that takes long: units per second and the time left."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,14 @@ class Audience:
 
     Args:
       stream: such as `sys.stderr`, which is None where it was closed before the process began.
+
+    Attributes:
+      lost: why something could not be written that somebody still waits for, as on a full disk.
     """
 
     def __init__(self, stream: TextIO | None):
         self._stream: Any = _nowhere() if stream is None or stream.closed else stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         with self._leaving():
@@ -38,6 +43,8 @@ class Audience:
         except (OSError, ValueError) as error:
             if isinstance(error, UnicodeError):
                 raise
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                self.lost = self.lost or error
             nowhere = _nowhere()
             with contextlib.suppress(OSError, ValueError):  # what is buffered must not fail again
                 os.dup2(nowhere.fileno(), self._stream.fileno())

@@ -299,6 +299,9 @@ def run(steps=2, learning_rate=1e-4):
         ("    return undefined", 1, "NameError: name 'undefined' is not defined"),
         ("    return toy_run(\n        steps=0)", 2, "Run.steps must be a whole number of at least 1; got 0"),
         ("    return toy_run(data=lambda e: [][0])", 1, "IndexError: list index out of range"),
+        ("    raise SystemExit(0)", 1, "SystemExit: 0"),
+        ("    return toy_run(data=lambda e: exit(0))", 1, "SystemExit: 0"),
+        ("    raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", 1, "Odd: no message"),
     ],
 )
 def test_an_error_in_a_config_file_shows_its_line(capsys, tmp_path, body, code, message):

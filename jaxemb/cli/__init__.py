@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contextlib.redirect_stderr(cast(TextIO, Audience(sys.stderr))),
     ):
         code = _run(arguments)
+        if code == OK and isinstance(sys.stdout, Audience) and sys.stdout.lost is not None:
+            print(f"jaxemb: error: the result could not be printed: {sys.stdout.lost}", file=sys.stderr)
+            code = _exit_code(FAILED)
     if arguments is None and code != INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python takes a moment to end
     return code
@@ -70,9 +73,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("jaxemb: interrupted", file=sys.stderr)
         return _exit_code(INTERRUPTED)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _was_asked_for(error):
+            raise
         if args.debug:
-            if not _has_joined():
+            if isinstance(error, Exception) and not _has_joined():
                 raise
             traceback.print_exc()
         print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}", file=sys.stderr)
@@ -106,6 +111,13 @@ def _quitting() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _was_asked_for(error: SystemExit) -> bool:
+    """Whether a run ends as a signal asked, and not because a config file does not go on."""
+    from jaxemb.train.stopping import Stopped
+
+    return isinstance(error, Stopped)
+
+
 def _exit_code(code: int) -> int:
     """The code, to return; one of several processes that fails ends here and now."""
     if _has_joined():
@@ -119,15 +131,18 @@ def _has_joined() -> bool:
     return (jax := sys.modules.get("jax")) is not None and jax.distributed.is_initialized()
 
 
-def _in_config(error: Exception, args: argparse.Namespace) -> str:
+def _in_config(error: BaseException, args: argparse.Namespace) -> str:
     """Where in the user's config file an error arose, as "config.py:3: "; nothing if it did not arise there."""
     frames = traceback.extract_tb(error.__traceback__) if "config" in args else []
     lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(args.config)]
     return f"{args.config}:{lines[-1]}: " if lines else ""
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
+def _one_line(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split()) or "no message"
+    except Exception:  # of a class that was not tried before
+        text = "no message"
     return text if isinstance(error, _INPUT_ERRORS) else f"{type(error).__name__}: {text}"
 
 

@@ -53,7 +53,10 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._directory.mkdir(parents=True, exist_ok=True)
         if _is_first_process():
-            for leftover in self._directory.glob("step_*.partial"):
+            for replaced in self._directory.glob("step_*.replaced"):
+                if not (final := replaced.with_suffix("")).exists():  # a process died before the new one was there
+                    replaced.rename(final)
+            for leftover in (*self._directory.glob("step_*.partial"), *self._directory.glob("step_*.replaced")):
                 _remove(leftover)
 
     def __enter__(self) -> "Checkpoints":
@@ -61,7 +64,7 @@ class Checkpoints:
 
     def __exit__(self, kind, *exception) -> None:
         # Where a process fails, the others are elsewhere, and nobody is to wait for them.
-        if kind is None or kind is SystemExit or jax.process_count() == 1:
+        if kind is None or issubclass(kind, SystemExit) or jax.process_count() == 1:
             self.finish()
 
     def path(self, step: int) -> Path:
@@ -123,8 +126,11 @@ class Checkpoints:
         if _is_first_process():
             with self._writes(step):
                 files.write_json(partial / "manifest.json", _digests(partial))
-                _remove(final)  # the same step again, by a run that was resumed before it
+                replaced = final.with_suffix(".replaced")
+                if final.exists():  # the same step again, as the one before was saved without its evaluation
+                    final.rename(replaced)
                 partial.rename(final)
+                _remove(replaced)
             steps = self._complete_steps()
             for old in set(steps) - {*steps[-self._keep :], best}:
                 _remove(self.path(old))

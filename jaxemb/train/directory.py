@@ -102,4 +102,5 @@ class RunDirectory:
 
     def _kept(self) -> bool:
         names = [path.name for path in self.path.glob("checkpoints/step_*") if path.is_dir()]
-        return any(re.fullmatch(r"step_\d+", name) and int(name[5:]) for name in names)
+        found = (re.fullmatch(r"step_(\d+)(\.replaced)?", name) for name in names)
+        return any(name and int(name[1]) for name in found)

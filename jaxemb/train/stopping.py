@@ -10,6 +10,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Stopped(SystemExit):
+    """The program ends because it was asked to, having saved what it has."""
+
+
 class Stop:
     """Whether the run is to stop, asked after every step.
 
@@ -34,7 +38,7 @@ class Stop:
         """Ends the program as the signal asks, `what` having been done: SIGTERM with code 0."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(what)
-        raise SystemExit(0)
+        raise Stopped(0)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_run import assert_bitwise_equal, read_model, toy_run
 
@@ -20,7 +22,8 @@ from jaxemb.checkpoints import Parameters
 from jaxemb.cli import main
 from jaxemb.files import InUseError, locked
 from jaxemb.progress import Audience
-from jaxemb.train import Checkpoints, RunLostError, UnwrittenCheckpointError, fit, read_metrics
+from jaxemb.train import Checkpoints, RunLostError, UnwrittenCheckpointError, fit, init_state, read_metrics
+from jaxemb.transforms import identity
 
 NO_JSON = {
     "empty": b"",
@@ -399,3 +402,35 @@ def test_batches_whose_position_cannot_be_saved_are_refused_before_the_first_ste
     with pytest.raises(ValueError, match=r"the numbers of their records as 'id'; got \[.*'score'\]"):
         without = lambda batch: {name: value for name, value in batch.items() if name != "id"}
         fit(toy_run(data=lambda e: toy_run().data(e).map(without)), tmp_path / "other", progress=False)
+
+
+def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is(tmp_path, monkeypatch):
+    def state(number):
+        model = {"w": jnp.full(5, number, jnp.float32)}
+        return init_state(jax.random.key(0), model, optax.sgd(1.0), identity())
+
+    rename = Path.rename
+
+    def dies(path, target):
+        if path.suffix == ".partial":
+            raise RuntimeError("killed")
+        return rename(path, target)
+
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(7, state(1), {})
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(UnwrittenCheckpointError, match="killed"), Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(7, state(2), {})
+    monkeypatch.setattr(Path, "rename", rename)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        assert_bitwise_equal(checkpoints.restore(7, state(0))[0], state(1))
+        checkpoints.save(7, state(2), {})
+        assert_bitwise_equal(checkpoints.restore(7, state(0))[0], state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
+
+
+def test_a_result_that_cannot_be_printed_is_a_failure(capsys, monkeypatch):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["info", "--json"]) == 1
+    assert "the result could not be printed: [Errno 28] No space left on device" in capsys.readouterr().err
