@@ -15,6 +15,7 @@ from jaxemb.train.checkpoints import wait_for_all
 from jaxemb.train.run import Run, differences
 
 _log = logging.getLogger(__name__)
+_OF_OTHERS = ("modules.json", "config.json", "vectors.npy")  # what models and search indices are known by
 
 
 class RunLostError(RuntimeError):
@@ -28,7 +29,7 @@ class RunDirectory:
     take its place.
 
     Raises:
-      FileExistsError: if it holds a run and `resume` is False, or a model that is no run's.
+      FileExistsError: if it holds a run and `resume` is False, a model that is no run's, or a search index.
       ValueError: if it holds a different run.
       NotADirectoryError: if it is a file.
       InUseError: if another process trains there.
@@ -75,6 +76,9 @@ class RunDirectory:
     def _check(self) -> bool:
         """Whether another run that has nothing to keep makes place for this one."""
         saved, kept = self._saved(), self._kept()
+        others = [name for name in _OF_OTHERS if (self.path / name).exists()]
+        if others and saved is None and not kept:
+            raise FileExistsError(f"{self.path} holds a model or an index ({others[0]}); choose another directory")
         models = [name for name in ("model", "best") if (self.path / name).exists()]
         if models and saved is None and not kept:
             raise FileExistsError(

@@ -174,6 +174,14 @@ def test_a_failed_first_start_does_not_claim_the_directory(tmp_path):
         fit(toy_run(steps=3), tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("name", ["modules.json", "config.json", "vectors.npy"])
+def test_a_directory_of_something_else_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match=f"holds a model or an index \\({name}\\); choose another directory"):
+        fit(toy_run(), tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("name", ["model", "best"])
 def test_a_model_of_nobody_is_noticed_before_the_first_step(tmp_path, name):
     (tmp_path / name).mkdir()
