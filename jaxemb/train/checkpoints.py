@@ -64,8 +64,14 @@ class Checkpoints:
 
     def __exit__(self, kind, *exception) -> None:
         # Where a process fails, the others are elsewhere, and nobody is to wait for them.
-        if kind is None or issubclass(kind, SystemExit) or jax.process_count() == 1:
-            self.finish()
+        ends_well = kind is None or issubclass(kind, SystemExit)
+        if ends_well or jax.process_count() == 1:
+            try:
+                self.finish()
+            except UnwrittenCheckpointError as error:
+                if ends_well:
+                    raise
+                _log.warning("%s", error)  # what went wrong before says more
 
     def path(self, step: int) -> Path:
         return self._directory / f"step_{step:08d}"

@@ -206,7 +206,7 @@ def test_only_one_process_trains_in_a_directory(tmp_path):
 def test_a_directory_that_is_removed_meanwhile_is_an_error(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(RunLostError, match="run was removed or replaced while the run was trained in it"):
-        fit(toy_run(**acting_at(8, lambda: shutil.rmtree(out), every=4)), out, progress=False)
+        fit(toy_run(**acting_at(8, lambda: out.rename(tmp_path / "away"), every=4)), out, progress=False)
 
 
 # Being stopped
