@@ -33,7 +33,7 @@ from jaxemb.checks import checked
 from jaxemb.embedder import Embedder
 from jaxemb.nn import Module
 from jaxemb.nn import unit as _unit
-from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings
+from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings, Objective
 from jaxemb.types import Tokens
 
 LayerWeighting = Literal["uniform", "log", "linear"] | Callable[[int], float]
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @checked()
 def matryoshka(
-    objective: ColumnsObjective,
+    objective: Objective,
     dims: Sequence[int],
     weights: Sequence[float] | None = None,
     *,
@@ -87,7 +87,7 @@ def matryoshka(
     References:
       Kusupati et al. 2022, https://arxiv.org/abs/2205.13147, eq. 1.
     """
-    _check_objective(objective, "matryoshka")
+    objective = _of_columns(objective, "matryoshka")
     dims = tuple(dims)
     weights = (1.0,) * len(dims) if weights is None else tuple(weights)
     if not dims or min(dims) < 1:
@@ -122,7 +122,7 @@ def matryoshka(
 
 @checked()
 def adaptive_layers(
-    objective: ColumnsObjective,
+    objective: Objective,
     layers: Sequence[int] | None = None,
     *,
     layers_per_step: int | None = None,
@@ -166,7 +166,7 @@ def adaptive_layers(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776.
     """
-    _check_objective(objective, "adaptive_layers")
+    objective = _of_columns(objective, "adaptive_layers")
     prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if min(last_weight, prior_weight, kl_weight) < 0 or not kl_temperature > 0:
         raise ValueError(
@@ -198,7 +198,7 @@ def adaptive_layers(
 
 @checked()
 def matryoshka_2d(
-    objective: ColumnsObjective,
+    objective: Objective,
     dims: Sequence[int],
     *,
     layers: Sequence[int] | None = None,
@@ -239,7 +239,7 @@ def matryoshka_2d(
 
 @checked()
 def espresso(
-    objective: ColumnsObjective,
+    objective: Objective,
     dim: int,
     *,
     layers: Sequence[int] | None = None,
@@ -276,7 +276,7 @@ def espresso(
     References:
       Li et al. 2024, https://arxiv.org/abs/2402.14776, its second version.
     """
-    _check_objective(objective, "espresso")
+    objective = _of_columns(objective, "espresso")
     prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if dim < 1 or not kl_temperature > 0:
         raise ValueError(f"dim must be >= 1 and kl_temperature > 0; got {dim=}, {kl_temperature=}")
@@ -331,7 +331,7 @@ def compressed(x: jax.Array, dim: int) -> jax.Array:
 
 @checked()
 def starbucks(
-    objective: ColumnsObjective,
+    objective: Objective,
     sizes: Sequence[tuple[int, int]],
     *,
     kl_weight: float = 1.0,
@@ -372,7 +372,7 @@ def starbucks(
     References:
       Zhuang et al. 2024, https://arxiv.org/abs/2410.13230.
     """
-    _check_objective(objective, "starbucks")
+    objective = _of_columns(objective, "starbucks")
     sizes = tuple((n, d) for n, d in sizes)
     ordered = all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(sizes))
     if not sizes or min(sizes[0]) < 1 or not ordered:
@@ -449,10 +449,11 @@ def _sample(key: jax.Array | None, name: int, count: int, per_step: int | None) 
     return jax.random.choice(jax.random.fold_in(key, name), count, (per_step,), replace=False)
 
 
-def _check_objective(objective: ColumnsObjective, name: str) -> None:
+def _of_columns(objective: Objective, name: str) -> ColumnsObjective:
     if not isinstance(objective, ColumnsObjective):
         got = getattr(objective, "__qualname__", type(objective).__name__).partition(".")[0]
         raise ValueError(f"{name} cuts the embeddings that a loss sees; it takes an objective of on_columns, not {got}")
+    return objective
 
 
 def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:

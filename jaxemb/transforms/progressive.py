@@ -27,8 +27,6 @@ def progressive_learning(alpha: optax.Schedule, *, column: str = "alpha") -> Tra
     References:
       Wu et al. 2023 (PEG), arXiv 2311.11691; the schedules are ours.
     """
-    if not callable(alpha):
-        raise TypeError(f"alpha must be a schedule, a function of the step; got {alpha!r}")
 
     def batch(batch: PyTree, context: Context, params: PyTree, state: PyTree) -> PyTree:
         return with_column(batch, column, jnp.asarray(alpha(context.step), jnp.float32), "progressive_learning")

@@ -133,7 +133,7 @@ def of_records(first):
 def test_an_embedder_keeps_a_task_of_texts_that_is_replayed(tmp_path):
     loss = jax.jit(lambda model, batch: jnp.mean(CONTRASTIVE(model, batch, None)[0]))
     score = lambda first: lambda embedder: {"loss": float(loss(embedder.model, pair_batch(range(first, first + 8))))}
-    replay = experience_replay(8, 8, pair_batch(range(8)), columns=("query", "document"))
+    replay = experience_replay(8, 6, pair_batch(range(8)), columns=("query", "document"))
 
     def scores(name, transform):
         run = two_tasks(

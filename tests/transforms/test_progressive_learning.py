@@ -39,5 +39,5 @@ def test_the_objective_sees_alpha_of_the_step():
 
 
 def test_alpha_must_be_a_schedule():
-    with pytest.raises(TypeError, match=r"alpha must be a schedule, a function of the step; got 2\.0"):
+    with pytest.raises(TypeError, match=r"alpha must be a function; got float 2\.0"):
         progressive_learning(2.0)

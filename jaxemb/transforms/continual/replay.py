@@ -103,9 +103,10 @@ def experience_replay(
 ) -> Transform:
     """ER: `loss + weight * mean over a minibatch of the reservoir of the objective's losses`.
 
-    The reservoir takes every batch after the step on it. It keeps `columns`; what else the objective reads, such as
-    the "classes" that compete, is that of the current batch. Where classes compete by task, keep "classes" too: each
-    record then competes among those of its own time. Inputs are kept as they come, so augment in the objective.
+    The reservoir takes every batch after the step on it. It keeps `columns`, and the "id" of records if the example has
+    it; what else the objective reads, such as the "classes" that compete, is that of the current batch. Where classes
+    compete by task, keep "classes" too: each record then competes among those of its own time. Inputs are kept as they
+    come, so augment in the objective.
 
     With minibatches as large as the batch and half of the learning rate, it is training on the two concatenated.
 
@@ -273,6 +274,7 @@ def replayed(
     capacity = jax.tree.leaves(state.records)[0].shape[0]
     rows, weights = draw_records(key_rows, state.records, jnp.arange(capacity) < state.seen, minibatch)
     others = jax.tree.map(lambda leaf: leaf[0], context.raw_batch) if context.stacked else context.raw_batch
+    others = {**others, "id": -1 - jnp.arange(minibatch)}  # as many, and no records of the batch, if it keeps no ids
 
     def mean() -> jax.Array:
         batch = context.prepare({**others, **rows}, context.trained, key_model)
@@ -318,20 +320,24 @@ def flat_columns(batch: Mapping[str, PyTree], shapes: Mapping[str, PyTree]) -> d
 
 
 def column_shapes(example: Mapping[str, PyTree], columns: Sequence[str]) -> dict[str, PyTree]:
-    """Shapes and types `[N, ...]` of the example's columns; classes `[C]` that compete in a batch become `[1, C]`.
+    """Shapes and types `[N, ...]` of the example's columns, and of its "id" if it has it.
+
+    Classes `[C]` that compete in a batch become `[1, C]`.
 
     Raises:
       ValueError: if the example lacks one of them.
     """
     if missing := [name for name in columns if name not in example]:
-        raise ValueError(f"the example has no {', '.join(missing)}; it has {', '.join(sorted(example))}")
+        has = f"the example has {', '.join(sorted(example))}, but no {', '.join(missing)}"
+        raise ValueError(f"{has}; name the columns to keep: columns=(...)")
 
     def shape(leaf: Any, name: str) -> jax.ShapeDtypeStruct:
         leaf = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf)
         dims = (1, *leaf.shape) if name == "classes" and len(leaf.shape) == 1 else leaf.shape
         return jax.ShapeDtypeStruct(dims, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
-    return {name: jax.tree.map(lambda leaf, name=name: shape(leaf, name), example[name]) for name in columns}
+    kept = dict.fromkeys([*columns, *({"id"} & example.keys())])
+    return {name: jax.tree.map(lambda leaf, name=name: shape(leaf, name), example[name]) for name in kept}
 
 
 _OUTPUT = "remembered output"

@@ -195,7 +195,7 @@ def test_drift_moves_every_mean_with_a_translation():
         ),
         (lambda: nmc_head(3, 2, policy="recompute"), "policy must be 'stale' or 'drift'; got 'recompute'"),
         (lambda: nmc_head(3, 2, sigma=0), "sigma must be > 0; got 0"),
-        (lambda: nmc_init(0, 2), "classes and dim must be at least 1; got 0 and 2"),
+        (lambda: nmc_init(0, 2), "classes must be in 1\\.\\.2147483647; got 0"),
     ],
 )
 def test_bad_arguments(act, message):

@@ -12,7 +12,7 @@ from tiny_stream import drawn, jit_once
 from jaxemb import Classifier
 from jaxemb.encoders import Mlp
 from jaxemb.objectives import classification
-from jaxemb.train import begin_task, end_task, init_state, make_train_step
+from jaxemb.train import begin_task, end_task, init_state, make_train_step, train
 from jaxemb.transforms import Task, agem, der, der_plus_plus, er_ace, experience_replay
 from jaxemb.transforms.continual.agem import without_conflict
 from jaxemb.transforms.continual.replay import (
@@ -126,6 +126,25 @@ def test_er_adds_the_loss_of_what_it_keeps_once_there_is_something():
     assert losses[1] == pytest.approx(float(now + 0.5 * old), rel=1e-5)
 
 
+@pytest.mark.parametrize("example", [("input", "label", "id"), ("input", "label")])
+@pytest.mark.parametrize("minibatch", [2, 6])
+def test_replayed_records_come_with_their_own_ids(example, minibatch):
+    """As masks by id and counts of texts read them."""
+
+    def batch_of(step):
+        ids = np.arange(B, dtype=np.int32) + 10 * step
+        return {"input": np.tile(ids[:, None], (1, 2)).astype(np.float32), "label": ids, "id": ids}
+
+    def objective(model, batch, key):
+        assert batch["id"].shape == (len(batch["input"]),)
+        known = (batch["id"] == batch["label"]) == (batch["id"] >= 0)
+        return jnp.where(known & (batch["input"][:, 0] == batch["label"]), model, jnp.nan), {}
+
+    transform = experience_replay(M, minibatch, {name: batch_of(0)[name] for name in example})
+    state = train(jnp.ones(()), objective, optax.sgd(0.1), [batch_of(step) for step in range(3)], transform=transform)
+    np.testing.assert_allclose(state.model, 1 - 0.1 * (1 + 2 + 2), rtol=1e-5)
+
+
 def test_der_holds_outputs_to_those_of_insertion():
     data = [batch(0), batch(1)]
     states, losses = run(der_plus_plus(B, B, data[0], C, alpha=0.3, beta=0.7), data)
@@ -208,7 +227,7 @@ def test_a_gem_in_training():
         (lambda: experience_replay(0, 1, batch(0)), "capacity must be at least 1; got 0"),
         (lambda: agem(4, 5, batch(0)), "minibatch must be at most the capacity, 4; got 5"),
         (lambda: experience_replay(4, 2, batch(0), weight=0), "weight must be > 0; got 0"),
-        (lambda: experience_replay(4, 2, batch(0), columns=["text"]), "example has no text; it has classes, input"),
+        (lambda: experience_replay(4, 2, batch(0), columns=["text"]), "the example has classes, input, label, but no text; name the columns"),
         (lambda: der(4, 2, batch(0), 3, beta=-1), "beta must be >= 0; got -1"),
         (lambda: der_plus_plus(4, 2, batch(0), 3, beta=0), "beta must be > 0; got 0"),
         (lambda: shapes_of(der(4, 2, batch(0), 5)), r"output 'logits' must be \[N, 5\]; got \(4, 3\)"),
