@@ -239,9 +239,12 @@ def encodable(name: str, text: str) -> None:
 
 def check_types(config: Any) -> None:
     """Raises a TypeError for the first field of a dataclass that is not what its annotation says."""
-    hints = get_type_hints(type(config))
+    hints = _hints(config.__class__)
     for field in dataclasses.fields(config):
         instance(field.name, getattr(config, field.name), hints[field.name])
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *names: str) -> None:

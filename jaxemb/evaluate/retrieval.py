@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxemb.checks import checked, encodable, instance
+from jaxemb.checks import check_types, checked, encodable, instance
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
@@ -21,11 +21,22 @@ DEFAULT_KS = (1, 3, 5, 10, 100)
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
-    """A test collection: texts by id, and `qrels[query id][document id]` = relevance level (> 0 is relevant)."""
+    """A test collection: texts by id, and `qrels[query id][document id]` = relevance level (> 0 is relevant).
+
+    Raises:
+      TypeError: for anything else, naming the argument.
+    """
 
     queries: Mapping[str, str]
     corpus: Mapping[str, str]
     qrels: Qrels
+
+    def __post_init__(self):
+        check_types(self)
+        for query, judged in self.qrels.items():
+            if not (isinstance(judged, Mapping) and all(isinstance(level, int | float) for level in judged.values())):
+                expected = "must give a level, a number, to documents by id"
+                raise TypeError(f"qrels[{query!r}] {expected}, as {{'document': 1}}; got {judged!r:.60}")
 
 
 @dataclasses.dataclass(frozen=True)

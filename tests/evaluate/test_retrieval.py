@@ -39,6 +39,19 @@ def test_queries_in_only_one_of_run_and_qrels_are_left_out_and_counted():
     assert (scores.unjudged_queries, scores.missing_queries) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("queries", "qrels", "message"),
+    [
+        (["q"], {}, "queries must be a mapping"),
+        ({"q": "a"}, {"q": ["d"]}, r"qrels\['q'\] must give a level, a number, to documents by id, .*got \['d'\]"),
+        ({"q": "a"}, {"q": {"d": "x"}}, r"qrels\['q'\] must give a level, .*got \{'d': 'x'\}"),
+    ],
+)
+def test_a_collection_is_checked_when_it_is_made(queries, qrels, message):
+    with pytest.raises(TypeError, match=message):
+        RetrievalSet(queries, {"d": "b"}, qrels)
+
+
 def test_summary_is_json_with_errors_and_intervals():
     run = {f"q{i}": {"d1": 1.0, "d2": float(i)} for i in range(4)}
     qrels = {f"q{i}": {"d1": 1} for i in range(4)}
