@@ -51,7 +51,7 @@ class Costs:
     def pytest_runtest_logreport(self, report):
         file = report.nodeid.partition("::")[0]
         self._seconds[file] += report.duration
-        if not report.slow:
+        if not getattr(report, "slow", True):  # a process that died reports less
             self._programs[file] += report.programs
 
     def _above(self) -> list[str]:

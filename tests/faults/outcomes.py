@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import gc
 import logging
+import os
 import re
 import time
 import traceback
@@ -27,6 +28,9 @@ import pytest
 import jaxemb
 
 SECONDS, BYTES = 10, 2**30
+exhaustive = pytest.mark.skipif(
+    os.environ.get("JAXEMB_FAULTS") != "all", reason="takes hours and many gigabytes; JAXEMB_FAULTS=all runs it"
+)
 _PACKAGE = str(Path(jaxemb.__file__).parent)
 _OF_INPUT = (
     *(ValueError, TypeError, ImportError, MemoryError),

@@ -31,6 +31,7 @@ def test_a_sample_of_wrong_arguments(record_property):
     outcomes.survey(cases, record_property, most=MOST)
 
 
+@outcomes.exhaustive
 @pytest.mark.slow
 def test_all_wrong_arguments(record_property):
     outcomes.survey((case for call in arguments.calls() for case in call.cases()), record_property, most=MOST)

@@ -226,6 +226,7 @@ def test_lines_that_make_no_sense(record_property):
     outcomes.survey(whole_lines(), record_property)
 
 
+@outcomes.exhaustive
 @pytest.mark.slow
 def test_all_malformed_options(record_property):
     outcomes.survey(malformed_options(), record_property)

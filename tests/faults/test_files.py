@@ -12,6 +12,7 @@ def test_a_sample_of_damaged_files(kind, record_property):
     outcomes.survey(outcomes.sample(places.cases(kind), _SAMPLE.get(kind, 12)), record_property)
 
 
+@outcomes.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", places.PLACES)
 def test_all_damaged_files(kind, record_property):

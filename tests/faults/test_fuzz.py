@@ -1,6 +1,6 @@
 """Readers against files that nobody thought of: no crash, no hang above 10 s, no memory above 1 GB.
 
-    JAXEMB_FUZZ_SECONDS=3600 python -m pytest tests/faults/test_fuzz.py -m slow
+    JAXEMB_FAULTS=all JAXEMB_FUZZ_SECONDS=3600 python -m pytest tests/faults/test_fuzz.py -m slow
 
 Files begin as good ones, so that what is damaged is looked at: bytes are changed, cut out, doubled and put in, and the
 keys of JSON files get any value. What comes of a file is judged as everywhere in this folder, but that other content is
@@ -159,6 +159,7 @@ def test_a_few(name, record_property):
     _record(record_property, run(name, 2 if name == "checkpoint" else 15, 0))
 
 
+@outcomes.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_for_long(name, record_property):
