@@ -111,7 +111,7 @@ def _described(value: Any, within: tuple[int, ...]) -> Any:
         case tuple() if hasattr(value, "_fields"):
             return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in value._fields}}
         case _ if dataclasses.is_dataclass(value):
-            fields = {f.name: inner(getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare}
+            fields = {f.name: inner(getattr(value, f.name, "unset")) for f in dataclasses.fields(value) if f.compare}
             return {"class": _name(type(value)), **fields}
         case Mapping() | Set() | list() | tuple():
             return _container(value, inner)

@@ -113,6 +113,17 @@ def test_globals_count_for_functions_of_users(monkeypatch):
     assert "globals" not in describe(adamw)
 
 
+def test_what_is_not_set_yet_is_described():
+    """As in the sources of libraries that open their files late."""
+
+    @dataclasses.dataclass
+    class Late:
+        path: str
+        length: int = dataclasses.field(init=False)
+
+    assert describe(Late("a"))["length"] == "unset" and describe(Late("a")) != describe(Late("b"))
+
+
 def test_what_holds_itself_is_described():
     values: list = [1]
     values.append(values)
