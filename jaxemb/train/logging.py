@@ -31,23 +31,25 @@ class RunLog:
     Args:
       out: the run's directory.
       steps: number of steps of the run.
-      resumed_at: finished steps that the run begins with; later lines of an earlier process are dropped.
+      resumed_at: finished steps that the run begins with, and goes on from; later lines of an earlier process are
+        dropped. None for a run that begins anew: all are.
       progress: whether to show progress: a bar with loss, records per second and the time left on a terminal, one
         plain line per log entry elsewhere.
     """
 
-    def __init__(self, out: Path, *, steps: int, resumed_at: int = 0, progress: bool = True):
-        self._out, self._steps, self._resumed_at = Path(out), steps, resumed_at
+    def __init__(self, out: Path, *, steps: int, resumed_at: int | None = None, progress: bool = True):
+        self._out, self._steps, self._resumed_at = Path(out), steps, resumed_at or 0
         self._is_first = jax.process_index() == 0
         self._progress = progress and self._is_first
-        self._done, self._started = resumed_at, time.perf_counter()
+        self._kept = -1 if resumed_at is None else resumed_at  # the last step whose lines stay
+        self._done, self._started = self._resumed_at, time.perf_counter()
         self._bar: Any = None
         self._audience = cast(TextIO, Audience(sys.stderr))
 
     def __enter__(self) -> "RunLog":
         if self._is_first:
             path = self._out / "metrics.jsonl"
-            _drop_after(path, self._resumed_at)
+            _drop_after(path, self._kept)
             self._file = path.open("a", encoding="utf-8")
             self._board = _tensorboard(self._out / "tensorboard", self._resumed_at)
         if self._progress and self._audience.isatty() and importlib.util.find_spec("rich"):
@@ -123,9 +125,9 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`; a run that begins anew evaluates at step 0 again."""
+    """Keeps the lines of steps up to `step`."""
     if path.exists():
-        kept = [line for line, values in _intact_lines(path) if step and values["step"] <= step]
+        kept = [line for line, values in _intact_lines(path) if values["step"] <= step]
         files.write_bytes(path, b"".join(kept))
 
 

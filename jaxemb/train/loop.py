@@ -124,7 +124,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         with Checkpoints(directory.path / "checkpoints", run.keep) as checkpoints:
             restored = checkpoints.restore_newest(state)
             state = restored[0] if restored else state
-            log = RunLog(directory.path, steps=run.steps, resumed_at=int(state.step), progress=progress)
+            resumed_at = int(state.step) if restored else None
+            log = RunLog(directory.path, steps=run.steps, resumed_at=resumed_at, progress=progress)
             with interruptible(stop), log:
                 loop = _Loop(run, embedder, state, directory, checkpoints, log, stop)
                 loop.train(restored and restored[1])

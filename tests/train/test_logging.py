@@ -30,9 +30,9 @@ def test_nothing_when_not_wanted(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
+@pytest.mark.parametrize(("resumed_at", "kept"), [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
 def test_keeps_the_lines_up_to_the_resumed_step(tmp_path, resumed_at, kept):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tr')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "tr')
     with RunLog(tmp_path, steps=10, resumed_at=resumed_at, progress=False) as log:
         log.write(10, {"x": 1.0})
     assert [line["step"] for line in read_metrics(tmp_path)] == [*kept, 10]
