@@ -1,5 +1,6 @@
 """The loop over a stream: train on task after task, score every task after each."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxemb import parallel
 from jaxemb.checks import checked
 from jaxemb.continual.streams import Columns, Experience, count
-from jaxemb.files import checked_path
+from jaxemb.files import checked_path, locked
 from jaxemb.objectives import Objective
 from jaxemb.train import (
     Checkpoints,
@@ -127,115 +128,128 @@ def run_stream(
         split over the mesh, experiences whose training data have different columns, shapes or types, or checkpoints of
         another run.
       NonFiniteError: if a loss or gradient is not finite; a note says which task it was.
+      InUseError: if another process trains with the same checkpoints.
     """
     # The loop in one piece: training, scores and checkpoints act on the same state and progress.
-    transform = identity() if transform is None else transform
-    lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
-        raise ValueError(f"batch_size must divide by the {shards} shards of the mesh; got {batch_size}")
-    place = (lambda state: state) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
-    state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
-    passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
-    totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
-    chunk = min(chunk, max(totals))
-    step = make_train_step(objective, optimizer, transform)
-    in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
-    store = None if checkpoints is None else Checkpoints(checked_path(checkpoints), keep=1)
-    last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
-    call = _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step)
-    runner = Runner(call, state, mesh=mesh, last_checkpoint=last_checkpoint)
-    # Its own function, so that a new optimiser state does not share its buffers with the trained one.
-    fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    with _alone_in(checkpoints) as directory:
+        transform = identity() if transform is None else transform
+        lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
+        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        if batch_size % shards:
+            raise ValueError(f"batch_size must divide by the {shards} shards of the mesh; got {batch_size}")
+        place = (lambda state: state) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
+        state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
+        passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
+        totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
+        chunk = min(chunk, max(totals))
+        step = make_train_step(objective, optimizer, transform)
+        in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
+        store = None if directory is None else Checkpoints(directory, keep=1)
+        last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
+        call = _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step)
+        runner = Runner(call, state, mesh=mesh, last_checkpoint=last_checkpoint)
+        # Its own function, so that a new optimiser state does not share its buffers with the trained one.
+        fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
 
-    done = _Progress.new(len(experiences), evaluate)
-    about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
-    about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
-    about |= {"boundaries": boundaries, "future": future, "evaluate": sorted(evaluate)}
-    if store is not None:
-        about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
-        about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
-    if store is not None and (restored := store.restore_newest(state)):
-        runner.state, saved = restored
-        if lines := differences(saved["about"], about):
-            raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
-        done = _Progress.from_json(saved["done"])
-
-    def remember(number: int) -> None:
-        for score in evaluate.values():
-            if hasattr(score, "remember"):
-                score.remember(runner.state, experiences, number)
-
-    if not done.seconds:
-        remember(-1)
-        every = _classes(experiences, len(experiences) - 1, "all")
-        with parallel.in_force(mesh):
-            for name, score in evaluate.items() if future else ():
-                done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
-
-    for number in range(len(done.seconds), len(experiences)):
-        began = time.perf_counter()
-        data = _on_device(experiences[number], offsets[number], max(lengths), mesh)
-        classes = _classes(experiences, number, compete)
-        order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
-        all_ids = np.asarray(experiences[number].train.get("id", np.arange(lengths[number]) + offsets[number]))
-        ids_of = all_ids.__getitem__
-        task = Task(
-            number,
-            batches=functools.partial(_once, data, order, classes),
-            steps=totals[number],
-            classes=experiences[number].classes,
-        )
-        if boundaries:
-            runner.state = place(begin_task(transform, objective, runner.state, task))
-        if reset_optimizer and number > 0:
-            runner.state = place(dataclasses.replace(runner.state, opt_state=fresh(runner.state)))
-
-        batches, losses, before = _forever(order), [], int(runner.state.step)
-        for start in range(0, totals[number], chunk):
-            n = min(chunk, totals[number] - start)
-            rows = np.zeros((chunk, batch_size), np.int32)
-            rows[:n] = [next(batches) for _ in range(n)]
-            if in_loop:
-                runner.start((data, rows, classes, n), ids_of(rows[:n]), steps=n)
-            else:
-                for row in rows[:n]:
-                    runner.start((data, row, classes), ids_of(row))
-            runner.wait()
-            try:
-                losses += [of_step["loss"] for of_step in runner.read()]
-            except NonFiniteError as error:
-                name, of_task = experiences[number].name, error.step - before
-                error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
-                raise
-        if boundaries:
-            runner.state = place(end_task(transform, objective, runner.state, task))
-        del data, task  # the device need not hold them beside the evaluators' arrays
-        done.seconds.append(time.perf_counter() - began)
-        done.losses.append(losses)
-
-        remember(number)
-        seen = _classes(experiences, number, "seen")
-        with parallel.in_force(mesh):
-            for name, score in evaluate.items():
-                scored = experiences if future else experiences[: number + 1]
-                row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
-                done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
+        done = _Progress.new(len(experiences), evaluate)
+        about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
+        about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
+        about |= {"boundaries": boundaries, "future": future, "evaluate": sorted(evaluate)}
         if store is not None:
-            store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
-            store.finish()
+            about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
+            about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
+        if store is not None and (restored := store.restore_newest(state)):
+            runner.state, saved = restored
+            if lines := differences(saved["about"], about):
+                raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
+            done = _Progress.from_json(saved["done"])
 
-    return StreamResult(
-        names=tuple(e.name for e in experiences),
-        R={name: np.array(matrix) for name, matrix in done.R.items()},
-        b={name: np.array(values) for name, values in done.b.items()},
-        state=runner.state,
-        losses=tuple(np.array(values, np.float32) for values in done.losses),
-        seconds=np.array(done.seconds),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, runner.state))),
-        state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state.method_state)),
-    )
+        def remember(number: int) -> None:
+            for score in evaluate.values():
+                if hasattr(score, "remember"):
+                    score.remember(runner.state, experiences, number)
+
+        if not done.seconds:
+            remember(-1)
+            every = _classes(experiences, len(experiences) - 1, "all")
+            with parallel.in_force(mesh):
+                for name, score in evaluate.items() if future else ():
+                    done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
+
+        for number in range(len(done.seconds), len(experiences)):
+            began = time.perf_counter()
+            data = _on_device(experiences[number], offsets[number], max(lengths), mesh)
+            classes = _classes(experiences, number, compete)
+            order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
+            all_ids = np.asarray(experiences[number].train.get("id", np.arange(lengths[number]) + offsets[number]))
+            ids_of = all_ids.__getitem__
+            task = Task(
+                number,
+                batches=functools.partial(_once, data, order, classes),
+                steps=totals[number],
+                classes=experiences[number].classes,
+            )
+            if boundaries:
+                runner.state = place(begin_task(transform, objective, runner.state, task))
+            if reset_optimizer and number > 0:
+                runner.state = place(dataclasses.replace(runner.state, opt_state=fresh(runner.state)))
+
+            batches, losses, before = _forever(order), [], int(runner.state.step)
+            for start in range(0, totals[number], chunk):
+                n = min(chunk, totals[number] - start)
+                rows = np.zeros((chunk, batch_size), np.int32)
+                rows[:n] = [next(batches) for _ in range(n)]
+                if in_loop:
+                    runner.start((data, rows, classes, n), ids_of(rows[:n]), steps=n)
+                else:
+                    for row in rows[:n]:
+                        runner.start((data, row, classes), ids_of(row))
+                runner.wait()
+                try:
+                    losses += [of_step["loss"] for of_step in runner.read()]
+                except NonFiniteError as error:
+                    name, of_task = experiences[number].name, error.step - before
+                    error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
+                    raise
+            if boundaries:
+                runner.state = place(end_task(transform, objective, runner.state, task))
+            del data, task  # the device need not hold them beside the evaluators' arrays
+            done.seconds.append(time.perf_counter() - began)
+            done.losses.append(losses)
+
+            remember(number)
+            seen = _classes(experiences, number, "seen")
+            with parallel.in_force(mesh):
+                for name, score in evaluate.items():
+                    scored = experiences if future else experiences[: number + 1]
+                    row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
+                    done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
+            if store is not None:
+                store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
+                store.finish()
+
+        return StreamResult(
+            names=tuple(e.name for e in experiences),
+            R={name: np.array(matrix) for name, matrix in done.R.items()},
+            b={name: np.array(values) for name, values in done.b.items()},
+            state=runner.state,
+            losses=tuple(np.array(values, np.float32) for values in done.losses),
+            seconds=np.array(done.seconds),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, runner.state))),
+            state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state.method_state)),
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str | Path | None) -> Iterator[Path | None]:
+    """The directory, made if absent, while no other process trains there. Raises InUseError if one does."""
+    if directory is None:
+        yield None
+        return
+    (path := checked_path(directory)).mkdir(parents=True, exist_ok=True)
+    with locked(path, wait=False):
+        yield path
 
 
 @dataclasses.dataclass

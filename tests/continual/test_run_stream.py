@@ -6,7 +6,7 @@ import pytest
 from budget import Programs
 from tiny_stream import drawn
 
-from jaxemb import Classifier
+from jaxemb import Classifier, files
 from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_stream, split_by_class
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.objectives import classification
@@ -212,6 +212,13 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     moved = blobs() | {"input": blobs()["input"] + 1}
     with pytest.raises(ValueError, match="another run"):
         run(split_by_class(moved, blobs(seed=1), 2), **options, checkpoints=tmp_path)
+
+
+def test_one_run_at_a_time_has_the_checkpoints(tmp_path):
+    """Another one would remove what this one is about to write."""
+    with files.locked(tmp_path), pytest.raises(files.InUseError, match="is in use by another process"):
+        run(checkpoints=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_optimizer_may_start_anew():
