@@ -259,6 +259,12 @@ def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *name
             raise ValueError(f"{name} must be {expected}; got {value!r}")
 
 
+def check_finite(name: str, array: Any) -> None:
+    """Raises a ValueError, but for what is being traced, if a value is not finite."""
+    if not isinstance(array, jax.core.Tracer) and not is_finite(np.asarray(array)):
+        raise ValueError(f"{name} must be finite")
+
+
 def is_finite(array: np.ndarray) -> bool:
     """Whether all values are; without a copy, as the array may be large."""
     if array.dtype == ml_dtypes.bfloat16:

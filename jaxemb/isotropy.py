@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from jaxemb.checks import checked
+from jaxemb.checks import check_finite, checked
 from jaxemb.similarity import unit_rows
 
 
@@ -182,6 +182,5 @@ def _checked(x: np.ndarray, least: int) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < least:
         raise ValueError(f"x must be [N, D] with N >= {least}; got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("x must be finite")
+    check_finite("x", x)
     return x

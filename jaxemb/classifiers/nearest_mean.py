@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, size
+from jaxemb.checks import check_finite, checked, size
 from jaxemb.nn import unit
 from jaxemb.nn.classes import check_labels
 
@@ -61,8 +61,7 @@ def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights:
     if not _traced(features, labels, used):
         real = np.asarray(used) != 0
         check_labels(np.asarray(labels)[real], classes)
-        if not np.isfinite(np.asarray(features, np.float32)[real]).all():
-            raise ValueError("features must be finite")
+        check_finite("features", np.asarray(features, np.float32)[real])
     return _added(state, features, labels, used)
 
 
@@ -178,8 +177,7 @@ def check_seen(state: NMCState, features: jax.Array) -> None:
     """Raises ValueError, outside of `jit`, as long as no class was seen, and for features that are not finite."""
     if not _traced(*state) and not np.asarray(state.counts).any():
         raise ValueError("no class was seen yet: there is no mean to compare with")
-    if not _traced(features) and not np.isfinite(np.asarray(features, np.float32)).all():
-        raise ValueError("features must be finite")
+    check_finite("features", features)
 
 
 def check_metric(metric: str) -> None:

@@ -10,7 +10,7 @@ import optax
 import scipy.optimize
 from scipy.spatial.distance import cdist
 
-from jaxemb.checks import at_least, checked
+from jaxemb.checks import at_least, check_finite, checked
 from jaxemb.retrieval import topk_search
 from jaxemb.similarity import unit_rows
 
@@ -24,8 +24,8 @@ def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     features, labels = _finite(features), np.asarray(labels)
     if labels.shape != features.shape[:1] or not len(labels):
         raise ValueError(f"labels must be one for each of N > 0 features [N, D]; got {labels.shape}, {features.shape}")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("labels must be finite")
+    if labels.dtype.kind == "f":
+        check_finite("labels", labels)
     return features, labels
 
 

@@ -8,11 +8,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import check_finite, checked
 from jaxemb.merging.trees import (
     Match,
     apply_task_vectors,
-    check_finite,
     match_vectors,
     stacked_layers,
     wide,

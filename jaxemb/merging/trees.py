@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, is_finite
+from jaxemb.checks import check_finite, checked
 from jaxemb.trees import PyTree, Where, by_path, map_with_path, selects
 
 if TYPE_CHECKING:
@@ -222,12 +222,6 @@ def _structure(tree: PyTree) -> Any:
 
 def _is_none(leaf: Any) -> bool:
     return leaf is None
-
-
-def check_finite(name: str, array: jax.Array) -> None:
-    """Raises a ValueError, but for what is being traced, if a value is not finite: it would spread by the merge."""
-    if not isinstance(array, jax.core.Tracer) and not is_finite(np.asarray(array)):
-        raise ValueError(f"{name} has values that are not finite")
 
 
 def _checked(path: str, column: Sequence[Any], what: str) -> tuple[Any, ...] | None:

@@ -196,5 +196,5 @@ def test_values_that_are_not_finite_are_not_merged(bad):
         lambda: merging.merge_slerp(good, spoilt),
         lambda: merging.merge_fisher([good, good], [good, spoilt]),
     ):
-        with pytest.raises(ValueError, match=r"(model|model and fisher) \d: w has values that are not finite"):
+        with pytest.raises(ValueError, match=r"(model|model and fisher) \d: w must be finite"):
             merge()
