@@ -633,7 +633,7 @@ def test_processes_find_each_other_before_the_config_is_read(tmp_path):
     ]
     said = [process.communicate(timeout=120)[1] for process in processes]
     for i, process in enumerate(processes):
-        assert process.returncode == 2 and f"jaxemb: error: {i} of 2" in said[i]
+        assert process.returncode == 2 and f"jaxemb: error: {config}:3: {i} of 2" in said[i]
 
 
 def test_work_that_fails_is_told_from_bad_input(capsys, tmp_path):

@@ -61,8 +61,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except SystemExit as exit_:  # argparse has printed help or the usage error
         return int(exit_.code or OK)
     logging.basicConfig(level=logging.WARNING, format="jaxemb: %(levelname)s: %(message)s")
-    for handler in logging.getLogger().handlers if not args.debug else ():
-        handler.addFilter(_is_not_of_orbax)
+    if not args.debug:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_is_not_of_orbax)
+        sys.unraisablehook = _show_what_is_not_late
     trains_alone = args.name == "train" and not args.distributed
     try:
         with _quitting() if trains_alone else contextlib.nullcontext():
@@ -87,6 +89,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     """Its threads log, with a traceback each, the error of which `fit` says what it means."""
     return record.name != "absl"
+
+
+def _show_what_is_not_late(unraisable) -> None:
+    """All but what orbax's writers tell a loop that has ended, once the first of them has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager
