@@ -64,7 +64,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not args.debug:
         for handler in logging.getLogger().handlers:
             handler.addFilter(_is_not_of_orbax)
-        sys.unraisablehook = _show_what_is_not_late
+        if arguments is None:
+            sys.unraisablehook = _show_what_is_not_late
     trains_alone = args.name == "train" and not args.distributed
     try:
         with _quitting() if trains_alone else contextlib.nullcontext():
