@@ -1,24 +1,21 @@
-"""What every experiment needs: its command line, the data directory, means over seeds, and result files."""
+"""What the experiments need that are not on `lib.suite` yet: command line, means over seeds, and result files."""
 
 import argparse
 import dataclasses
 import gzip
-import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxemb.files import replaced_file, write_text
+from experiments.lib.datasets import REPOSITORY, data_dir
+from jaxemb.files import write_text
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 Preset = TypeVar("Preset")
 
 
@@ -37,18 +34,6 @@ class Spread:
 
     def __format__(self, spec: str) -> str:
         return f"{self.mean:{spec}} ± {self.std:{spec.lstrip('+')}}" if len(self.values) > 1 else f"{self.mean:{spec}}"
-
-
-def data_dir() -> Path:
-    """The directory of the data sets: `$JAXEMB_DATA`, or `../shared/data` beside the repository.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-    """
-    path = Path(os.environ.get("JAXEMB_DATA") or REPOSITORY.parent / "shared" / "data")
-    if not path.is_dir():
-        raise FileNotFoundError(f"the data directory {path} is absent; set JAXEMB_DATA")
-    return path
 
 
 def arguments(name: str, about: str, presets: Mapping[str, Preset]) -> tuple[str, Preset, int, Path]:
@@ -85,27 +70,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def vectors(texts: Sequence[str], model: str | None = None) -> np.ndarray:
-    """Embeddings of the texts, `[N, D]`, of unit length; kept under `runs/experiments`.
-
-    Args:
-      texts: N texts.
-      model: directory or hub id; None for MiniLM.
-    """
-    import jaxemb
-    from jaxemb.recipes.offline_model import default_model
-
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    name = "minilm" if model is None else re.sub(r"\W+", "-", model).strip("-")
-    path = REPOSITORY / "runs" / "experiments" / f"{name}-{digest}.npy"
-    if not path.exists():
-        embeddings = jaxemb.load(model or default_model().path).encode(list(texts), normalize=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as fresh, open(fresh, "wb") as file:
-            np.save(file, embeddings)
-    return np.load(path)
-
-
 def spreads(results: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
     """The spread of every measure over the seeds' results."""
     return {name: Spread.of(result[name] for result in results) for name in results[0]}
@@ -138,16 +102,6 @@ def intents(name: str, split: str, per_intent: int | None = None) -> tuple[list[
     _, labels = np.unique([record["label"] for record in records], return_inverse=True)
     kept = [i for label in range(labels.max() + 1) for i in np.flatnonzero(labels == label)[:per_intent]]
     return [records[i]["text"] for i in kept], labels[kept].astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class WithColumns:
-    """Adds columns to a batch: of each of these arrays the rows of the batch's records."""
-
-    arrays: Mapping[str, np.ndarray]
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {**batch, **{name: array[batch["id"]] for name, array in self.arrays.items()}}
 
 
 def dots(panels: Mapping[str, Mapping[str, Sequence[float]]]):

@@ -1,141 +1,82 @@
-"""Nearest class means on a frozen encoder, the floor of continual learning (Janson et al. 2022).
+"""NMC: nearest class means of a frozen encoder, against training the encoder task after task.
+
+Janson et al. 2022 (arXiv 2210.04428) claim that the class means of a frozen pretrained encoder do as well as prompts
+that are trained task after task in front of the same encoder. Their encoder is a ViT-B/16, their stream CIFAR-100 in
+ten tasks; their figure is the average incremental accuracy (AIA), the mean over time of the accuracy so far.
+
+Here the encoder is all-MiniLM-L6-v2 with mean pooling, without its last normalisation, and a stream is an intent set in
+tasks. Means see every training question once, and nothing of them is tuned. Against them, of the same encoder with a
+linear layer over the intents: the layer alone, the layer with LoRA, and with 8 soft prompts, trained task after task
+with the softmax over the task's own intents, as L2P does; and the first two on all tasks at once. Their learning rates
+are chosen by ACC on training questions that the run does not learn from. A seed draws the training questions and the
+order of the intents; the test is whole. All classes seen so far compete, but for the last column.
 
     python -m experiments.nmc_baseline --preset small
-
-Digits: raw pixels are the features, two classes per task; accuracies and forgetting must equal the reference to 1e-4.
-
-Intents: MiniLM's frozen vectors of BANKING77 and CLINC150, whose classes come in tasks, in an order drawn by the seed.
-Means, and means with one covariance (streaming LDA), see every training question once. Against them, a linear layer on
-the same vectors: trained task after task (naive fine-tuning), and on all tasks at once. Nothing is chosen by results.
-
-The preset `paper` is all four intent sets with five orders of classes. (The paper's own features, those of a ViT-B/16
-on CIFAR-100, take a vision encoder.)
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
-from experiments import common, images
+import jaxemb
+from experiments.lib import datasets, suite
+from experiments.lib.suite import Claim, Experiment, Measure, Reported
 from jaxemb import Classifier
-from jaxemb.classifiers import nmc_init, nmc_logits, nmc_prequential, nmc_update, slda_init, slda_logits, slda_update
-from jaxemb.compilation import enable_persistent_cache
-from jaxemb.continual import Experience, accuracy, joint, metrics, run_stream, split_by_class
+from jaxemb.classifiers import NMCState, SldaState, nmc_logits, slda_init, slda_logits, slda_update
+from jaxemb.continual import Experience, Predict, accuracy, joint, mean_over, metrics, run_stream, split_by_class
 from jaxemb.continual.streams import count
-from jaxemb.nn import Module, uniform_linear
+from jaxemb.data import pad
+from jaxemb.nn import Module
 from jaxemb.objectives import classification
-from jaxemb.recipes.offline_model import HUB_ID
-from jaxemb.transforms.continual.nmc import unit
+from jaxemb.recipes.offline_model import default_model
+from jaxemb.train import TrainState
+from jaxemb.transforms import Transform, Variables, find_state, identity, lora, nmc, prompts
+from jaxemb.transforms.base import nothing
 
-BATCH = 16
-SHRINKAGE = 1e-2
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """How much is done."""
-
-    tasks: Mapping[str, int]  # by set of intents
-    seeds: int
-    epochs: int = 5
-    learning_rate: float = 1e-2
-    per_intent: int | None = None  # training questions
-    digit_seeds: int = 5
-
-
-PRESETS = {
-    "smoke": Preset(tasks={"banking77": 7}, seeds=1, epochs=1, per_intent=4, digit_seeds=1),
-    "small": Preset(tasks={"banking77": 7, "clinc150": 10}, seeds=3),
-    "paper": Preset(tasks={"banking77": 7, "clinc150": 10, "hwu64": 8, "snips": 7}, seeds=5),
-}
-
-# Digits, seeds 0 to 4: accuracy with Euclidean and cosine distance, mean over tasks, and forgetting.
-REFERENCE = {
-    "Euclidean": (0.9067, 0.9089, 0.8756, 0.9244, 0.9111),
-    "cosine": (0.9067, 0.9067, 0.8756, 0.9289, 0.9111),
-    "mean over tasks": (0.9064, 0.9089, 0.8752, 0.9243, 0.9108),
-    "forgetting": (0.0414, 0.0578, 0.0661, 0.0386, 0.0413),
-}
-FINETUNED, JOINT = "linear layer, task after task", "linear layer, all at once"
-SCORES = {"class": accuracy(scenario="class"), "task": accuracy(scenario="task")}
-MEASURES = ("ACC", "AIA", "forgetting", "task ACC")
+TASKS = {"banking77": 7, "clinc150": 10}
+LENGTH = 24  # tokens of a question; of ten one has more
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
-    """A classifier from sums over the features: pure functions, no training."""
+class Preset(suite.Preset):
+    """How much is done: training questions of each intent (None for all), and passes over those of a task."""
 
-    init: Callable[[int, int], Any]
-    update: Callable[[Any, jax.Array, jax.Array], Any]
-    logits: Callable[[Any, jax.Array], jax.Array]
-
-
-HEADS = {
-    "NMC, Euclidean": Head(nmc_init, jax.jit(nmc_update), jax.jit(nmc_logits)),
-    "NMC, cosine": Head(
-        nmc_init,
-        jax.jit(lambda state, x, y: nmc_update(state, unit(x), y)),
-        jax.jit(functools.partial(nmc_logits, metric="cosine")),
-    ),
-    "streaming LDA": Head(
-        slda_init, jax.jit(slda_update), jax.jit(functools.partial(slda_logits, shrinkage=SHRINKAGE))
-    ),
-}
+    per_intent: int | None = 20
+    epochs: int = 3
 
 
-def stream(head: Head, tasks: Sequence[Experience]) -> tuple[np.ndarray, np.ndarray, float]:
-    """One pass over the tasks.
+@dataclasses.dataclass(frozen=True)
+class Arm(suite.Arm):
+    """How a stream is learnt.
 
-    Returns:
-      The accuracies after each task, `[T, T]`, among the classes seen and among those of the task, and the fraction of
-      all test records that are right at the end.
+    Attributes:
+      method: from the numbers of classes and dimensions to the transform.
+      predict: None for the model as trained.
+      frozen: it takes the frozen encoder's features, which are computed once.
+      at_once: all tasks are one.
+      learning_rate: None if there is no training, but one pass over the records.
     """
-    classes, dim = len(tasks[0].classes), tasks[0].train["input"].shape[1]
-    state, seen = head.init(classes, dim), np.zeros(classes, bool)
-    by_class, by_task = np.full((2, len(tasks), len(tasks)), np.nan)
-    together = joint(tasks).test  # all tests at once, so that one program serves
-    inputs, owner = jnp.asarray(together["input"]), np.repeat(np.arange(len(tasks)), [count(t.test) for t in tasks])
-    own = np.stack([task.classes for task in tasks])[owner]
-    for i, task in enumerate(tasks):
-        state = head.update(state, jnp.asarray(task.train["input"]), jnp.asarray(task.train["label"]))
-        seen = seen | task.classes
-        logits = np.asarray(head.logits(state, inputs))
-        for matrix, mask in ((by_class, seen), (by_task, own)):
-            hits = np.where(mask, logits, -np.inf).argmax(axis=1) == together["label"]
-            matrix[i, : i + 1] = [hits[owner == j].mean() for j in range(i + 1)]
-    sizes = [count(task.test) for task in tasks]
-    return by_class, by_task, metrics.average_accuracy(by_class, weights=sizes)
+
+    method: Callable[[int, int], Transform]
+    predict: Predict | None = None
+    frozen: bool = False
+    at_once: bool = False
+    learning_rate: float | None = None
 
 
-def measured(by_class: np.ndarray, by_task: np.ndarray) -> dict[str, float]:
-    """In percent."""
-    values = (
-        metrics.average_accuracy(by_class),
-        metrics.average_incremental_accuracy(by_class),
-        metrics.forgetting(by_class),
-        metrics.average_accuracy(by_task),
-    )
-    return {name: 100 * value for name, value in zip(MEASURES, values, strict=True)}
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A stream in tokens and in features of the frozen encoder, and that encoder with a new layer."""
 
-
-def digits(seed: int) -> dict[str, float]:
-    """The four numbers of the reference."""
-    tasks = split_by_class(*(_flat(columns) for columns in images.digits(seed=seed)), 5)
-    by_class, _, euclidean = stream(HEADS["NMC, Euclidean"], tasks)
-    values = (
-        euclidean,
-        stream(HEADS["NMC, cosine"], tasks)[2],
-        metrics.average_accuracy(by_class),
-        metrics.forgetting(by_class),
-    )
-    return dict(zip(REFERENCE, values, strict=True))
+    tokens: list[Experience]
+    features: list[Experience]
+    model: Classifier
 
 
 @nnx.dataclass
@@ -146,128 +87,138 @@ class Given(Module):
         return inputs
 
 
-def linear(tasks: Sequence[Experience], preset: Preset, seed: int, *, at_once: bool) -> dict[str, float]:
-    """A linear layer trained on task after task, or on all at once."""
-    classes, dim = len(tasks[0].classes), tasks[0].train["input"].shape[1]
-    model = Classifier(Given(), uniform_linear(jax.random.key(seed), dim, classes))
+def data(preset: Preset, dataset: str, seed: int, validate: bool = False) -> Data:
+    """The stream of a seed; with `validate` it is tested on 10 other training questions of each intent."""
+    embedder = jaxemb.load(default_model().path)
+    encoder = dataclasses.replace(embedder.model, heads=())
+    texts, labels = datasets.intents(dataset, "train")
+    sizes = [min(preset.per_intent or 25, 25), 10] if validate else [preset.per_intent]  # the rarest intent has 35
+    parts = [([texts[i] for i in rows], labels[rows]) for rows in datasets.per_class(labels, sizes, seed)]
+    columns = []
+    for some, theirs in parts if validate else [*parts, datasets.intents(dataset, "test")]:
+        tokens = pad(embedder.tokenizer(some, LENGTH), length=LENGTH)
+        columns.append({"input": tokens, "features": encoded(encoder, tokens), "label": theirs})
+    classes = int(labels.max()) + 1
+    order = np.random.default_rng(seed).permutation(classes).tolist()
+    of = lambda name: ({"input": part[name], "label": part["label"]} for part in columns)
+    streams = (split_by_class(*of(name), TASKS[dataset], order=order) for name in ("input", "features"))
+    return Data(*streams, Classifier.init(jax.random.key(seed), encoder, encoder.dim, classes))
+
+
+def encoded(encoder: Any, tokens: Any, rows: int = 256) -> np.ndarray:
+    """The features of tokens, `[N, D]`."""
+    call, total = jax.jit(lambda encoder, tokens: encoder(tokens)), len(tokens.ids)
+    take = lambda start: jax.tree.map(lambda a: np.take(a, range(start, start + rows), 0, mode="clip"), tokens)
+    return np.concatenate([call(encoder, take(start)) for start in range(0, total, rows)])[:total]
+
+
+def measure(preset: Preset, data: Data, arm: Arm, seed: int) -> dict[str, float]:
+    dim, classes = data.model.head.kernel.shape
+    transform, tasks = arm.method(classes, dim), data.features if arm.frozen else data.tokens
+    score = functools.partial(accuracy, arm.predict, transform=transform, batch_size=256)
+    scores = {"all": score(scenario="class"), "task": score(scenario="task")}
+    training = arm.learning_rate is not None
     result = run_stream(
-        [joint(tasks)] if at_once else tasks,
-        model,
+        [joint(tasks)] if arm.at_once else tasks,
+        dataclasses.replace(data.model, encoder=Given()) if arm.frozen else data.model,
         classification(),
-        optax.adam(preset.learning_rate),
-        epochs=preset.epochs,
-        batch_size=BATCH,
-        evaluate={} if at_once else SCORES,
+        optax.adam(arm.learning_rate if training else 0.0),
+        transform,
+        epochs=preset.epochs if training else 1,
+        batch_size=16 if training else 1,
+        evaluate={name: mean_over(tasks, s) for name, s in scores.items()} if arm.at_once else scores,
+        compete="task",
+        reset_optimizer=True,
         future=False,
         seed=seed,
     )
-    if not at_once:
-        return measured(result.R["class"], result.R["task"])
-    every = np.ones(classes, bool)
-    everything, own = ([score(result.state, t, j, every) for j, t in enumerate(tasks)] for score in SCORES.values())
-    return {"ACC": 100 * float(np.mean(everything)), "task ACC": 100 * float(np.mean(own))}
+    final = {"ACC": metrics.average_accuracy(result.R["all"]), "task ACC": metrics.average_accuracy(result.R["task"])}
+    over_time = {"AIA": metrics.average_incremental_accuracy, "forgetting": metrics.forgetting}
+    values = final | ({} if arm.at_once else {name: of(result.R["all"]) for name, of in over_time.items()})
+    return {name: 100 * value for name, value in values.items()}
 
 
-def intents(name: str, tasks: int, preset: Preset, seed: int) -> list[Experience]:
-    """The set's questions as MiniLM's vectors, in tasks of classes in an order drawn by the seed."""
-
-    def columns(split: str) -> dict[str, np.ndarray]:
-        texts, labels = common.intents(name, split, preset.per_intent if split == "train" else None)
-        return {"input": common.vectors(texts), "label": labels}
-
-    train, test = columns("train"), columns("test")
-    order = np.random.default_rng(seed).permutation(int(train["label"].max()) + 1)
-    return split_by_class(train, test, tasks, order=order.tolist())
+def means(metric: str, **reported: Any) -> Arm:
+    """Nearest class means."""
+    predict = lambda state, x, number: nmc_logits(find_state(state, NMCState), state.model.features(x), metric)
+    return Arm(lambda classes, dim: nmc(classes, dim, metric=metric), predict, frozen=True, **reported)
 
 
-def prequential(tasks: Sequence[Experience], seed: int) -> float:
-    """In percent: how often the nearest mean is right on the next 16 questions, before it learns from them."""
-    rng, inputs, labels = np.random.default_rng(seed), [], []
-    for task in tasks:
-        order = rng.permutation(len(task.train["label"]))
-        inputs.append(task.train["input"][order])
-        labels.append(task.train["label"][order])
-    x, y = np.concatenate(inputs), np.concatenate(labels)
-    steps = len(y) // BATCH
-    state = nmc_init(len(tasks[0].classes), x.shape[1])
-    x, y = x[: steps * BATCH].reshape(steps, BATCH, -1), y[: steps * BATCH].reshape(steps, BATCH)
-    return 100 * float(jnp.mean(nmc_prequential(state, jnp.asarray(x), jnp.asarray(y))[1]))
+def covariance(classes: int, dim: int) -> Transform:
+    """Streaming LDA: the means with one covariance."""
+    update = lambda context, params, state: slda_update(state, context.outputs["features"], context.batch["label"])
+    return Transform(lambda key, model: Variables(state=slda_init(classes, dim)), trains=nothing, after_step=update)
 
 
-def main() -> None:
-    name, preset, seeds, out = common.arguments("nmc_baseline", __doc__.split("\n")[0], PRESETS)
-    enable_persistent_cache()
-    of_digits = [digits(seed) for seed in range(preset.digit_seeds)]
-    worst = max(abs(found[row] - REFERENCE[row][seed]) for seed, found in enumerate(of_digits) for row in REFERENCE)
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    online: dict[str, list[float]] = {}
-    for data, number in preset.tasks.items():
-        results[data] = {method: [] for method in (*HEADS, FINETUNED, JOINT)}
-        online[data] = []
-        for seed in range(seeds):
-            tasks = intents(data, number, preset, seed)
-            for method, head in HEADS.items():
-                results[data][method].append(measured(*stream(head, tasks)[:2]))
-            results[data][FINETUNED].append(linear(tasks, preset, seed, at_once=False))
-            results[data][JOINT].append(linear(tasks, preset, seed, at_once=True))
-            online[data].append(prequential(tasks, seed))
-            print(f"{data}, seed {seed}: { {m: r[-1]['ACC'] for m, r in results[data].items()} }", flush=True)
-    found = {
-        "preset": name,
-        **dataclasses.asdict(preset),
-        "seeds": seeds,
-        "encoder": HUB_ID.split("/")[-1],
-        "digits": of_digits,
-        "digits_largest_difference": worst,
-        "results": {
-            data: {method: common.spreads(values) for method, values in methods.items()}
-            for data, methods in results.items()
-        },
-        "prequential": {data: common.Spread.of(values) for data, values in online.items()},
-    }
-    common.write_results(out, found, _table(found), _figure(results))
-    print(f"results are in {out}")
+def discriminant(state: TrainState, x: jax.Array, number: jax.Array) -> jax.Array:
+    return slda_logits(find_state(state, SldaState), state.model.features(x), shrinkage=1e-2)
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    head = ["digits", *(f"seed {seed}" for seed in range(len(found["digits"])))]
-    rows = [[row, *(f"{values[row]:.4f}" for values in found["digits"])] for row in REFERENCE]
-    worst = found["digits_largest_difference"]
-    text = "Digits, raw pixels / 16, 5 tasks of 2 classes, all seen classes compete:\n\n"
-    text += common.markdown_table(head, rows)
-    text += f"\nThe reference, to 1e-4, is {'reached' if worst <= 1e-4 else 'not reached'}: "
-    text += f"the largest difference is {worst:.5f}.\n"
-    for data, methods in found["results"].items():
-        tasks = found["tasks"][data]
-        text += f"\n{data}, {tasks} tasks, frozen {found['encoder']} (mean pooling, unit length), in percent, "
-        text += f"{found['seeds']} orders of classes:\n\n"
-        cell = lambda spread: f"{spread:.2f}" if spread else ""
-        text += common.markdown_table(
-            ["", *MEASURES], [[method, *(cell(values.get(m)) for m in MEASURES)] for method, values in methods.items()]
-        )
-        gap = methods["NMC, Euclidean"]["ACC"].mean - methods[FINETUNED]["ACC"].mean
-        text += f"\nNMC {'beats' if gap > 0 else 'does not beat'} naive fine-tuning, by {gap:+.1f} points of ACC; a "
-        text += f"head that knows the last task alone would have at most {100 / tasks:.1f}. "
-        text += f"Prequential accuracy of NMC, task-free: {found['prequential'][data]:.2f}.\n"
-    text += (
-        "\nACC: mean accuracy over the tasks at the end, all classes competing. AIA: the mean over time of the mean "
-    )
-    text += "over the tasks so far. Forgetting: Chaudhry's; that of means is only the growth of the number of classes. "
-    return text + "Task ACC: as ACC, with only the classes of the task competing.\n"
+def describe(data: Data) -> str:
+    train, test = (sum(count(getattr(task, part)) for task in data.tokens) for part in ("train", "test"))
+    tasks = f"{len(data.tokens[0].classes)} intents in {len(data.tokens)} tasks"
+    return f"{tasks}, {train:,} training and {test:,} test questions"
 
 
-def _figure(results: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]):
-    return common.dots(
-        {
-            f"{data}: ACC, %": {method: [value["ACC"] for value in values] for method, values in methods.items()}
-            for data, methods in results.items()
-        }
-    )
+HEAD = r"^head\."
+TRAINED = {
+    "linear layer": (lambda classes, dim: identity(), True, (1e-3, 3e-3, 1e-2)),
+    "LoRA": (lambda classes, dim: lora(8, train=HEAD), False, (3e-4, 1e-3, 3e-3)),
+    "prompts": (lambda classes, dim: prompts(8, train=HEAD), False, (1e-3, 3e-3, 1e-2)),
+}
 
 
-def _flat(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"input": columns["input"].reshape(len(columns["label"]), -1), "label": columns["label"]}
+def trained(name: str, at_once: bool = False, **options: Any) -> Arm:
+    method, frozen, rates = TRAINED[name]
+    return Arm(method, frozen=frozen, at_once=at_once, grid={"learning_rate": rates}, **options)
 
+
+NMC, LORA, PROMPTS = "NMC, unit (the paper's)", "LoRA, task after task", "prompts, task after task"
+LINEAR, BANKING = "linear layer, task after task", ("banking77",)
+ARMS = {
+    NMC: means("unit", paper=Reported("AIA 88.53 on Split CIFAR-100 (version 2)", confirmed=True)),
+    "NMC, Euclidean": means("euclidean"),
+    "NMC, cosine": means("cosine"),
+    "streaming LDA": Arm(
+        covariance,
+        lambda state, x, n: slda_logits(find_state(state, SldaState), state.model.features(x), 1e-2),
+        frozen=True,
+    ),
+    LINEAR: trained("linear layer"),
+    LORA: trained("LoRA", on=BANKING),
+    PROMPTS: trained("prompts", on=BANKING, paper=Reported("83.83 (L2P), 86.51 (DualPrompt), the same")),
+    "linear layer, all at once": trained("linear layer", at_once=True),
+    "LoRA, all at once": trained("LoRA", at_once=True, on=BANKING),
+}
+EXPERIMENT = Experiment(
+    name="nmc_baseline",
+    about=__doc__,
+    presets={
+        "smoke": Preset(datasets=BANKING, seeds=2, per_intent=2, epochs=1),
+        "small": Preset(datasets=("banking77", "clinc150"), seeds=3),
+        "paper": Preset(datasets=("banking77", "clinc150"), seeds=5, per_intent=None, epochs=5),
+    },
+    arms=ARMS,
+    data=data,
+    measure=measure,
+    measures={
+        "ACC": Measure("ACC, %"),
+        "AIA": Measure("AIA, %"),
+        "forgetting": Measure("forgetting, points"),
+        "task ACC": Measure("ACC, task known, %"),
+    },
+    claims=(
+        Claim("Frozen class means do better than trained prompts", NMC, ">", PROMPTS, "AIA", paper=Reported("+4.7")),
+        Claim("also after the last task", NMC, ">", PROMPTS, "ACC"),
+        Claim("and better than LoRA", NMC, ">", LORA, "AIA"),
+        Claim("and than a linear layer trained task after task", NMC, ">", LINEAR, "AIA"),
+        Claim("Means are better as they are than renormalised (iCaRL)", NMC, ">", "NMC, cosine"),
+        Claim("A covariance adds to the means", "streaming LDA", ">", NMC),
+        Claim("Training on all tasks at once does better", "LoRA, all at once", ">", NMC),
+    ),
+    describe=describe,
+    held_out=functools.partial(data, seed=suite.CHOICE_SEED, validate=True),
+)
 
 if __name__ == "__main__":
-    main()
+    suite.main(EXPERIMENT)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from scipy.sparse import csr_array
 
-from experiments import common
+from experiments.lib import datasets
 from jaxemb.encoders import Bags, HashedBag, hashed_ngrams
 from jaxemb.evaluate import metrics, read_sts
 from jaxemb.retrieval import topk_search
@@ -72,7 +72,7 @@ def embed(tower: HashedBag, german: csr_array) -> np.ndarray:
 
 @functools.cache
 def load(limit: int | None = None) -> tuple[Sentences, Test]:
-    """Training sentences, no two equal in either language, and the test; of each split the first `limit` pairs."""
+    """Training sentences, no two equal in either language, and the test; of each split `limit` random pairs, or all."""
     (train_pairs, _), (test_pairs, scores) = (_read(split, limit) for split in ("train", "dev"))
     rows = {sentence: i for i, sentence in enumerate(dict.fromkeys(itertools.chain.from_iterable(test_pairs)))}
     seen = {text for sentence in rows for text in sentence}
@@ -82,7 +82,7 @@ def load(limit: int | None = None) -> tuple[Sentences, Test]:
             seen.update(sentence)
             train.append(sentence)
     german, english = zip(*train, *rows, strict=True)
-    every = Sentences(hashed_ngrams(german), common.vectors(english))
+    every = Sentences(hashed_ngrams(german), datasets.vectors(english))
     cut = np.arange(len(train)), np.arange(len(train), len(every))
     test = Test(
         every[cut[1]],
@@ -95,10 +95,11 @@ def load(limit: int | None = None) -> tuple[Sentences, Test]:
 def _read(split: str, limit: int | None) -> tuple[list[tuple[tuple[str, str], tuple[str, str]]], np.ndarray]:
     """The pairs of a split, each sentence as (German, English), and their scores."""
     names = ("sentence1", "sentence2", "score")
-    directory = common.data_dir() / "stsb_multi"
+    directory = datasets.data_dir("stsb_multi")
     de, en = (read_sts(directory / f"stsb-{language}-{split}.csv.gz", names=names) for language in ("de", "en"))
     pairs = zip(zip(de.first, en.first, strict=True), zip(de.second, en.second, strict=True), strict=True)
-    return list(pairs)[:limit], en.scores[:limit]
+    every, kept = list(pairs), datasets.sample(len(en.scores), limit)
+    return [every[i] for i in kept], en.scores[kept]
 
 
 def batches(sentences: Sentences, rows: Iterable[np.ndarray]) -> Iterator[dict[str, Any]]:

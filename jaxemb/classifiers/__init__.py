@@ -3,6 +3,7 @@
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.classifiers.nearest_mean import (
     NMCState,
+    nmc_features,
     nmc_init,
     nmc_logits,
     nmc_means,
@@ -21,6 +22,7 @@ __all__ = [
     "logistic_regression",
     "nearest_mean",
     "nearest_neighbours",
+    "nmc_features",
     "nmc_init",
     "nmc_logits",
     "nmc_means",

@@ -1,7 +1,7 @@
 """The nearest mean classifier: one mean of features per class, from sums and counts, and no training."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxemb.checks import check_finite, checked, size
 from jaxemb.nn import unit
 from jaxemb.nn.classes import check_labels
 
-Metric = Literal["euclidean", "cosine"]
+Metric = Literal["euclidean", "unit", "cosine"]
 
 
 class NMCState(NamedTuple):
@@ -41,7 +41,7 @@ def nmc_update(state: NMCState, features: jax.Array, labels: jax.Array, weights:
 
     Args:
       state: C classes.
-      features: `[B, D]`; summed in f32. For the cosine metric give them in unit length (`unit`).
+      features: `[B, D]`; summed in f32. For the metrics "unit" and "cosine" give what `nmc_features` makes of them.
       labels: int `[B]`, 0..C-1.
       weights: how often each record counts, int or bool `[B]`; 0 for padding, whatever its label. None is once.
 
@@ -104,25 +104,38 @@ def _means(state: NMCState) -> jax.Array:
 
 
 @checked()
+def nmc_features(features: jax.Array, metric: Metric) -> jax.Array:
+    """What a metric sums of features `[..., D]`, f32: for "unit" and "cosine" they are brought to unit length."""
+    check_metric(metric)
+    return features.astype(jnp.float32) if metric == "euclidean" else unit(features.astype(jnp.float32))
+
+
+@checked()
 def nmc_logits(
     state: NMCState, features: jax.Array, metric: Metric = "euclidean", class_mask: jax.Array | None = None
 ) -> jax.Array:
     """The nearer the mean, the larger the logit, `[B, C]` f32.
 
         euclidean   f·M_c - |M_c|²/2,  that is -|f - M_c|²/2 without the term -|f|²/2, which all classes share
+        unit        as euclidean, of f / |f|
         cosine      f·M_c / (|f| |M_c|)
 
-    A class without features has -inf, and so has one outside of the mask.
+    "unit" is the published rule: means of features of unit length, which are not of unit length themselves. So a class
+    whose features are spread, its mean short, is at a disadvantage, which "cosine" (iCaRL's rule) takes away. A class
+    without features has -inf, and so has one outside of the mask.
 
     Args:
       state: C classes.
       features: `[B, D]`.
-      metric: for "cosine" the state should be that of features of unit length.
+      metric: for "unit" and "cosine" the state should be that of features of unit length (`nmc_features`).
       class_mask: the classes that compete, bool `[C]` or `[B, C]`, such as those of a task; None for all.
 
     Raises:
       ValueError: for another metric and shapes that do not fit; outside of `jit` also as long as no class was seen, for
         features that are not finite, and for "cosine" if the mean of a class is zero.
+
+    Source: Janson et al. 2022, arXiv 2210.04428; "unit" as in its code, https://github.com/PaulJanson002/pretrained-cl;
+    "cosine": Rebuffi et al. 2017, arXiv 1611.07725.
     """
     check_metric(metric)
     if features.ndim != 2 or features.shape[1] != state.sums.shape[1]:
@@ -134,10 +147,8 @@ def nmc_logits(
 
 @functools.partial(jax.jit, static_argnames="metric")
 def _compared(means: jax.Array, counts: jax.Array, features: jax.Array, metric: Metric, class_mask) -> jax.Array:
-    x = features.astype(jnp.float32)
-    x = unit(x) if metric == "cosine" else x
-    logits = jnp.matmul(x, means.T, precision="highest")
-    if metric == "euclidean":
+    logits = jnp.matmul(nmc_features(features, metric), means.T, precision="highest")
+    if metric != "cosine":
         logits = logits - 0.5 * jnp.sum(jnp.square(means), axis=1)
     competes = counts > 0 if class_mask is None else (counts > 0) & class_mask
     return jnp.where(competes, logits, -jnp.inf)
@@ -168,7 +179,7 @@ def nmc_prequential(
     def one(state: NMCState, batch: tuple[jax.Array, jax.Array]) -> tuple[NMCState, jax.Array]:
         x, y = batch
         right = (nmc_predict(state, x, metric) == y) & jnp.any(state.counts > 0)
-        return nmc_update(state, unit(x) if metric == "cosine" else x, y), jnp.mean(right.astype(jnp.float32))
+        return nmc_update(state, nmc_features(x, metric), y), jnp.mean(right.astype(jnp.float32))
 
     return jax.lax.scan(one, state, (features, labels))
 
@@ -181,9 +192,9 @@ def check_seen(state: NMCState, features: jax.Array) -> None:
 
 
 def check_metric(metric: str) -> None:
-    """Raises ValueError unless it is one of the two."""
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric must be 'euclidean' or 'cosine'; got {metric!r}")
+    """Raises ValueError unless it is one of them."""
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric must be 'euclidean', 'unit' or 'cosine'; got {metric!r}")
 
 
 def _traced(*arrays: jax.Array | np.ndarray) -> bool:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import common, translations
+from experiments.lib import datasets, suite
 from jaxemb.encoders import hashed_ngrams
 
 
@@ -18,7 +20,9 @@ def quick_vectors(monkeypatch, data_dir, tmp_path):
 
     monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
     monkeypatch.setattr(common, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(datasets, "REPOSITORY", tmp_path)
     monkeypatch.setattr(common, "vectors", vectors)
+    monkeypatch.setattr(datasets, "vectors", vectors)
     translations.load.cache_clear()
     yield vectors
     translations.load.cache_clear()
@@ -34,5 +38,22 @@ def smoke(monkeypatch, tmp_path, quick_vectors):
         experiment.main()
         assert (out / "figure.png").stat().st_size > 0
         return (out / "table.md").read_text(encoding="utf-8"), json.loads((out / "metrics.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def smoke_cells(monkeypatch, tmp_path, data_dir):
+    """Runs an experiment's smoke preset with some of its arms and one seed; gives its table, and the values by arm."""
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+
+    def run(experiment, *arms, preset="smoke"):
+        kept = {arm: experiment.arms[arm] for arm in arms}
+        claims = [claim for claim in experiment.claims if {claim.arm, claim.base} <= kept.keys()]
+        some = dataclasses.replace(experiment, arms=kept, claims=claims)
+        suite.run(some, preset, tmp_path / "results", seeds=1)
+        summary = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
+        assert len(summary["claims"]) >= len(claims) > 0
+        return (tmp_path / "results" / "table.md").read_text(encoding="utf-8"), summary
 
     return run

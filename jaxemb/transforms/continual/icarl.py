@@ -11,10 +11,10 @@ import optax
 
 from jaxemb.checks import checked
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
+from jaxemb.nn import unit
 from jaxemb.nn.classes import one_hot
 from jaxemb.similarity import unit_rows
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, output_of
-from jaxemb.transforms.continual.nmc import unit
 from jaxemb.transforms.continual.replay import (
     COLUMNS,
     at_least_one,

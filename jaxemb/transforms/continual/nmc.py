@@ -12,12 +12,12 @@ from jaxemb.classifiers.nearest_mean import (
     Metric,
     NMCState,
     check_metric,
+    nmc_features,
     nmc_init,
     nmc_means,
     nmc_merge,
     nmc_update,
 )
-from jaxemb.nn import unit
 from jaxemb.transforms.base import Context, Task, Transform, Variables, everything, nothing, output_of
 from jaxemb.trees import PyTree
 
@@ -42,7 +42,7 @@ def nmc(
     Args:
       classes: C, of the whole stream.
       dim: D of the features.
-      metric: "cosine" sums features in unit length.
+      metric: that of `nmc_logits`; "unit" is the published one.
       frozen: the model is not trained: one pass over the data and no replay give the best the means can be. With
         False the model learns and the means are of what its features were, step by step.
       output: name of the objective's output `[N, D]`.
@@ -56,7 +56,7 @@ def nmc(
     check_metric(metric)
 
     def after_step(context: Context, params: PyTree, state: NMCState) -> NMCState:
-        features = _scaled(output_of(context, output, "nmc"), metric)
+        features = nmc_features(output_of(context, output, "nmc"), metric)
         return nmc_update(state, features.reshape(-1, features.shape[-1]), context.batch[label].reshape(-1))
 
     return Transform(
@@ -117,7 +117,7 @@ def nmc_head(
 
     @functools.partial(jax.jit, static_argnums=0)  # once, not once per task
     def features_by(objective: Callable, model: PyTree, batch: PyTree) -> jax.Array:
-        return _scaled(objective(model, batch, None)[1][output], metric)
+        return nmc_features(objective(model, batch, None)[1][output], metric)
 
     def end_task(task: Task, context: Context, params: PyTree, state: NMCHeadState):
         if task.batches is None:
@@ -157,7 +157,3 @@ def compensated(state: NMCState, features: jax.Array, moved: jax.Array, sigma: f
     square = jnp.sum(jnp.square(features), axis=1) - 2 * jnp.matmul(means, features.T, precision="highest")
     weights = jax.nn.softmax(-square / (2 * sigma**2), axis=1)  # |M_c|² is the same for every n
     return NMCState(state.sums + state.counts[:, None] * (weights @ moved), state.counts)
-
-
-def _scaled(features: jax.Array, metric: Metric) -> jax.Array:
-    return unit(features) if metric == "cosine" else features.astype(jnp.float32)

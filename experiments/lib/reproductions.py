@@ -1,0 +1,57 @@
+"""Writes `docs/reproductions.md`: of every experiment what its paper claims first, and what we found.
+
+python -m experiments.lib.reproductions
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lib.datasets import REPOSITORY
+from experiments.lib.report import interval_text, markdown_table
+from jaxemb.files import write_text
+
+PAGE = REPOSITORY / "docs" / "reproductions.md"
+_ABOUT = """# Reproductions
+
+Of every experiment the claim that its paper makes first, what the paper reports, and the difference that we measured,
+with its 95 % interval. *Shown* is a claim with which the whole interval agrees, *opposite* one with which it disagrees;
+the tables have the other claims, the conditions, and what was tried. `python -m experiments.lib.reproductions` makes
+this page.
+
+"""
+
+
+def page(results: Path) -> str:
+    """The page of all results under a directory; those without `results.json` are named below it."""
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/results.json"))]
+    rows = [row for summary in summaries for row in _rows(summary)]
+    header = ["experiment", "claim", "data", "paper", "difference", "verdict", "command", "CPU minutes"]
+    text = _ABOUT + markdown_table(header, rows, left=len(header))
+    others = [path.name for path in sorted(results.iterdir()) if not (path / "results.json").exists()]
+    if others:
+        links = ", ".join(f"[{name}](../experiments/results/{name}/table.md)" for name in others)
+        text += f"\nTables that do not judge their claims by intervals yet: {links}.\n"
+    return text
+
+
+def _rows(summary: Mapping[str, Any]) -> Sequence[Sequence[str]]:
+    first = [claim for claim in summary["claims"] if claim["claim"] == summary["claims"][0]["claim"]]
+    return [
+        [
+            f"[{summary['title'].partition(':')[0]}](../experiments/results/{summary['name']}/table.md)",
+            row["claim"],
+            row["dataset"],
+            row["paper"] or "–",
+            f"{interval_text(row, 2)} {row['measure']}",
+            f"**{row['verdict']}**",
+            f"`{summary['command']}`",
+            f"{summary['cpu_minutes']:.0f}",
+        ]
+        for row in first
+    ]
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page(REPOSITORY / "experiments" / "results"))

@@ -1,0 +1,299 @@
+"""The suite that experiments run on: intervals, verdicts, resume, tuning, tables."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.lib import datasets, report, reproductions, suite
+from experiments.lib.cells import Cell, Cells, plain
+from experiments.lib.statistics import Spread, verdict
+from experiments.lib.suite import Arm, Claim, Experiment, Measure, Preset, Reported
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = np.random.default_rng(0).normal(1, 2, 5)
+    for level in (0.9, 0.95):
+        expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+        np.testing.assert_allclose(Spread(tuple(values)).interval(level), expected)
+    low, high = (Spread(tuple(values + 3)) - Spread(tuple(values[::-1]))).interval()
+    np.testing.assert_allclose((low, high), stats.ttest_rel(values + 3, values[::-1]).confidence_interval())
+    assert Spread((1.0,)).interval() == (-math.inf, math.inf)
+
+
+def test_spreads():
+    assert f"{Spread((0.1, 0.2, 0.3)):+.2f}" == "+0.20 ± 0.10"
+    assert f"{Spread((0.5,)):.1f}" == "0.5"
+    with pytest.raises(ValueError, match="the same seeds; got 2 and 1 values"):
+        Spread((1.0, 2.0)) - Spread((1.0,))
+    with pytest.raises(ValueError, match="one finite number or more"):
+        Spread((1.0, math.nan))
+
+
+CLEAR, OPEN, ONE = Spread((1.0, 1.2, 1.1)), Spread((1.0, -1.2, 0.3)), Spread((5.0,))
+FAR = Spread((-3.0, -3.1, -2.9))
+
+
+@pytest.mark.parametrize(
+    ("difference", "relation", "margin", "expected"),
+    [
+        (CLEAR, ">", 0, "shown"),
+        (CLEAR, "<", 0, "opposite"),
+        (FAR, "<", 0, "shown"),
+        (FAR, ">", 0, "opposite"),
+        (OPEN, ">", 0, "not shown"),
+        (ONE, ">", 0, "not shown"),
+        (CLEAR, "≈", 1.5, "shown"),
+        (CLEAR, "≈", 1.1, "not shown"),
+        (CLEAR, "≈", 0.5, "opposite"),
+        (FAR, "≈", 0.5, "opposite"),
+    ],
+)
+def test_verdicts(difference, relation, margin, expected):
+    assert verdict(difference, relation, margin) == expected
+
+
+@pytest.mark.parametrize(("relation", "margin"), [("≈", 0), (">", 1), ("=", 0)])
+def test_margins_are_of_one_relation(relation, margin):
+    with pytest.raises(ValueError, match="must be"):
+        verdict(CLEAR, relation, margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(Arm):
+    by: float = 0.0
+
+
+PAPER = Reported("+2", confirmed=True)
+
+
+class Calls:
+    """What was measured; an object, as the values of globals are part of what made a cell."""
+
+    def __init__(self):
+        self.made = []
+
+
+CALLS = Calls()
+
+
+def measure(preset, data, arm, seed):
+    """A value for each seed, and the arm's shift; more is measured where it is printed."""
+    CALLS.made.append((data, arm.by, seed))
+    return {"score": 10.0 * seed + arm.by + 0.01 * seed * arm.by, "curve": np.arange(2)}
+
+
+def experiment(**changes) -> Experiment:
+    presets = {"small": Preset(datasets=("first", "second"), seeds=3)}
+    fields = {
+        "name": "shifts",
+        "about": "Shifts: they add up.\n\nWho claims it.",
+        "presets": presets,
+        "arms": {
+            "none": Shift(),
+            "up": Shift(by=1.0, paper=Reported("+2", True)),
+            "odd": Shift(by=5.0, on=("second",)),
+        },
+        "data": lambda preset, dataset, seed: f"{dataset} {seed}",
+        "measure": measure,
+        "measures": {"score": Measure("score, %", 2), "absent": Measure("absent")},
+        "claims": [Claim("Up is up", "up", ">", "none"), Claim("Odd is no other", "odd", "≈", "up", margin=1.0)],
+        "describe": lambda data: f"about {data[:-2]}",
+    }
+    return Experiment(**fields | changes)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured():
+    CALLS.made.clear()
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    def killed(preset, data, arm, seed):
+        if len(CALLS.made) == 4:
+            raise KeyboardInterrupt
+        return measure(preset, data, arm, seed)
+
+    killed.__code__ = killed.__code__.replace(co_name="measure")
+    one = experiment(measure=killed)
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(one, "small", tmp_path)
+    assert len(CALLS.made) == 4 and not (tmp_path / "table.md").exists()
+    CALLS.made.append(())  # the next call is not killed
+    suite.run(one, "small", tmp_path)
+    measured = [cell for cell in CALLS.made if cell]
+    assert len(measured) == len(set(measured)) == 3 * (2 + 3)
+    before = (tmp_path / "table.md").read_text()
+    for path in (tmp_path / "cells").iterdir():  # a clone has the results, and no cells
+        path.unlink()
+    suite.run(one, "small", tmp_path)
+    assert len(CALLS.made) == 16 and (tmp_path / "table.md").read_text() == before
+
+
+def test_seeds_and_arms_can_be_shared_out(tmp_path, capsys):
+    suite.run(experiment(), "small", tmp_path, only_seeds=[1])
+    suite.run(experiment(), "small", tmp_path, only_arms=["none", "up"])
+    assert len(CALLS.made) == 5 + 8 and not (tmp_path / "results.json").exists()
+    assert "2 cells are still to be measured, such as second, odd, seed 0" in capsys.readouterr().out
+    suite.run(experiment(), "small", tmp_path)
+    assert len(CALLS.made) == 15 and (tmp_path / "results.json").exists()
+
+
+def test_what_was_measured_otherwise_is_measured_again(tmp_path):
+    suite.run(experiment(), "small", tmp_path, seeds=1)
+    words = {"up": Shift(by=1.0, paper=Reported("+3"), scenario="told")}
+    suite.run(experiment(arms=experiment().arms | words), "small", tmp_path, seeds=1)
+    assert len(CALLS.made) == 5
+    suite.run(experiment(arms=experiment().arms | {"up": Shift(by=2.0)}), "small", tmp_path, seeds=1)
+    assert len(CALLS.made) == 5 + 2
+    other = lambda preset, data, arm, seed: {"score": 1.0}
+    suite.run(experiment(measure=other), "small", tmp_path, seeds=1)
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert {record["values"]["score"] for record in cells.values()} == {1.0}
+
+
+def test_the_table(tmp_path):
+    (tmp_path / "notes.md").write_text("It went well.")
+    suite.run(experiment(), "small", tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("# Shifts: they add up\n\nWho claims it.\n\n## Results\n")
+    assert "**second**: about second\n\n|  | score, % | paper |\n| --- | ---: | ---: |\n" in table
+    assert "| up | 11.01 ± 10.01 | +2 |" in table
+    difference = "+1.010 [+0.985, +1.035]"  # of 1, 1.01, 1.02: sd 0.01, t 4.3027
+    assert f"| Up is up | first | up > none | score | {difference} | **shown** |" in table
+    assert "| Odd is no other | second | odd ≈ up ± 1 | score | +4.040 [+3.941, +4.139] | **opposite** |" in table
+    assert "## Notes\n\nIt went well.\n" in table and "`python -m experiments.shifts --preset small`, 0 CPU" in table
+    assert (tmp_path / "figure.png").stat().st_size > 0
+    assert json.loads((tmp_path / "results.json").read_text())["claims"][0]["verdict"] == "shown"
+
+
+def test_settings_are_chosen_on_held_out_data_with_a_seed_of_their_own(tmp_path):
+    best = lambda preset, data, arm, seed: CALLS.made.append((data, seed)) or {"score": -abs(arm.by - 2.0) + seed % 2}
+    arms = {"fixed": Shift(by=9.0), "tuned": Shift(grid={"by": (1.0, 2.5, 7.0)})}
+    made = {"arms": arms, "measure": best, "claims": [Claim("It is better", "tuned", ">", "fixed")]}
+    with pytest.raises(ValueError, match="tuned of shifts have a grid, but there are no held_out data"):
+        experiment(**made)
+    one = experiment(**made, held_out=lambda preset, dataset: f"validation {dataset}")
+    suite.run(one, "small", tmp_path)
+    tried = [cell for cell in CALLS.made if "validation" in cell[0]]
+    assert len(tried) == 2 * 3 and {seed for _, seed in tried} == {suite.CHOICE_SEED}
+    records = json.loads((tmp_path / "results.json").read_text())["cells"]
+    tuned = [r["values"]["score"] for file, r in records.items() if "tuned-seed" in file]
+    assert sorted(tuned) == [-0.5] * 4 + [0.5] * 2
+    assert "second, tuned: by 1.0: -1.0; by 2.5: -0.5; by 7.0: -5.0" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (Claim("X", "up", ">", "down"), "the claim 'X' is of no arm of shifts: down"),
+        (Claim("X", "up", ">", "none", "speed"), "of no measure of shifts: speed"),
+        (Claim("X", "up", ">", "none", on=("third",)), "of no data set of shifts: third"),
+        (Claim("X", "odd", ">", "none", on=("first",)), "of arms that no data set has both of"),
+    ],
+)
+def test_claims_of_what_there_is_not(claim, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(claims=[claim])
+
+
+def test_a_claim_of_what_was_not_measured():
+    found = {"first": {"up": [{"score": 1.0}], "none": [{"other": 1.0}]}}
+    with pytest.raises(ValueError, match="'score' of 'none' on first, which was not measured"):
+        report.judged(experiment(), found)
+
+
+def test_measures_are_finite(tmp_path):
+    with pytest.raises(ValueError, match="first, none, seed 0: measures must be finite numbers"):
+        suite.run(experiment(measure=lambda *of: {"score": math.nan}), "small", tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    suite.main(experiment(), ["--out", str(tmp_path), "--seeds", "2", "--seed", "1", "--arm", "up"])
+    assert CALLS.made == [("first 1", 1.0, 1), ("second 1", 1.0, 1)]
+    for wrong in (["--seeds", "0"], ["--preset", "huge"], ["--arm", "down"]):
+        with pytest.raises(SystemExit):
+            suite.main(experiment(), wrong)
+    monkeypatch.setenv("JAXEMB_DATA", str(tmp_path / "nowhere"))
+    absent = experiment(data=lambda *of: datasets.data_dir("intents"))
+    with pytest.raises(SystemExit, match=r"experiments\.shifts: the data set .*nowhere/intents is absent; JAXEMB_DATA"):
+        suite.main(absent, ["--out", str(tmp_path / "other")])
+
+
+def test_files_of_cells_have_names_of_their_own():
+    cells = [
+        Cell("a", arm, seed, choice) for arm in ("x > 1", "x < 1") for seed in (1, 11) for choice in ((), (("r", 1),))
+    ]
+    assert len({cell.file for cell in cells}) == len({str(cell) for cell in cells}) == 6
+    assert cells[0].file.startswith("a-x-1-seed-1-")
+
+
+def test_plain_values():
+    value = {"a": np.float32(0.5), 1: [np.arange(2), (True, None, "x")]}
+    assert plain(value) == {"a": 0.5, "1": [[0, 1], [True, None, "x"]]}
+
+
+def test_the_page_of_reproductions(tmp_path):
+    suite.run(experiment(), "small", tmp_path / "shifts")
+    (tmp_path / "older").mkdir()
+    page = reproductions.page(tmp_path)
+    assert (
+        "| [Shifts](../experiments/results/shifts/table.md) | Up is up | first | – | +1.01 [+0.99, +1.03] score |"
+        in page
+    )
+    assert page.count("| Up is up |") == 2 and "Odd" not in page
+    assert "[older](../experiments/results/older/table.md)" in page
+
+
+def test_the_page_is_that_of_the_results():
+    results = reproductions.REPOSITORY / "experiments" / "results"
+    assert reproductions.PAGE.read_text(encoding="utf-8") == reproductions.page(results), (
+        "run python -m experiments.lib.reproductions"
+    )
+
+
+def test_samples_are_random_and_whole_where_they_can_be():
+    assert datasets.sample(5, None).tolist() == datasets.sample(5, 9).tolist() == [0, 1, 2, 3, 4]
+    drawn = datasets.sample(1000, 10)
+    assert len(set(drawn)) == 10 and drawn.max() > 100 and (np.diff(drawn) > 0).all()
+    assert drawn.tolist() == datasets.sample(1000, 10).tolist() != datasets.sample(1000, 10, seed=1).tolist()
+
+
+def test_samples_of_classes_are_disjoint():
+    labels = np.array([0] * 5 + [1] * 50 + [2] * 2)
+    first, second, rest = datasets.per_class(labels, [3, 1, None], seed=0)
+    assert np.bincount(labels[first]).tolist() == [3, 3, 2] and np.bincount(labels[second]).tolist() == [1, 1]
+    assert sorted([*first, *second, *rest]) == list(range(57))
+    assert set(first) != set(datasets.per_class(labels, [3], seed=1)[0])
+
+
+def test_what_is_absent_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXEMB_MODELS", str(tmp_path))
+    with pytest.raises(datasets.AbsentError, match=r"the model .*bge is absent; JAXEMB_MODELS says where models are"):
+        datasets.model_dir("bge")
+    (tmp_path / "bge").mkdir()
+    (tmp_path / "bge" / "config.json").touch()
+    assert datasets.model_dir("bge") == tmp_path / "bge"
+
+
+def test_vectors_are_kept(tiny_minilm, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "REPOSITORY", tmp_path)
+    first = datasets.vectors(["one text", "another"], str(tiny_minilm))
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
+    (kept,) = (tmp_path / "runs" / "experiments").iterdir()
+    np.save(kept, first + 1)
+    np.testing.assert_array_equal(datasets.vectors(["one text", "another"], str(tiny_minilm)), first + 1)
+
+
+def test_cells_of_an_arm_that_waits_for_its_choice_are_not_kept(tmp_path):
+    arms = {"tuned": Shift(grid={"by": (1.0, 2.0)}), "none": Shift()}
+    one = experiment(arms=arms, claims=[Claim("X", "tuned", ">", "none")], held_out=lambda *of: "validation")
+    cells = Cells(one, "small", tmp_path)
+    assert cells.kept(Cell("first", "tuned", 0)) is None
+    assert cells.measured(Cell("first", "tuned", 0)).values["score"] == 2.0
+    assert SimpleNamespace(**cells.measured(Cell("first", "tuned", 0)).values).curve == [0, 1]
