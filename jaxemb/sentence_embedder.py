@@ -69,6 +69,7 @@ def load(
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.
+      NotADirectoryError: if it is a file.
       CheckpointError: if a file is missing or damaged, or tensors do not fit the configuration; all are named.
       ValueError: if the directory asks for what jaxemb does not have: a model type, a module, an activation; if it
         holds another kind of model, of which its encoder is only a part; for an unknown pooling; if the model has less
@@ -182,7 +183,10 @@ class SentenceEmbedder(ModelDirectory):
         if prompt is not None or name is None:
             return prompt or ""
         if name not in self.prompts:
-            raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {name!r}")
+            there = (
+                f"must be one of {sorted(self.prompts)}" if self.prompts else "is not known: the model has no prompts"
+            )
+            raise ValueError(f"prompt_name {there}; got {name!r}")
         return self.prompts[name]
 
     @checked()

@@ -465,13 +465,13 @@ def test_a_file_with_several_columns(capsys, tmp_path):
 def test_a_column_that_is_not_there(capsys, tmp_path):
     (tmp_path / "a.csv").write_text("title,body\nx,y\n")
     message = fail(capsys, 2, "encode", tmp_path / "a.csv", "--column", "text", "--out", tmp_path / "v.npy")
-    assert message.endswith("record 0 has no text in column 'text'; it has ['body', 'title']")
+    assert message.endswith("record 0 has no text in column 'text' (--column); it has ['body', 'title']")
 
 
 def test_a_text_that_is_none(capsys, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     message = fail(capsys, 2, "encode", tmp_path / "a.jsonl", "--out", tmp_path / "v.npy")
-    assert message.endswith("record 1 has no text in column 'text'; it has int 3 there")
+    assert message.endswith("record 1 has no text in column 'text' (--column); it has int 3 there")
 
 
 def test_a_malformed_line(capsys, tmp_path):
@@ -493,6 +493,24 @@ def test_more_dimensions_than_the_model_has(capsys, notes, tiny, tmp_path):
 def test_columns_of_pairs_that_are_not_three(capsys, notes):
     message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", notes, "--columns", "a,b")
     assert message == "jaxemb: error: --columns must name three columns, A,B,SCORE; got 'a,b'"
+
+
+def test_columns_that_a_file_does_not_have(capsys, pairs, tmp_path):
+    there = "there are ['answer', 'other', 'question']; choose others with --columns"
+    message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", pairs)
+    assert message == f"jaxemb: error: {pairs}:2: no field 'sentence1' (for column 'first'); {there}"
+    assert there in fail(capsys, 2, "mine", pairs, "--columns", "question,title", "--out", tmp_path / "x.jsonl")
+    corpus = ("--corpus", pairs, "--corpus-column", "title")
+    message = fail(capsys, 2, "mine", pairs, "--columns", "question,answer", *corpus, "--out", tmp_path / "x.jsonl")
+    assert "record 0 has no text in column 'title' (--corpus-column)" in message
+
+
+def test_data_that_is_not_there(capsys, notes):
+    assert fail(capsys, 2, "evaluate", "--task", "sts", "--data", "absent") == "jaxemb: error: no such file: absent"
+    message = fail(capsys, 2, "evaluate", "--task", "retrieval", "--data", "absent")
+    assert message.startswith("jaxemb: error: there is no directory absent; expected a directory of corpus.jsonl")
+    message = fail(capsys, 2, "evaluate", "--task", "retrieval", "--data", notes)
+    assert f"{notes} is a file; expected a directory of corpus.jsonl" in message
 
 
 def test_a_score_that_is_no_number(capsys, tmp_path):

@@ -190,3 +190,10 @@ def test_a_prompt_and_the_name_of_one_exclude_each_other(embedder):
     prompted = embedder.replace(prompts={"query": "q: "})
     with pytest.raises(ValueError, match="prompt and prompt_name exclude each other; got 'p: ' and 'query'"):
         prompted.encode(["one"], prompt="p: ", prompt_name="query")
+
+
+def test_a_prompt_of_a_model_that_has_none(embedder):
+    with pytest.raises(ValueError, match="prompt_name is not known: the model has no prompts; got 'query'"):
+        embedder.replace(prompts={}).encode(["one"], prompt_name="query")
+    with pytest.raises(ValueError, match=r"prompt_name must be one of \['query'\]; got 'doc'"):
+        embedder.replace(prompts={"query": "q: "}).encode(["one"], prompt_name="doc")

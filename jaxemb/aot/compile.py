@@ -109,13 +109,13 @@ def _embedder_of_shapes(run: Run):
     made = []
 
     def make():
-        made.append(run.embedder())
+        made.append(run.make_embedder())
         return made[-1].model
 
     try:
         model = jax.eval_shape(make)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        made.append(run.embedder())
+        made.append(run.make_embedder())
         model = jax.eval_shape(lambda: made[-1].model)
     return made[-1].replace(model=model)
 

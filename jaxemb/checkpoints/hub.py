@@ -45,10 +45,13 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub, or the hub is out of reach.
+      NotADirectoryError: if it is a file.
     """
     if (path := Path(path_or_id).expanduser()).is_dir():
         return Found(_model_of_run(path) if (path / _RUN).is_file() else path, "its directory")
     name = str(path_or_id)
+    if path.exists():
+        raise NotADirectoryError(f"{name!r} is a file; expected the directory of a model, or a hub id 'owner/name'")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name):
         raise FileNotFoundError(f"{name!r} is not a directory, nor can it be a hub id (expected 'owner/name')")
     repository = name if "/" in name else f"sentence-transformers/{name}"

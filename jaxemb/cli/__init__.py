@@ -76,7 +76,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("jaxemb: interrupted", file=sys.stderr)
         return _exit_code(INTERRUPTED)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a config file may have exceptions of its own
         if isinstance(error, SystemExit) and _was_asked_for(error):
             raise
         if args.debug:
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 raise
             traceback.print_exc()
         print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}", file=sys.stderr)
-        return _exit_code(BAD_INPUT if isinstance(error, _INPUT_ERRORS) else FAILED)
+        return _exit_code(BAD_INPUT if _is_of_input(error) else FAILED)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -147,12 +147,19 @@ def _in_config(error: BaseException, args: argparse.Namespace) -> str:
     return f"{args.config}:{lines[-1]}: " if lines else ""
 
 
+def _is_of_input(error: BaseException) -> bool:
+    """Whether it is about what the user gave; a directory that somebody else uses is that, too."""
+    from jaxemb.files import InUseError
+
+    return isinstance(error, (*_INPUT_ERRORS, InUseError))
+
+
 def _one_line(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split()) or "no message"
     except Exception:  # of a class that was not tried before
         text = "no message"
-    return text if isinstance(error, _INPUT_ERRORS) else f"{type(error).__name__}: {text}"
+    return text if _is_of_input(error) else f"{type(error).__name__}: {text}"
 
 
 def _prepare_jax(args: argparse.Namespace) -> None:

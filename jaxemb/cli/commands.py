@@ -138,7 +138,9 @@ def evaluate(args: argparse.Namespace) -> None:
         columns = args.columns.split(",")
         if len(columns) != 3:
             raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
-        pairs = evaluate.read_sts(args.data, columns, names=args.names and args.names.split(","), format=args.format)
+        names = args.names and args.names.split(",")
+        with _chosen_by("--columns"):
+            pairs = evaluate.read_sts(args.data, columns, names=names, format=args.format)
         if args.grid:
             return _evaluate_grid(args, evaluate.sts_evaluator(pairs), "cosine_spearman")
         encoder, name = _load_configured(args)
@@ -218,11 +220,12 @@ def mine(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--out: there is no directory {out.parent}")
     if len(set(columns)) != 2 or len(columns) != 2:
         raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
-    source = read(args.file, format=args.format).with_columns(columns)
+    with _chosen_by("--columns"):
+        source = read(args.file, format=args.format).with_columns(columns)
     corpus = None
     if args.corpus:
         documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column)
-        records, column = _read_texts(args.corpus, documents)
+        records, column = _read_texts(args.corpus, documents, option="--corpus-column")
         corpus = [record[column] for record in records]
     embedder, name = _load(args)
     encoding = _encoding(args)
@@ -277,6 +280,17 @@ def info(args: argparse.Namespace) -> None:
 
 
 # What the commands share
+
+
+@contextlib.contextmanager
+def _chosen_by(option: str) -> Iterator[None]:
+    """What a file lacks is named by an option; the error says which."""
+    from jaxemb.data.files import FieldError
+
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(f"{error}; choose others with {option}") from error
 
 
 def _load_run(args: argparse.Namespace) -> "Run":
@@ -368,7 +382,7 @@ def _mesh() -> "Mesh | None":
     return make_mesh() if jax.device_count() > 1 else None
 
 
-def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, Any]], str]":
+def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -> "tuple[list[dict[str, Any]], str]":
     """The records of a file, or the lines of stdin, and the column of their texts."""
     from jaxemb.checks import described
     from jaxemb.data import read
@@ -380,13 +394,13 @@ def _read_texts(file: str, args: argparse.Namespace) -> "tuple[list[dict[str, An
     names = list(records[0]) if records else ["text"]
     column = args.column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
     if column is None:
-        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with --column")
+        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with {option}")
     for number, record in enumerate(records):
         value = record.get(column)
         if not isinstance(value, str):
             there = [name for name in sorted(record) if record[name] is not None]
             problem = f"it has {there}" if value is None else f"it has {described(value)} there"
-            raise ValueError(f"{file}: record {number} has no text in column {column!r}; {problem}")
+            raise ValueError(f"{file}: record {number} has no text in column {column!r} ({option}); {problem}")
     return records, column
 
 

@@ -39,6 +39,10 @@ class RecordError(ValueError):
     """A record cannot be used; the message says where it is and what is wrong with it."""
 
 
+class FieldError(RecordError):
+    """A record has no field of a name that is wanted."""
+
+
 def most_bytes(size: int, max_ratio: float) -> float:
     """How many bytes, or rows, a compressed file of `size` bytes may hold."""
     return max(64 << 20, max_ratio * size)
@@ -61,7 +65,8 @@ class Malformed:
     def add(self, where: str, error: object) -> None:
         message = f"{where}: {error}"
         if self.on_error == "strict":
-            raise RecordError(message) from (error if isinstance(error, Exception) else None)
+            kind = FieldError if isinstance(error, FieldError) else RecordError
+            raise kind(message) from (error if isinstance(error, Exception) else None)
         self.count += 1
         self.first = self.first or message
 
@@ -90,6 +95,8 @@ def checked_format(
     if path.is_dir():
         ending = format or _FORMATS.get(path.suffix, "csv")
         raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{ending}')")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
     if format is None:
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if suffix not in _FORMATS:
@@ -99,8 +106,6 @@ def checked_format(
         raise ValueError(f"format must be one of {sorted(set(_FORMATS.values()))}; got {format!r}")
     if on_error not in ("strict", "skip"):
         raise ValueError(f"on_error must be 'strict' or 'skip'; got {on_error!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
     if format == "parquet" and types:
         raise ValueError(f"types: a parquet file has types of its own; got {dict(types)} for {path}")
     check_unique(names or (), "names")
@@ -123,10 +128,10 @@ def check_unique(names: Sequence[str], where: str) -> None:
 
 
 def require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "") -> None:
-    """Raises a ValueError if one of the mapping's fields is not among `fields`."""
+    """Raises a FieldError if one of the mapping's fields is not among `fields`."""
     for column, field in mapping.items():
         if field not in fields:
-            raise ValueError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}")
+            raise FieldError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Retrieval: how well a model ranks the documents of a corpus for queries with known relevant documents."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,14 +124,7 @@ def retrieval_per_query(
         or (strict) a judged document is missing.
     """
     _check_ks(ks)
-    if not corpus:
-        raise ValueError("corpus must not be empty")
-    query_ids = [query for query in queries if qrels.get(query)]
-    if not query_ids:
-        raise ValueError(
-            f"no query has judgements; queries: {len(queries)}, such as {_some(queries)}; "
-            f"qrels: {len(qrels)}, such as {_some(qrels)}"
-        )
+    query_ids = _judged(queries, corpus, qrels)
     missing = {document for query in query_ids for document in qrels[query] if document not in corpus}
     unknown = f"{len(missing)} judged documents are not in the corpus, such as {_some(sorted(missing))}"
     if missing and strict:
@@ -165,7 +159,15 @@ def retrieval_per_query(
 
 @checked()
 def retrieval_evaluator(data: RetrievalSet, **options: Any) -> Evaluator:
-    """`retrieval` on `data`, as a function of the model alone; options as for `retrieval_per_query`."""
+    """`retrieval` on `data`, as a function of the model alone; options as for `retrieval_per_query`.
+
+    Raises:
+      ValueError: if `data` is such that `retrieval_per_query` would refuse it, or a k is < 1.
+      TypeError: for an option that there is not.
+    """
+    given = inspect.signature(retrieval_per_query).bind(None, data.queries, data.corpus, data.qrels, **options)
+    _check_ks(given.arguments.get("ks", DEFAULT_KS))
+    _judged(data.queries, data.corpus, data.qrels)
 
     def evaluate(embedder: TextEncoder) -> dict[str, float]:
         return retrieval(embedder, data.queries, data.corpus, data.qrels, **options)
@@ -217,9 +219,15 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
 
     Raises:
       FileNotFoundError: naming a file that is not there, and the splits that are.
+      NotADirectoryError: `directory` is a file.
       ValueError: naming file and line of a malformed row, an id that comes twice, or a document with several levels.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        expected = "expected a directory of corpus.jsonl, queries.jsonl and qrels/"
+        if directory.exists():
+            raise NotADirectoryError(f"{directory} is a file; {expected}")
+        raise FileNotFoundError(f"there is no directory {directory}; {expected}")
     if qrels is None:
         qrels = _file(directory / "qrels" / f"{split}.tsv")
     corpus = _texts(_file(directory / "corpus.jsonl"))
@@ -256,6 +264,19 @@ def _file(path: Path) -> Path:
             return candidate
     there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else "nothing"
     raise FileNotFoundError(f"no {path.name} (or .gz) in {path.parent}; there is {there}")
+
+
+def _judged(queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels) -> list[str]:
+    """The queries that have judgements. Raises a ValueError if there is none, or nothing to search."""
+    if not corpus:
+        raise ValueError("corpus must not be empty")
+    query_ids = [query for query in queries if qrels.get(query)]
+    if not query_ids:
+        raise ValueError(
+            f"no query has judgements; queries: {len(queries)}, such as {_some(queries)}; "
+            f"qrels: {len(qrels)}, such as {_some(qrels)}"
+        )
+    return query_ids
 
 
 def _check_ks(ks: Sequence[int]) -> None:

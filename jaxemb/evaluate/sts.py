@@ -51,15 +51,7 @@ def sts(
       ValueError: for lengths that differ, fewer than two pairs, scores or embeddings that are not finite, scores that
         are all the same, an unknown similarity.
     """
-    scores = np.asarray(scores, np.float64)
-    if not len(first) == len(second) == len(scores) or scores.ndim != 1:
-        raise ValueError(
-            f"first, second and scores must have one entry per pair; got {len(first)}, {len(second)} and {scores.shape}"
-        )
-    if unknown := set(similarities) - set(PAIRED):
-        raise ValueError(f"similarities must be among {list(PAIRED)}; got {sorted(unknown)}")
-    if len(scores) > 1 and (scores == scores[0]).all():
-        raise ValueError(f"scores must differ for a correlation; all {len(scores)} are {scores[0]}")
+    scores = _checked_scores(first, second, scores, similarities)
     embeddings = encode_finite(embedder, [*first, *second], prompt_name, "sentences").astype(np.float64)
     a, b = embeddings[: len(first)], embeddings[len(first) :]
     result = {}
@@ -74,7 +66,12 @@ def sts(
 def sts_evaluator(
     data: StsSet, *, similarities: Sequence[str] = ("cosine",), prompt_name: str | None = None
 ) -> Evaluator:
-    """`sts` on `data`, as a function of the model alone."""
+    """`sts` on `data`, as a function of the model alone.
+
+    Raises:
+      ValueError: if `data` or `similarities` are such that `sts` would refuse them.
+    """
+    _checked_scores(data.first, data.second, data.scores, similarities)
 
     def evaluate(embedder: TextEncoder) -> dict[str, float]:
         return sts(embedder, data.first, data.second, data.scores, similarities=similarities, prompt_name=prompt_name)
@@ -114,6 +111,26 @@ def read_sts(
         [record["second"] for record in records],
         np.array([record["score"] for record in records], np.float64),
     )
+
+
+def _checked_scores(
+    first: Sequence[str], second: Sequence[str], scores: Sequence[float] | np.ndarray, similarities: Sequence[str]
+) -> np.ndarray:
+    """The scores as float64, if a correlation with them is defined."""
+    scores = np.asarray(scores, np.float64)
+    if not len(first) == len(second) == len(scores) or scores.ndim != 1:
+        raise ValueError(
+            f"first, second and scores must have one entry per pair; got {len(first)}, {len(second)} and {scores.shape}"
+        )
+    if unknown := set(similarities) - set(PAIRED):
+        raise ValueError(f"similarities must be among {list(PAIRED)}; got {sorted(unknown)}")
+    if len(scores) < 2:
+        raise ValueError(f"scores must be of at least two pairs for a correlation; got {len(scores)}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite; that of pair {np.flatnonzero(~np.isfinite(scores))[0]} is not")
+    if (scores == scores[0]).all():
+        raise ValueError(f"scores must differ for a correlation; all {len(scores)} are {scores[0]}")
+    return scores
 
 
 def _finite(text: str) -> float:

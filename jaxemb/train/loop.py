@@ -118,7 +118,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
     if run.mesh is None and jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
     with stopping() as stop, RunDirectory(checked_path(out), run, resume=resume) as directory:
-        embedder = run.embedder()
+        embedder = run.make_embedder()
+        _warn_of_tasks_without_evaluator(run)
         state = _initial_state(run, embedder)
         _check_savable(run, embedder, state)
         with Checkpoints(directory.path / "checkpoints", run.keep) as checkpoints:
@@ -317,9 +318,9 @@ class _Loop:
         run, done = self._run, self._done
         try:
             done.metrics = done.metrics | self._evaluated()
-        except Exception:
-            # A resumed run begins with this evaluation. Of several processes the others may not have failed.
-            if self._step and jax.process_count() == 1:
+        except BaseException as error:
+            # A resumed run begins with this evaluation. Several processes have saved before it.
+            if self._step and jax.process_count() == 1 and not isinstance(error, KeyboardInterrupt):
                 self._save()
                 self._checkpoints.finish()
             raise
@@ -395,6 +396,17 @@ def _iterator(batches: Any) -> Any:
             f"position cannot be saved; got {type(iterator).__name__}. jaxemb.train.train takes any batches"
         )
     return iterator
+
+
+def _warn_of_tasks_without_evaluator(run: Run) -> None:
+    """Says before the first step what `Result.scores` would say after the last."""
+    names = [task.name for task in run.tasks]
+    if run.evaluators and (without := [name for name in names if name not in run.evaluators]):
+        _log.warning(
+            "Run.evaluators has none called %s, as Result.scores needs one for each task; there are %s",
+            ", ".join(map(repr, without)),
+            sorted(run.evaluators),
+        )
 
 
 def _initial_state(run: Run, embedder: "SentenceEmbedder") -> TrainState:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, described, is_array
 from jaxemb.objectives import Objective
 from jaxemb.train import description
 from jaxemb.train.state import TrainState
 from jaxemb.transforms import Transform, identity
+from jaxemb.trees import by_path
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -30,6 +31,10 @@ Data = Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
 _MAY_CHANGE = frozenset(
     {"log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep", "mesh", "rules", "source_sha256"}
 )
+
+
+class _Sum(int):
+    """Steps that are the sum of those of tasks: `dataclasses.replace(run, tasks=...)` hands it to a run of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +146,23 @@ class Run:
         if self.rules is not None and self.mesh is None:
             raise ValueError("Run.rules place arrays on a mesh: Run.mesh must be given, too")
 
+    def make_embedder(self) -> "SentenceEmbedder":
+        """What `embedder` makes, seen to be something that can be trained and saved.
+
+        Raises:
+          TypeError: if it is not.
+        """
+        made = self.embedder()
+        if absent := [name for name in ("model", "replace", "save") if not hasattr(made, name)]:
+            raise TypeError(
+                f"Run.embedder must make what has model, replace and save, as jaxemb.load does; got {type(made).__name__} "
+                f"without {', '.join(absent)}: of any other model, return jaxemb.checkpoints.Parameters(model)"
+            )
+        for name, leaf in by_path(made.model).items():
+            if not is_array(leaf):
+                raise TypeError(f"Run.embedder must make a model of arrays; {name or 'it'} is {described(leaf)}")
+        return made
+
     @property
     def all_tasks(self) -> tuple[RunTask, ...]:
         """The tasks; of ordinary training, the one."""
@@ -160,9 +182,13 @@ class Run:
             if not callable(task.data):
                 raise TypeError(f"{where}.data must be a function; got {task.data!r}")
             _check_count(f"{where}.steps", task.steps)
-        if self.tasks and self.steps not in (0, total := sum(task.steps for task in self.tasks)):
-            raise ValueError(f"Run.steps of several tasks is their sum, {total}; got {self.steps}: leave it out")
-        object.__setattr__(self, "steps", sum(task.steps for task in self.all_tasks))
+        if self.tasks:
+            total = _Sum(sum(task.steps for task in self.tasks))
+            if self.steps not in (0, total) and not isinstance(self.steps, _Sum):
+                raise ValueError(f"Run.steps of several tasks is their sum, {total}; got {self.steps}: leave it out")
+            object.__setattr__(self, "steps", total)
+        elif isinstance(self.steps, _Sum):
+            raise ValueError(f"Run.steps must be given with Run.data; {self.steps} is the sum of other tasks")
 
     def describe(self) -> dict[str, Any]:
         """The run as JSON: what makes its numbers, down to the values that functions close over, as it is; evaluators,

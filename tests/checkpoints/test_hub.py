@@ -81,6 +81,15 @@ def test_what_is_no_name_of_a_repository_is_in_no_cache(no_network):
         resolve("a/..", fetch=False)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "acme/notes.txt", Path("notes.txt")])
+def test_a_file_is_no_model_and_not_looked_up_on_the_hub(no_network, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("notes")
+    with pytest.raises(NotADirectoryError, match=rf"{str(name)!r} is a file; expected the directory of a model, or a"):
+        resolve(name)
+
+
 @pytest.mark.parametrize("name", ["./missing", "a/b/c", "/no/such/directory", "missing/", "~/missing", Path("missing")])
 def test_what_can_be_neither_is_refused(no_network, name):
     with pytest.raises(

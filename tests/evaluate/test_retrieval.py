@@ -222,3 +222,15 @@ def test_a_document_with_two_levels_is_named(tmp_path):
         (tmp_path / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq\td\t1\nq\td\t{level}\n")
         with outcome:
             assert read_beir(tmp_path, qrels=tmp_path / "test.tsv").qrels == {"q": {"d": 1}}
+
+
+def test_an_evaluator_refuses_its_data_when_it_is_made():
+    queries, corpus, qrels = {"q": "a?"}, {"d": "a"}, {"q": {"d": 1}}
+    with pytest.raises(ValueError, match="corpus must not be empty"):
+        retrieval_evaluator(RetrievalSet(queries, {}, qrels))
+    with pytest.raises(ValueError, match="no query has judgements; queries: 1"):
+        retrieval_evaluator(RetrievalSet(queries, corpus, {"p": {"d": 1}}))
+    with pytest.raises(ValueError, match=r"ks must be cut-offs >= 1; got \(0,\)"):
+        retrieval_evaluator(RetrievalSet(queries, corpus, qrels), ks=(0,))
+    with pytest.raises(TypeError, match="'cutoffs'"):
+        retrieval_evaluator(RetrievalSet(queries, corpus, qrels), cutoffs=(10,))

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 
 import numpy as np
@@ -113,3 +114,23 @@ def test_a_correlation_that_is_undefined_is_no_number():
     same = Table({text: [1.0, 0.0] for text in VECTORS})
     with pytest.warns(RuntimeWarning, match="undefined"):
         assert np.isnan(list(sts(same, FIRST, SECOND, SCORES).values())).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first": FIRST[:1], "second": SECOND[:1], "scores": [2]}, "at least two pairs for a correlation; got 1"),
+        ({"first": [], "second": [], "scores": []}, "at least two pairs for a correlation; got 0"),
+        ({"first": FIRST[:3]}, r"one entry per pair; got 3, 4 and \(4,\)"),
+        ({"scores": [1, np.nan, 2, 3]}, "scores must be finite; that of pair 1 is not"),
+        ({"scores": [2, 2, 2, 2]}, "scores must differ"),
+    ],
+)
+def test_an_evaluator_refuses_its_data_when_it_is_made(changes, message):
+    data = dataclasses.replace(StsSet(FIRST, SECOND, np.array(SCORES)), **changes)
+    with pytest.raises(ValueError, match=message):
+        sts_evaluator(data)
+    with pytest.raises(ValueError, match=message):
+        sts(Table(VECTORS), data.first, data.second, data.scores)
+    with pytest.raises(ValueError, match="similarities must be among"):
+        sts_evaluator(StsSet(FIRST, SECOND, np.array(SCORES)), similarities=["angle"])

@@ -10,10 +10,14 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import faulthandler
 import gc
 import logging
 import os
 import re
+import signal
+import sys
+import threading
 import time
 import traceback
 import warnings
@@ -27,7 +31,7 @@ import pytest
 
 import jaxemb
 
-SECONDS, BYTES = 10, 2**30
+SECONDS, WAITING, BYTES = 10, 60, 2**30
 exhaustive = pytest.mark.skipif(
     os.environ.get("JAXEMB_FAULTS") != "all", reason="takes hours and many gigabytes; JAXEMB_FAULTS=all runs it"
 )
@@ -71,14 +75,15 @@ class Case:
         """What came of it, and what was said or given."""
         try:
             result = self.use()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Hangs):
             raise
         except BaseException as error:  # a panic of Rust code is no Exception
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-            if _is_clear(error, self.names):
-                return Outcome.CLEAR, said
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            return Outcome.RAW, f"{said} [{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}]"
+            return (
+                (Outcome.CLEAR, said)
+                if _is_clear(error, self.names)
+                else (Outcome.RAW, f"{said} [{_innermost(error)}]")
+            )
         if self.is_lawful or (self.expected is not None and same(result, self.expected)):
             return Outcome.AS_BEFORE, ""
         return Outcome.SILENT, _shown(result)
@@ -96,11 +101,19 @@ class Verdict:
         return f"{self.outcome:<18} {self.case}: {self.said}"
 
 
+class Hangs(BaseException):
+    """A case has not ended after a minute."""
+
+
 def judge(case: Case) -> Verdict:
     """Uses the fault and says what came of it."""
     start = time.thread_time()  # not by the clock: the machine may be busy with something else
     with _measured() as peak:
-        outcome, said = case.outcome()
+        outcome, said = Outcome.HEAVY, ""
+        with contextlib.suppress(Hangs), _ended_after(WAITING) as hung_at:
+            outcome, said = case.outcome()
+        if hung_at:  # whatever was made of the exception
+            outcome, said = Outcome.HEAVY, f"waits at {hung_at[0]}; {said}"
     if (seconds := time.thread_time() - start) > SECONDS:
         outcome, said = Outcome.HEAVY, f"{seconds:.0f} s; {said}"
     if peak() > BYTES:
@@ -155,6 +168,38 @@ def _shown(result: Any) -> str:
         return f"{result!r:.100}".replace("\n", " ")
     except Exception:  # what was made of the fault cannot even be shown
         return type(result).__name__
+
+
+def _innermost(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return _place(frame.filename, frame.lineno)
+
+
+def _place(file: str, line: int | None) -> str:
+    return f"{'/'.join(Path(file).parts[-2:])}:{line}"
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[list[str]]:
+    """Raises Hangs after so long by the clock, and gives where; what never comes back to Python ends the process."""
+    hung_at: list[str] = []
+
+    def end(number, frame):
+        hung_at.append(_place(frame.f_code.co_filename, frame.f_lineno))
+        raise Hangs
+
+    if threading.current_thread() is not threading.main_thread():
+        yield hung_at
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(3 * seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield hung_at
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _is_clear(error: BaseException, names: Sequence[str]) -> bool:
