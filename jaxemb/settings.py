@@ -80,6 +80,13 @@ def number(c: Mapping[str, Any], key: str, default: Any = REQUIRED, *, above: fl
     return None if value is None else float(value)
 
 
+def numbers(c: Mapping[str, Any], key: str, default: Any = REQUIRED, *, above: float = -math.inf) -> Any:
+    """A list of finite numbers > `above`."""
+    expected = "a list of finite numbers" + ("" if above == -math.inf else f" > {above:g}")
+    is_list = lambda value: isinstance(value, list) and all(_is_number(part) and part > above for part in value)
+    return read(c, key, default, expected, is_list)
+
+
 def rate(c: Mapping[str, Any], key: str, default: Any = REQUIRED) -> float:
     """A number in [0, 1), such as the share that is dropped."""
     return float(read(c, key, default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1))

@@ -201,6 +201,8 @@ def load_encoder(
         raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
     hf_config = _settings(path / "config.json")
     family = family_of(hf_config)
+    if (causal := overrides.get("causal")) is not None:  # is part of what the model is, and written back with it
+        hf_config = Settings({**hf_config.plain, "is_causal": causal}, hf_config.where)
     config = mapped(hf_config, family, overrides)
     tensors = read_tensors(path)
     try:

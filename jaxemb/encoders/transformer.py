@@ -31,7 +31,7 @@ class TransformerConfig(StackConfig):
     position_offset: int = 0
     token_types: int = 0
     embedding_norm: bool = True
-    embedding_scale: float = 1.0
+    embedding_scale: float = 1.0  # rounded to `dtype`, as Gemma's is
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,7 +74,7 @@ class Embeddings(Module):
             raise ValueError(
                 f"tokens: rows of {length} tokens, but the model has {c.position_table - c.position_offset} positions"
             )
-        x = vectors.astype(jnp.float32) * c.embedding_scale
+        x = vectors.astype(jnp.float32) * jnp.asarray(c.embedding_scale, c.dtype).astype(jnp.float32)
         if self.types is not None:
             x = x + (self.types[0] if tokens.type_ids is None else self.types[tokens.type_ids])
         if self.positions is not None:

@@ -1,5 +1,6 @@
 """Layers and functions that models and losses are made of."""
 
+from jaxemb.nn import rope_scaling
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.attention import Windows, attention
 from jaxemb.nn.dropout import dropout
@@ -31,6 +32,7 @@ __all__ = [
     "euclidean",
     "make_norm",
     "paired",
+    "rope_scaling",
     "rotate",
     "uniform_linear",
     "unit",

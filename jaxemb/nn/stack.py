@@ -20,6 +20,7 @@ from jaxemb.nn.dropout import dropout
 from jaxemb.nn.mlp import Mlp
 from jaxemb.nn.module import Module
 from jaxemb.nn.norm import Norm
+from jaxemb.nn.rope import text_lengths
 from jaxemb.nn.self_attention import SelfAttention, View
 from jaxemb.nn.stack_config import StackConfig, make_norm
 from jaxemb.parallel.mesh import batch_axes
@@ -193,7 +194,9 @@ class Stack(Module):
         if self.relative_bias is not None:
             bias = relative_position_bias(self.relative_bias, x.shape[1], c.relative_max_distance)
         windows, window_of_layer = _distinct([w or None for w in c.windows] or [None] * c.layers)
-        ropes = [rope.tables(layout.positions, c.head_size) for rope in c.ropes]
+        by_length = any(rope.trained_length is not None for rope in c.ropes)
+        lengths = text_lengths(layout.segments, layout.positions) if by_length else None
+        ropes = [rope.tables(layout.positions, c.head_size, lengths) for rope in c.ropes]
         rotations = jax.tree.map(lambda *tables: jnp.stack(tables), *ropes) if ropes else None
 
         def step(x, per_layer):

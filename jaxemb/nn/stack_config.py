@@ -115,10 +115,10 @@ class StackConfig:
         check_fields(self, expected, lambda indices: all(i in known for i in indices), "rope_of_layer")
         if self.ropes and self.head_size % 2:
             raise ValueError(f"the size of a head must be even for rotary positions; got {self.head_size}")
-        for rope in self.ropes:
-            if rope.frequencies is not None and len(rope.frequencies) != self.head_size // 2:
-                expected = f"frequencies must be {self.head_size // 2} numbers, half of the size of a head"
-                raise ValueError(f"ropes: {expected}; got {len(rope.frequencies)}")
+        pairs = {rope.pairs(self.head_size) for rope in self.ropes}
+        if pairs and (len(pairs) > 1 or not 1 <= max(pairs) <= self.head_size // 2):
+            expected = f"frequencies must be as many for each, and at most {self.head_size // 2}, half of a head"
+            raise ValueError(f"ropes: {expected}; got {', '.join(map(str, sorted(pairs)))}")
 
     @property
     def n_kv_heads(self) -> int:

@@ -3,7 +3,23 @@
 import functools
 import importlib.metadata
 
-from jaxemb.encoders.families import bert, distilbert, modernbert, mpnet, nomic_bert, roberta
+from jaxemb.encoders.families import (
+    bert,
+    distilbert,
+    gemma,
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    modernbert,
+    mpnet,
+    nomic_bert,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    yi,
+)
 from jaxemb.encoders.families.family import (
     Family,
     HeadKind,
@@ -20,10 +36,10 @@ from jaxemb.encoders.families.family import (
 )
 from jaxemb.settings import text
 
+_ENCODERS = (bert, distilbert, modernbert, mpnet, nomic_bert, roberta)
+_DECODERS = (gemma, gemma2, gemma3, llama, mistral, phi3, qwen2, qwen3, yi)
 FAMILIES: dict[str, Family] = {
-    model_type: module.FAMILY
-    for module in (bert, distilbert, modernbert, mpnet, nomic_bert, roberta)
-    for model_type in module.FAMILY.model_types
+    model_type: module.FAMILY for module in (*_ENCODERS, *_DECODERS) for model_type in module.FAMILY.model_types
 }
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
-from jaxemb.nn import RopeConfig
-from jaxemb.settings import number, read, shown, text
+from jaxemb.nn import RopeConfig, rope_scaling
+from jaxemb.settings import error_of, flag, number, numbers, read, shown, size, text, texts, where
 
 HfConfig = Mapping[str, Any]
 
@@ -52,12 +52,16 @@ class StoredHead:
         Several rows of one leaf are spellings of which a checkpoint has one.
       activation: the one that it applies; None for that of the encoder's layers.
       activation_key: what in `config.json` names another one.
+      is_tied: whether its matrix is the token embeddings where `config.json` has no `tie_word_embeddings`.
+      soft_cap: that of its logits where `config.json` has no `final_logit_softcapping`.
     """
 
     tensors: str
     table: Table = ()
     activation: str | None = None
     activation_key: str | None = None
+    is_tied: bool = True
+    soft_cap: float | None = None
 
     def activation_in(self, config: HfConfig, of_layers: str) -> str:
         """Our name of the one that the head of a checkpoint applies, whose encoder's layers apply `of_layers`."""
@@ -183,10 +187,97 @@ def activation(c: HfConfig, key: str, default: str) -> Any:
     return _ACTIVATIONS[text(c, key, default, _ACTIVATIONS)]
 
 
-def rope(parameters: Mapping[str, Any], default_base: float) -> RopeConfig:
-    """The rotary embedding that one `rope_parameters` entry describes (`rope_type`, `rope_theta`)."""
-    text(parameters, "rope_type" if "rope_type" in parameters else "type", "default", ["default"])
-    return RopeConfig(base=number(parameters, "rope_theta", default_base, above=0))
+def rope(
+    parameters: Mapping[str, Any], default_base: float, head_dim: int, positions: int, scaling: str | None = None
+) -> RopeConfig:
+    """The rotary embedding that a `rope_parameters` or `rope_scaling` entry describes.
+
+    Args:
+      parameters: the entry: `rope_type` or `type`, and what that scaling needs; {} is a plain one.
+      default_base: where it has no `rope_theta`.
+      head_dim: the size of a head, of which `partial_rotary_factor` is turned.
+      positions: those of the model, and the trained ones where it has no `original_max_position_embeddings`.
+      scaling: in place of the one that the entry names.
+    """
+    name = scaling or text(parameters, "rope_type" if "rope_type" in parameters else "type", "default", _SCALINGS)
+    base = number(parameters, "rope_theta", default_base, above=0)
+    part = number(parameters, "partial_rotary_factor", 1.0, above=0)
+    dim = int(head_dim * part)
+    if part != 1 and (not 2 <= dim <= head_dim or dim % 2):
+        expected = f"must leave an even number in 2..{head_dim} of a head's dimensions"
+        raise error_of(parameters)(f"{where(parameters)}: partial_rotary_factor {expected}; got {dim}")
+    if name == "default":
+        return RopeConfig(base) if dim == head_dim else rope_scaling.plain(base, dim)
+    return _SCALINGS[name](parameters, base, dim, positions)
+
+
+def _linear(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
+    return rope_scaling.linear(base, dim, factor=number(p, "factor", above=0))
+
+
+def _dynamic(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
+    return rope_scaling.dynamic(base, dim, factor=number(p, "factor", above=0), trained_length=positions)
+
+
+def _llama3(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
+    low, high = number(p, "low_freq_factor", above=0), number(p, "high_freq_factor", above=0)
+    factor, trained = number(p, "factor", above=0), _trained(p, positions)
+    return rope_scaling.llama3(base, dim, factor=factor, low_factor=low, high_factor=high, trained_length=trained)
+
+
+def _yarn(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
+    trained = _trained(p, positions)
+    return rope_scaling.yarn(
+        base,
+        dim,
+        factor=number(p, "factor", None, above=0) or positions / trained,
+        trained_length=trained,
+        beta_fast=number(p, "beta_fast", None, above=0) or 32.0,
+        beta_slow=number(p, "beta_slow", None, above=0) or 1.0,
+        attention_factor=number(p, "attention_factor", None, above=0),
+        mscale=number(p, "mscale", None),
+        mscale_all_dim=number(p, "mscale_all_dim", None),
+        truncate=flag(p, "truncate", True),
+    )
+
+
+def _longrope(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
+    trained = _trained(p, positions)
+    return rope_scaling.longrope(
+        base,
+        dim,
+        short_factors=numbers(p, "short_factor", above=0),
+        long_factors=numbers(p, "long_factor", above=0),
+        factor=number(p, "factor", None, above=0) or positions / trained,
+        trained_length=trained,
+        attention_factor=number(p, "attention_factor", None, above=0),
+    )
+
+
+def _trained(p: Mapping[str, Any], positions: int) -> int:
+    return size(p, "original_max_position_embeddings", positions, least=2)
+
+
+_SCALINGS: Mapping[str, Any] = {
+    "default": None,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,  # as the first files of Phi-3 call it
+}
+
+LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+def layer_kinds(c: HfConfig, default: Sequence[str]) -> tuple[str, ...]:
+    """Which of `LAYER_KINDS` each layer is, by `layer_types` or else `default`."""
+    kinds = texts(c, "layer_types", None) or list(default)
+    if len(kinds) != len(default) or not set(kinds) <= set(LAYER_KINDS):
+        expected = f"layer_types must be {len(default)} of {list(LAYER_KINDS)}"
+        raise error_of(c)(f"{where(c)}: {expected}; got {len(kinds)}: {kinds!r:.60}")
+    return tuple(kinds)
 
 
 def require(config: HfConfig, **expected: Any) -> None:

@@ -4,11 +4,13 @@ Warner et al. 2024 (arXiv:2412.13663). Local layers see the keys with |i - j| <=
 """
 
 from jaxemb.encoders.families.family import (
+    LAYER_KINDS,
     TASK_HEADS,
     Family,
     HfConfig,
     activation,
     array,
+    layer_kinds,
     linear,
     masked_language_head,
     norm,
@@ -16,37 +18,35 @@ from jaxemb.encoders.families.family import (
     rope,
 )
 from jaxemb.encoders.transformer import TransformerConfig
-from jaxemb.settings import error_of, flag, inner, layers, number, rate, size, spread, texts, where
-
-_KINDS = ("full_attention", "sliding_attention")
+from jaxemb.settings import flag, inner, layers, number, rate, size, spread
 
 
 def modernbert_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a ModernBERT `config.json` describes."""
     require(c, rope_scaling=None)
     depth, every = layers(c, "num_hidden_layers"), size(c, "global_attn_every_n_layers", 3)
-    kinds = texts(c, "layer_types", None) or [_KINDS[i % every > 0] for i in range(depth)]
-    if len(kinds) != depth or not set(kinds) <= set(_KINDS):
-        raise error_of(c)(f"{where(c)}: layer_types must be {depth} of {list(_KINDS)}; got {len(kinds)}: {kinds!r:.60}")
-    is_local = [kind == _KINDS[1] for kind in kinds]
+    kinds = layer_kinds(c, [LAYER_KINDS[i % every > 0] for i in range(depth)])
+    is_local = [kind == LAYER_KINDS[1] for kind in kinds]
     window = size(c, "local_attention", 128) // 2
     parameters = inner(c, "rope_parameters")
-    full = rope(inner(parameters, _KINDS[0]), number(c, "global_rope_theta", 160_000.0, above=0))
+    heads, positions = size(c, "num_attention_heads"), size(c, "max_position_embeddings", 8192)
+    turned = (size(c, "hidden_size") // heads, positions)
+    full = rope(inner(parameters, LAYER_KINDS[0]), number(c, "global_rope_theta", 160_000.0, above=0), *turned)
     # An old file that says `local_rope_theta: null` means the global base.
     base = 10_000.0 if "local_rope_theta" not in c else number(c, "local_rope_theta", None, above=0)
-    local = rope(inner(parameters, _KINDS[1]), base or full.base)
+    local = rope(inner(parameters, LAYER_KINDS[1]), base or full.base, *turned)
     return TransformerConfig(
         vocab_size=size(c, "vocab_size"),
         dim=size(c, "hidden_size"),
         layers=depth,
-        heads=size(c, "num_attention_heads"),
+        heads=heads,
         mlp_dim=size(c, "intermediate_size"),
         activation=activation(c, "hidden_activation", "gelu"),
         gated=True,
         mlp_bias=flag(c, "mlp_bias", False),
         qkv_bias=flag(c, "attention_bias", False),
         out_bias=flag(c, "attention_bias", False),
-        max_positions=size(c, "max_position_embeddings", 8192),
+        max_positions=positions,
         ropes=(full, local),
         rope_of_layer=tuple(map(int, is_local)),
         windows=tuple(window if local else 0 for local in is_local),

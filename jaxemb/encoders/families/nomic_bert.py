@@ -19,6 +19,7 @@ from jaxemb.encoders.families.family import (
     rope,
 )
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.nn import RopeConfig
 from jaxemb.settings import inner, layers, number, rate, size, spread
 
 
@@ -53,7 +54,7 @@ def _published(c: HfConfig) -> TransformerConfig:
         mlp_dim=size(c, "n_inner", None) or 4 * size(c, "n_embd"),
         max_positions=size(c, "max_trained_positions", 2048) if is_scaled else size(c, "n_positions"),
         token_types=size(c, "type_vocab_size", 2, least=0),
-        ropes=(rope({}, number(c, "rotary_emb_base", 1000.0, above=0)),),
+        ropes=(RopeConfig(number(c, "rotary_emb_base", 1000.0, above=0)),),
         norm_eps=number(c, "layer_norm_epsilon", 1e-12, above=0),
         dropout=rate(c, "resid_pdrop", 0.0),
         attention_dropout=rate(c, "attn_pdrop", 0.0),
@@ -63,17 +64,19 @@ def _published(c: HfConfig) -> TransformerConfig:
 
 def _transformers(c: HfConfig) -> TransformerConfig:
     scaling = inner(c, "rope_parameters") or inner(c, "rope_scaling")
+    dim, heads, head_dim = size(c, "hidden_size"), size(c, "num_attention_heads"), size(c, "head_dim", None)
+    positions = size(c, "max_position_embeddings", 2048)
     return _config(
         vocab_size=size(c, "vocab_size"),
-        dim=size(c, "hidden_size"),
+        dim=dim,
         layers=layers(c, "num_hidden_layers"),
-        heads=size(c, "num_attention_heads"),
-        head_dim=size(c, "head_dim", None),
+        heads=heads,
+        head_dim=head_dim,
         mlp_dim=size(c, "intermediate_size"),
         activation=activation(c, "hidden_act", "silu"),
-        max_positions=size(c, "max_position_embeddings", 2048),
+        max_positions=positions,
         token_types=size(c, "type_vocab_size", 2, least=0),
-        ropes=(rope(scaling, number(c, "rope_theta", 1000.0, above=0)),),
+        ropes=(rope(scaling, number(c, "rope_theta", 1000.0, above=0), head_dim or dim // heads, positions),),
         norm_eps=number(c, "layer_norm_eps", 1e-12, above=0),
         dropout=rate(c, "hidden_dropout_prob", 0.0),
         attention_dropout=rate(c, "attention_probs_dropout_prob", 0.0),
