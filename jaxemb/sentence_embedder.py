@@ -46,10 +46,10 @@ def load(
     param_dtype: str = "float32",
     **overrides: Any,
 ) -> "SentenceEmbedder":
-    """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
+    """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which is pooled as there.
 
-    A bare encoder does not say how its states are pooled, so a warning says that it is by their mean, unless `pooling`
-    names one.
+    A bare encoder does not say how its states are pooled, so a warning says that it is by their mean, or by the last
+    token of a causal language model, unless `pooling` names one.
 
     Args:
       path_or_id: a local directory or a hub id.
@@ -65,7 +65,7 @@ def load(
       param_dtype: of the weights at rest, "float32" or "bfloat16"; the latter halves their memory, and is for weights
         that are not trained, or were stored so.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` (that of the computation) or
-        `remat="full"`.
+        `remat="full"`. `causal=False` makes a decoder see both ways, which is saved with it (as `is_causal`).
 
     Raises:
       FileNotFoundError: if there is neither such a directory nor such a model on the hub.

@@ -28,6 +28,8 @@ class Tokens:
       slots: where each text of a packed batch is, `row * S + segment_id - 1`, int32 `[N]`; None means that the
         texts are the slots, in order (N = B * S).
       texts_per_row: static S, the number of text slots of a row.
+      prompt: True at tokens of the prompt in front of a text, such as its instruction, bool `[B, T]`; None means that
+        nobody asks. See `with_prompt`.
     """
 
     ids: jax.Array
@@ -36,6 +38,7 @@ class Tokens:
     type_ids: jax.Array | None = None
     slots: jax.Array | None = None
     texts_per_row: int = dataclasses.field(default=1, metadata={"static": True})
+    prompt: jax.Array | None = None
 
     @property
     def mask(self) -> jax.Array:
@@ -58,6 +61,14 @@ class Tokens:
         positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0) * mask
         return cls(jnp.asarray(ids, jnp.int32), mask, positions, type_ids)
 
+    def with_prompt(self, lengths: jax.Array | int) -> "Tokens":
+        """These tokens with the first ones of each text as its prompt: of all as many, or `[N]`."""
+        rows, per_row = self.ids.shape[0], self.texts_per_row
+        slots = jnp.arange(rows * per_row) if self.slots is None else self.slots
+        by_slot = jnp.zeros(rows * per_row, jnp.int32).at[slots].set(lengths).reshape(rows, per_row)
+        of_token = jnp.take_along_axis(by_slot, jnp.maximum(self.segment_ids - 1, 0), axis=1)
+        return dataclasses.replace(self, prompt=(self.segment_ids > 0) & (self.positions < of_token))
+
 
 def concatenate(batches: Sequence[Tokens]) -> Tokens:
     """The texts of several batches as one; they must have rows of one length and the same number of text slots.
@@ -75,6 +86,10 @@ def concatenate(batches: Sequence[Tokens]) -> Tokens:
         for start, tokens in zip(starts, batches, strict=False)
     ]
     join = lambda name: jnp.concatenate([getattr(tokens, name) for tokens in batches])
+    if any(tokens.prompt is not None for tokens in batches):
+        batches = [
+            t if t.prompt is not None else dataclasses.replace(t, prompt=jnp.zeros_like(t.mask)) for t in batches
+        ]
     return Tokens(
         ids=join("ids"),
         segment_ids=join("segment_ids"),
@@ -82,6 +97,7 @@ def concatenate(batches: Sequence[Tokens]) -> Tokens:
         type_ids=None if first.type_ids is None else join("type_ids"),
         slots=None if all(tokens.slots is None for tokens in batches) else jnp.concatenate(slots),
         texts_per_row=per_row,
+        prompt=None if batches[0].prompt is None else join("prompt"),
     )
 
 

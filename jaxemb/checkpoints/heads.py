@@ -9,7 +9,7 @@ from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
 from jaxemb.checks import checked
 from jaxemb.encoders.families import HeadKind, Weight, family_of
 
-_ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM"}
+_ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM", "language": "ForCausalLM"}
 
 
 @checked()
@@ -41,7 +41,7 @@ def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np
         short = family.short(name)
         if family.head_of(short) != kind:
             unused[name] = tensor
-        elif short in rows:
+        elif short in rows and rows[short].leaves[0] in leaves:
             unused[name] = _stored(rows[short], leaves, tensor.dtype)
     return dataclasses.replace(format, unused=unused)
 

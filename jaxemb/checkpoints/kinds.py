@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxemb.checkpoints.heads import tensors_of
 from jaxemb.checkpoints.weights import CheckpointFormat
@@ -28,14 +29,18 @@ def refuse_parts(path: Path, format: CheckpointFormat) -> None:
     Raises:
       ValueError: if `architectures` of its `config.json`, or a tensor, is that of a model that does more.
     """
-    architectures = format.config.get("architectures") or ()
-    architectures = [architectures] if isinstance(architectures, str) else architectures
-    named = [name for name in architectures if _TASK_NAME.search(str(name))]
+    named = [name for name in architectures(format.config) if _TASK_NAME.search(str(name))]
     kinds = [what for kind, what in _TASKS.items() if tensors_of(format, kind)]
     if named or kinds:
         trained = ", ".join(tensors_of(format, *_TASKS)) or "a head that its files do not hold"
         raise ValueError(
-            f"{path}: holds {kinds[0] if kinds else 'a model'} (architectures {list(architectures)}). "
+            f"{path}: holds {kinds[0] if kinds else 'a model'} (architectures {architectures(format.config)}). "
             f"Vectors of its encoder would lack what was trained on top: {trained}. "
             f"{REMEDY}"
         )
+
+
+def architectures(config: Mapping[str, Any]) -> list[Any]:
+    """The classes of transformers that a `config.json` says its model is of."""
+    named = config.get("architectures") or ()
+    return [named] if isinstance(named, str) else list(named)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxemb.checkpoints.heads import without_heads
-from jaxemb.checkpoints.kinds import REMEDY, refuse_parts
+from jaxemb.checkpoints.kinds import REMEDY, architectures, refuse_parts
 from jaxemb.checkpoints.tensors import TENSOR_FILES, read_tensors, write_tensors
 from jaxemb.checkpoints.weights import (
     ONE_DEVICE,
@@ -29,7 +29,7 @@ from jaxemb.encoders.families import Family, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.files import Contents, inside, read_json, replaced_files, write_json
 from jaxemb.nn import Linear, Norm
-from jaxemb.pooling import POOLINGS, Attention, Mean, Pooling, named, names_of
+from jaxemb.pooling import POOLINGS, Attention, LastToken, Mean, Pooling, named, names_of
 from jaxemb.settings import CheckpointError, Settings, flag, inner, size, text, texts
 from jaxemb.similarity import PAIRED
 
@@ -55,7 +55,9 @@ _ACTIVATIONS = {
 _ACTIVATION_OF_CLASS = {path.rpartition(".")[2]: name for name, path in _ACTIVATIONS.items()}
 _OWN = "jaxemb.pooling.Attention"  # how `modules.json` calls a pooling that sentence-transformers does not have
 _BI_ENCODER, _TASK = "SentenceTransformer", "feature-extraction"
-_NAME_POOLING = "Name the pooling that the model was trained with: jaxemb.load(..., pooling='mean'), or 'cls'"
+_NAME_POOLING = (
+    "Name the pooling that the model was trained with: jaxemb.load(..., pooling='mean'), 'cls' or 'lasttoken'"
+)
 _LAYER_NORM_EPS = 1e-5  # torch's default; sentence-transformers' LayerNorm has no option for it
 _SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta")
@@ -118,7 +120,7 @@ def read_directory(
     encoder_only: bool = False,
     **overrides: Any,
 ) -> ModelDirectory:
-    """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which gets mean pooling as there.
+    """Reads a sentence-transformers directory, or a bare Hugging Face encoder, which is pooled as there.
 
     Args:
       root: a local directory.
@@ -148,7 +150,7 @@ def read_directory(
     elif len(modules) == 1:  # with a pooling, the directory says itself what its encoder is used for
         refuse_parts(encoder_path, encoder_format)
     of_module = modules[1] if len(modules) > 1 else None
-    pooling = _pooling(root, of_module, pooling, encoder.dim, warn=not encoder_only)
+    pooling = _pooling(root, of_module, pooling, encoder_format.config, encoder.config, warn=not encoder_only)
     heads, dtypes = _heads(modules[2:], pooling.output_dim(encoder.dim))
     present = [encoder_path / name for name in _SENTENCE_CONFIGS if (encoder_path / name).is_file()]
     sentence_config = _settings(present[0] if present else encoder_path / _SENTENCE_CONFIGS[0])
@@ -356,20 +358,26 @@ def _pooling(
     root: Path,
     module: Mapping[str, Any] | None,
     given: str | Sequence[str] | Pooling | None,
-    dim: int,
+    hf_config: Mapping[str, Any],
+    config: TransformerConfig,
     *,
     warn: bool,
 ) -> Pooling:
-    """The pooling that is given, or that of the directory's module; without either the mean, which a warning says."""
+    """The pooling that is given, or that of the directory's module; without either that of sentence-transformers.
+
+    It is the last token of a causal language model and the mean of anything else, which a warning says.
+    """
     if isinstance(given, Pooling):
         return given
     if given is not None:
         return named((given,) if isinstance(given, str) else tuple(given))
     if module is not None:
-        return _read_pooling(module["type"], module["path"], dim)
+        return _read_pooling(module["type"], module["path"], config.dim)
+    predicts = config.causal and any(str(name).endswith("ForCausalLM") for name in architectures(hf_config))
     if warn:
-        logger.warning("%s: nothing says how states are pooled; it is by their mean. %s", root, _NAME_POOLING)
-    return Mean()
+        how = "last token" if predicts else "mean"
+        logger.warning("%s: nothing says how states are pooled; it is by their %s. %s", root, how, _NAME_POOLING)
+    return LastToken() if predicts else Mean()
 
 
 def _read_pooling(kind: str, path: Path, dim: int) -> Pooling:

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from jaxemb.checks import checked, encodable
+from jaxemb.data import chat
 from jaxemb.files import parse_json, write_bytes, write_json, write_text
 from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, size, text
 
@@ -22,6 +23,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -111,14 +113,58 @@ class Tokenizer:
     def pad_id(self) -> int:
         return self.special_ids.get("pad", 0)
 
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """The checkpoint's chat templates by name; most have one, "default"."""
+        if "chat_template.jinja" in self.files:
+            return {"default": self.files["chat_template.jinja"].decode()}
+        config = _settings(Path(), self.files, "tokenizer_config.json")
+        if isinstance(several := config.get("chat_template"), list):
+            entries = [Settings(entry, f"{config.where}: chat_template") for entry in several]
+            return {text(entry, "name"): text(entry, "template") for entry in entries}
+        one = text(config, "chat_template", None)
+        return {} if one is None else {"default": one}
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        template: str = "default",
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation as the checkpoint's chat template writes it, special tokens included.
+
+            text = tokenizer.chat([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+            tokenizer.encode([text], special_tokens=False)
+
+        Args:
+          messages: the conversation.
+          add_generation_prompt: end with what an answer begins with.
+          template: the name of one of `chat_templates`.
+          **variables: what else that template may use, such as `enable_thinking`.
+
+        Raises:
+          ModuleNotFoundError: Jinja is not installed.
+          ValueError: there is no such template, or what it says is wrong with the conversation.
+        """
+        if template not in (known := self.chat_templates):
+            raise ValueError(
+                f"template must be one of the checkpoint's chat templates, {list(known)}; got {template!r}"
+            )
+        special = {f"{role}_token": self.backend.id_to_token(i) for role, i in self.special_ids.items()}
+        options = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+        return chat.render(known[template], messages, **{**special, **options, **variables})
+
     def __call__(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
         """Ids of each text, int32 `[length <= max_length]`; see `encode`."""
         return self.encode(texts, max_length).ids
 
-    def encode(self, texts: Sequence[str], max_length: int | None = None) -> Encoded:
+    def encode(self, texts: Sequence[str], max_length: int | None = None, *, special_tokens: bool = True) -> Encoded:
         """Token ids of `texts` and how many were cut to `max_length` tokens.
 
-        Special tokens count towards `max_length` and are always kept; None means no limit.
+        Special tokens count towards `max_length` and are always kept; None means no limit. Without `special_tokens`
+        none are added, as is right for texts that have their own, such as those of `chat`.
 
         Raises:
           TypeError: a text is not a str; names its index.
@@ -131,16 +177,16 @@ class Tokenizer:
             if not isinstance(one, str):
                 raise TypeError(f"texts[{i}] must be str; got {type(one).__name__}")
             encodable(f"texts[{i}]", one)
-        n_special = self.special_tokens
-        if max_length is not None and max_length <= n_special:
-            raise ValueError(f"max_length must exceed the {n_special} special tokens; got {max_length}")
-        encodings = self.backend.encode_batch_fast(list(texts))
+        prefix, suffix = (self._n_prefix, self._n_suffix) if special_tokens else (0, 0)
+        if max_length is not None and max_length <= prefix + suffix:
+            raise ValueError(f"max_length must exceed the {prefix + suffix} special tokens; got {max_length}")
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         if max_length is None:
             return Encoded(ids, 0)
         too_long = [i for i, sequence in enumerate(ids) if len(sequence) > max_length]
         for i in too_long:
-            ids[i] = self._truncate(ids[i], max_length)
+            ids[i] = self._truncate(ids[i], max_length, prefix, suffix)
         return Encoded(ids, len(too_long))
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Encoded:
@@ -176,10 +222,10 @@ class Tokenizer:
             type_ids.append(np.array(joined.type_ids, np.int32))
         return Encoded(ids, truncated, type_ids)
 
-    def _truncate(self, ids: np.ndarray, max_length: int) -> np.ndarray:
+    def _truncate(self, ids: np.ndarray, max_length: int, prefix: int, suffix: int) -> np.ndarray:
         if self.truncation_side == "right":
-            return np.concatenate([ids[: max_length - self._n_suffix], ids[len(ids) - self._n_suffix :]])
-        return np.concatenate([ids[: self._n_prefix], ids[len(ids) - (max_length - self._n_prefix) :]])
+            return np.concatenate([ids[: max_length - suffix], ids[len(ids) - suffix :]])
+        return np.concatenate([ids[:prefix], ids[len(ids) - (max_length - prefix) :]])
 
     @classmethod
     @checked()

@@ -194,7 +194,7 @@ class Transformer(Module):
 
 def layout_of(tokens: Tokens) -> Layout:
     """How the rows of a batch of texts are laid out."""
-    return Layout(segments=tokens.segment_ids, positions=tokens.positions)
+    return Layout(segments=tokens.segment_ids, positions=tokens.positions, prompt=tokens.prompt)
 
 
 def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

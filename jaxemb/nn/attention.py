@@ -5,7 +5,8 @@ blockwise  128 queries at a time, computed again in the backward pass: memory gr
 library    `jax.nn.dot_product_attention`, which XLA's GPU and TPU backends know; no soft cap, no dropout
 cudnn      its flash kernel, on NVIDIA GPUs in bf16 or f16; no soft cap, no dropout
 splash     the flash kernel of TPUs: memory grows with T, and keys far outside of a window cost no time; no bias, no
-           dropout, and windows must be known when it is compiled. Where there is no TPU it is interpreted, for tests
+           dropout, no prefix, and windows must be known when it is compiled. Where there is no TPU it is interpreted,
+           for tests
 """
 
 import functools
@@ -26,7 +27,7 @@ IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 _LACKS: Mapping[str, tuple[str, ...]] = {
     "library": ("dropout", "soft cap"),
     "cudnn": ("dropout", "soft cap"),
-    "splash": ("dropout", "bias", "traced window"),
+    "splash": ("dropout", "bias", "prefix", "traced window"),
 }
 _LONG = 2048  # tokens of a row above which none is taken that holds all logits: they are then 16 MB per head
 
@@ -51,6 +52,7 @@ def attention(
     segments: jax.Array,
     *,
     causal: bool = False,
+    prefix: jax.Array | None = None,
     window: jax.Array | int | Windows | None = None,
     bias: jax.Array | None = None,
     scale: float | None = None,
@@ -61,14 +63,15 @@ def attention(
 ) -> jax.Array:
     """`softmax(c tanh((q k^T scale + bias) / c)) v`, c the soft cap, over the keys that a query sees.
 
-    A query sees the keys of its own segment; of these, if `causal`, those not after it, and with a `window` w those at
-    a distance of at most w in the row.
+    A query sees the keys of its own segment; of these, if `causal`, those that are not after it or in the `prefix`, and
+    with a `window` w those at a distance of at most w in the row.
 
     Args:
       q: `[B, T, H, h]`.
       k, v: `[B, T, G, h]`; G divides H, and query head i reads key head `i // (H / G)`.
       segments: text of each token, int `[B, T]`; padding is 0 and sees padding.
       causal: whether a query sees no key after it.
+      prefix: of causal attention, the keys that are seen from before them as well, bool `[B, T]`; None is none.
       window: scalar, may be traced; or one of several that are known, see `Windows`.
       bias: added to the scaled logits, `[1 or B, 1 or H, T, T]`.
       scale: None is `h ** -0.5`.
@@ -84,13 +87,14 @@ def attention(
     Raises:
       ValueError: for shapes that do not fit, an unknown implementation, or one that lacks what is asked for.
     """
-    window = _known(window)
-    _check(q, k, v, segments, window, bias, dropout, soft_cap)
+    window, prefix = _known(window), prefix if causal else None
+    _check(q, k, v, segments, window, bias, prefix, dropout, soft_cap)
     drops = key is not None and dropout > 0
     asked = {
         "dropout": drops,
         "soft cap": soft_cap is not None,
         "bias": bias is not None,
+        "prefix": prefix is not None,
         "traced window": isinstance(window, jax.Array),
     }
     by_platform = _choose(implementation, q.shape[1], asked)
@@ -107,7 +111,7 @@ def attention(
     }
     if isinstance(window, Windows):
         window = jnp.asarray([q.shape[1] if w is None else w for w in window.choices])[window.which]
-    operands = (*map(guarded, (q, k, v)), segments, window, bias)
+    operands = (*map(guarded, (q, k, v)), segments, window, bias, prefix)
     if len(by_platform) == 1:
         return run[by_platform["default"]](*operands)
     return jax.lax.platform_dependent(*operands, **{on: run[name] for on, name in by_platform.items()})
@@ -130,8 +134,8 @@ def _choose(name: Implementation | None, length: int, asked: Mapping[str, bool])
     return {"default": "dense"} if missing["library"] else {"cpu": "dense", "default": "library"}
 
 
-def _splash(q, k, v, segments, window, bias, *, windows: Any, **options) -> jax.Array:
-    """Of windows that are known, which the operands `window` and `bias` are not."""
+def _splash(q, k, v, segments, window, bias, prefix, *, windows: Any, **options) -> jax.Array:
+    """Of windows that are known, which the operand `window` is not; there is no bias and no prefix."""
     if not isinstance(windows, Windows):
         return splash(q, k, v, segments, window=windows, **options)
     each = [functools.partial(splash, window=w, **options) for w in windows.choices]
@@ -149,7 +153,7 @@ def _known(window: Any) -> Any:
     return int(window)
 
 
-def _check(q, k, v, segments, window, bias, dropout, soft_cap) -> None:
+def _check(q, k, v, segments, window, bias, prefix, dropout, soft_cap) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[:2], k.shape[3]) != (q.shape[:2], q.shape[3]):
         raise ValueError(f"q must be [B, T, H, h], k and v [B, T, G, h]; got {q.shape}, {k.shape} and {v.shape}")
     if 0 in (*q.shape, k.shape[2]):
@@ -158,6 +162,8 @@ def _check(q, k, v, segments, window, bias, dropout, soft_cap) -> None:
         raise ValueError(f"the heads of k must divide those of q; got {k.shape[2]} and {q.shape[2]}")
     if segments.shape != q.shape[:2]:
         raise ValueError(f"segments must be [B, T] = {q.shape[:2]}; got {segments.shape}")
+    if prefix is not None and prefix.shape != q.shape[:2]:
+        raise ValueError(f"prefix must be [B, T] = {q.shape[:2]}; got {prefix.shape}")
     for w in window.choices if isinstance(window, Windows) else (window,):
         if w is not None and not isinstance(w, jax.Array) and w < 0:
             raise ValueError(f"window must be a whole number of at least 0; got {w}")

@@ -23,11 +23,12 @@ def _guarded_jvp(primals, tangents):
     return primals[0], jax.lax.optimization_barrier(tangents[0])
 
 
-def _hidden(segments, query_segments, places, query_places, *, causal: bool, window) -> jax.Array:
+def _hidden(segments, query_segments, places, query_places, *, causal: bool, window, prefix) -> jax.Array:
     """Which keys `[S]` a query `[T]` does not see, bool `[B, 1, T, S]`."""
     unseen = query_segments[:, None, :, None] != segments[:, None, None, :]
     if causal:
-        unseen |= query_places[:, None] < places[None, :]
+        later = query_places[:, None] < places[None, :]
+        unseen |= later if prefix is None else later & ~prefix[:, None, None, :]
     if window is not None:
         unseen |= jnp.abs(query_places[:, None] - places[None, :]) > window
     return unseen
@@ -38,14 +39,14 @@ def _hide(unseen: jax.Array, dtype) -> jax.Array:
     return jnp.where(unseen, max(-1e30, float(jnp.finfo(dtype).min)), 0.0).astype(dtype)
 
 
-def dense(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
+def dense(q, k, v, segments, window, bias, prefix=None, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
     """`softmax(scale q k^T + bias) v` with all logits `[B, H, T, T]` at once; arguments as of `nn.attention`."""
     places = jnp.arange(q.shape[1])
-    unseen = _hide(_hidden(segments, segments, places, places, causal=causal, window=window), q.dtype)
+    unseen = _hide(_hidden(segments, segments, places, places, causal=causal, window=window, prefix=prefix), q.dtype)
     return _heads(q, k, v, unseen, bias, scale=scale, soft_cap=soft_cap, dropout=dropout, key=key)
 
 
-def blockwise(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
+def blockwise(q, k, v, segments, window, bias, prefix=None, *, causal, scale, soft_cap, dropout, key) -> jax.Array:
     """The same with the logits of `BLOCK` queries at a time, made again for the gradient: memory is linear in T."""
     length = q.shape[1]
     size = min(BLOCK, length)
@@ -59,7 +60,8 @@ def blockwise(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropo
     @jax.checkpoint
     def block(of):
         q, query_segments, query_places, bias, number = of
-        unseen = _hidden(segments, query_segments, places, query_places, causal=causal, window=window)
+        mask = {"causal": causal, "window": window, "prefix": prefix}
+        unseen = _hidden(segments, query_segments, places, query_places, **mask)
         own = None if key is None else jax.random.fold_in(key, number)
         return _heads(q, k, v, _hide(unseen, q.dtype), bias, scale=scale, soft_cap=soft_cap, dropout=dropout, key=own)
 
@@ -68,10 +70,10 @@ def blockwise(q, k, v, segments, window, bias, *, causal, scale, soft_cap, dropo
     return jnp.moveaxis(found, 0, 1).reshape(q.shape[0], blocks * size, *q.shape[2:])[:, :length]
 
 
-def library(q, k, v, segments, window, bias, *, causal, scale, implementation="xla") -> jax.Array:
+def library(q, k, v, segments, window, bias, prefix=None, *, causal, scale, implementation="xla") -> jax.Array:
     """The same by `jax.nn.dot_product_attention`, whose "cudnn" never holds the logits."""
     places = jnp.arange(q.shape[1])
-    added = _hide(_hidden(segments, segments, places, places, causal=causal, window=window), q.dtype)
+    added = _hide(_hidden(segments, segments, places, places, causal=causal, window=window, prefix=prefix), q.dtype)
     added = added if bias is None else added + bias.astype(q.dtype)
     return jax.nn.dot_product_attention(q, k, v, added, scale=scale, implementation=implementation)
 

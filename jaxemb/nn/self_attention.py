@@ -21,12 +21,14 @@ class View(NamedTuple):
       window: see `attention`.
       bias: see `attention`.
       rope: cos and sin, each `[B, T, 1, h]`, see `rotate`; None is no rotation.
+      prefix: see `attention`.
     """
 
     segments: jax.Array
     window: int | Windows | None
     bias: jax.Array | None
     rope: tuple[jax.Array, jax.Array] | None
+    prefix: jax.Array | None = None
 
 
 @nnx.dataclass
@@ -69,6 +71,7 @@ class SelfAttention(Module):
             v,
             view.segments,
             causal=c.causal,
+            prefix=view.prefix,
             window=view.window,
             bias=view.bias,
             scale=c.attention_scale,

@@ -37,10 +37,13 @@ class Layout:
       segments: which text (or image, ...) of its row a token belongs to, 0 = padding, int32 `[B, T]`; tokens of
         different ones do not see each other.
       positions: of a token within its own text, for rotary embeddings, int32 `[B, T]`.
+      prompt: which tokens are of a prompt, that all of their text see with `StackConfig.prefix_attention`, bool
+        `[B, T]`; None is none.
     """
 
     segments: jax.Array
     positions: jax.Array
+    prompt: jax.Array | None = None
 
 
 @nnx.dataclass
@@ -208,6 +211,7 @@ class Stack(Module):
                 window=windows[0] if len(windows) == 1 else Windows(windows, window),
                 bias=bias,
                 rope=jax.tree.map(lambda table: table[rope], rotations),
+                prefix=layout.prompt if c.prefix_attention else None,
             )
             x = layer(x, c, view, is_first=number == 0, key=layer_key)
             return x, None if read is None else read(x)

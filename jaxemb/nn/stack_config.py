@@ -52,6 +52,7 @@ class StackConfig:
     rope_of_layer: tuple[int, ...] = ()  # index into `ropes` for each layer
     # attention
     causal: bool = False
+    prefix_attention: bool = False  # causal, but all tokens of a text see its prompt (`Layout.prompt`) as a whole
     windows: tuple[int, ...] = ()  # per layer: keys with |i - j| <= window are seen; 0 = all
     query_key_norm: bool = False
     attention_scale: float | None = None  # None = head_dim ** -0.5
@@ -102,6 +103,8 @@ class StackConfig:
                 f"relative_buckets must be 0 or from 4 to 4 x relative_max_distance, {self.relative_max_distance}"
             )
             raise ValueError(f"{expected}; got {self.relative_buckets}")
+        if self.prefix_attention and not self.causal:
+            raise ValueError("prefix_attention is for causal attention; got causal=False, which sees all of a text")
         self._check_layers()
         check_types(self)
 

@@ -29,7 +29,7 @@ Rules = Sequence[tuple[str, PartitionSpec | Sequence[PartitionSpec]]]
 ENCODER_RULES: Rules = (
     (r"\bv_(row|col)\.", PartitionSpec()),  # Adafactor's statistics are called after parameters, but are their means
     # Few vocabularies divide by anything: then the dimension is split instead.
-    (r"embeddings\.tokens$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, ("fsdp", "tensor")))),
+    (r"(embeddings\.tokens|head\.table)$", (PartitionSpec("tensor", "fsdp"), PartitionSpec(None, ("fsdp", "tensor")))),
     (r"embeddings\.(positions|types)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value|up|gate)\.kernel$", PartitionSpec("fsdp", "tensor")),
     (r"(query|key|value|up|gate)\.bias$", PartitionSpec("tensor")),

@@ -1,4 +1,4 @@
-"""Models and objectives that make backbones: masked language modelling, TSDAE, SMAE, learning from definitions."""
+"""Models and objectives that make backbones: (masked) language modelling, TSDAE, SMAE, learning from definitions."""
 
 from jaxemb.pretraining.definitions import (
     EntryPredictor,
@@ -10,6 +10,7 @@ from jaxemb.pretraining.definitions import (
     prompted,
 )
 from jaxemb.pretraining.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.pretraining.language_model import LanguageHead, LanguageModel, language_modelling
 from jaxemb.pretraining.masked_autoencoder import MaskedAutoEncoder, mask_words, masked_autoencoding
 from jaxemb.pretraining.masked_language_model import (
     MaskedLanguageHead,
@@ -21,6 +22,8 @@ from jaxemb.pretraining.masked_language_model import (
 __all__ = [
     "DenoisingAutoEncoder",
     "EntryPredictor",
+    "LanguageHead",
+    "LanguageModel",
     "MaskedAutoEncoder",
     "MaskedLanguageHead",
     "MaskedLanguageModel",
@@ -31,6 +34,7 @@ __all__ = [
     "entry_cross_entropy",
     "entry_embeddings",
     "isotropic_entries",
+    "language_modelling",
     "mask_tokens",
     "mask_words",
     "masked_autoencoding",

@@ -103,6 +103,7 @@ def with_prompts(tokens: Tokens, length: int) -> tuple[Tokens, jax.Array, jax.Ar
         segment_ids=sorted_by_text(segments),
         positions=sorted_by_text(before(number, jnp.where(tokens.mask, tokens.positions + length, 0))),
         type_ids=None if types is None else sorted_by_text(before(none, types)),
+        prompt=None if tokens.prompt is None else sorted_by_text(before(none + 1, tokens.prompt)) > 0,
     )
     return longer, order.astype(jnp.int32), jnp.argsort(order, axis=1)[:, slots * length :].astype(jnp.int32)
 
