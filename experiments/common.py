@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.lib.datasets import REPOSITORY, data_dir
+from experiments.lib.datasets import REPOSITORY, WithColumns, data_dir, vectors  # noqa: F401
 from jaxemb.files import write_text
 
 Preset = TypeVar("Preset")

@@ -24,7 +24,8 @@ import optax
 from flax import nnx
 
 import jaxemb
-from experiments import common, gistembed
+from experiments import common, gistembed_labels
+from experiments.lib import datasets
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import read
 from jaxemb.encoders import Mlp
@@ -371,7 +372,7 @@ def corpus(preset: Preset, seed: int) -> Corpus:
         rank[order[labels[order] == label]] = np.arange((labels == label).sum())
     for part, rows in ((fitted, rank < per_intent), (held_out, rank >= per_intent)):
         rows = rng.permutation(np.flatnonzero(rows))
-        a, b = gistembed.pairs(labels[rows], np.arange(len(rows)), rng)
+        a, b = datasets.pairs(labels[rows], np.arange(len(rows)), rng)
         a, b = (side[: sizes["intents"] if part is fitted else preset.held_out] for side in (a, b))
         part["intents"] = Pairs(numbers_of[rows[a]], numbers_of[rows[b]], labels[rows][a], np.zeros(len(a), np.float32))
     for name, pairs in made.items():
@@ -473,7 +474,7 @@ def texts(preset: Preset, seed: int) -> tuple[dict[str, dict[str, float]], dict[
         values = (
             100 * float(metrics.ndcg_at_k(gains, c.right.astype(np.int32), 10).mean()),
             100 * metrics.spearman(cosine, c.sts.score),
-            gistembed.measure(encode(model, c.intents), c.labels)["mAP@39"],
+            gistembed_labels.nearest(encode(model, c.intents), c.labels)["mAP@39"],
         )
         return {"mean": float(np.mean(values)), **dict(zip(TEXT_TASKS, values, strict=True))}
 

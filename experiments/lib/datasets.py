@@ -65,6 +65,18 @@ def per_class(labels: np.ndarray, sizes: Sequence[int | None], seed: int) -> lis
     return [np.flatnonzero((rank >= start) & (rank < end)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def pairs(labels: np.ndarray, anchors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The anchors (rows of `labels`), and for each a random other row of its label; those without another go."""
+    order = np.argsort(labels, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    first, size = np.searchsorted(labels[order], np.arange(labels.max() + 1)), np.bincount(labels)
+    anchors = anchors[size[labels[anchors]] > 1]
+    first, size = first[labels[anchors]], size[labels[anchors]]
+    other = (place[anchors] - first + rng.integers(1, size)) % size
+    return anchors, order[first + other]
+
+
 def intents(name: str, split: str, per_intent: int | None = None, seed: int = 0) -> tuple[list[str], np.ndarray]:
     """Sentences and the numbers of their intents, int32, in alphabetical order of the intents.
 

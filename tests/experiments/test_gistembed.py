@@ -5,32 +5,44 @@ import numpy as np
 import pytest
 
 import jaxemb
-from experiments import common, gistembed
+from experiments import gistembed_labels
+from experiments.gistembed import BEFORE, EXPERIMENT, LARGE
+from experiments.lib import datasets
+from experiments.recipes import gistembed as recipe
+from experiments.recipes import peg
 from jaxemb.train import fit
 
 
-@pytest.mark.slow
-def test_smoke(smoke):
-    table, metrics = smoke(gistembed)
-    assert metrics["questions"] == {"train": 77 * 8, "test": 77 * 8}
-    assert set(metrics["results"]) == {"strong guide itself", *gistembed.ARMS}
-    assert set(metrics["change_against_MNRL"]) == set(gistembed.ARMS) - {"MNRL"}
-    assert all(f"| {arm} |" in table for arm in metrics["results"])
-    assert ("is not reached" in table) != ("is reached" in table)
+def test_smoke(smoke_cells, minilm, monkeypatch, data_dir):
+    """Before and after two steps with the whole MiniLM as the guide."""
+    arms = {BEFORE: EXPERIMENT.arms[BEFORE], LARGE: EXPERIMENT.arms["GISTEmbed, MiniLM"]}
+    table, summary = smoke_cells(dataclasses.replace(EXPERIMENT, arms=arms, claims=EXPERIMENT.claims[:4]), *arms)
+    values = [record["values"] for record in summary["cells"].values()]
+    for measure in EXPERIMENT.measures:
+        assert 0 < values[0][measure] != values[1][measure] < 100
+    assert "1,406 pairs of similarity" in table and "61.76 to 62.4" in table
+
+
+def test_the_smoke_preset_with_labels(smoke_cells, quick_vectors):
+    _, summary = smoke_cells(gistembed_labels.EXPERIMENT, "MNRL", "GISTEmbed, strong guide")
+    values = {name: record["values"] for name, record in summary["cells"].items()}
+    (strong,) = (found for name, found in values.items() if "strong" in name)
+    assert 0 < strong["true masked"] < strong["false masked"] < 100
+    assert len({found["mAP@39"] for found in values.values()}) == 2
 
 
 def test_pairs_are_of_one_label_and_never_a_row_with_itself():
     labels = np.array([2, 0, 1, 0, 2, 2, 3])
     found = set()
     for seed in range(50):
-        first, second = gistembed.pairs(labels, np.arange(7), np.random.default_rng(seed))
+        first, second = datasets.pairs(labels, np.arange(7), np.random.default_rng(seed))
         assert first.tolist() == [0, 1, 3, 4, 5]  # rows 2 and 6 are alone
         found |= set(zip(first.tolist(), second.tolist(), strict=True))
     assert found == {(a, b) for a in range(7) for b in range(7) if a != b and labels[a] == labels[b]}
 
 
 def test_one_pair_per_intent():
-    questions = gistembed.Questions(np.zeros((9, 2)), np.array([0, 1, 2] * 3))
+    questions = gistembed_labels.Questions(np.zeros((9, 2)), np.array([0, 1, 2] * 3))
     for first, second in questions.one_pair_per_intent(3, np.random.default_rng(0)):
         assert questions.labels[first].tolist() == questions.labels[second].tolist() == [0, 1, 2]
         assert (first != second).all()
@@ -40,7 +52,7 @@ def test_measures_by_hand():
     angles = np.deg2rad([0.0, 10.0, 15.0, 80.0])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     # nearest first: 0: 1 2 3; 1: 2 0 3; 2: 1 0 3; 3: 2 1 0
-    measured = gistembed.measure(vectors, np.array([0, 0, 1, 1]))
+    measured = gistembed_labels.nearest(vectors, np.array([0, 0, 1, 1]))
     assert measured["1-NN"] == pytest.approx(100 * 2 / 4)
     assert measured["mAP@39"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 3 + 1) / 4)
 
@@ -49,10 +61,10 @@ def test_the_share_that_a_guide_masks():
     labels = np.array([0, 0, 0, 0, 1, 1])
     rows = [np.array([[0, 2, 4], [1, 3, 5]])]
     exact = np.eye(3)[labels]
-    assert gistembed.masked(exact, labels, rows) == {"false_negatives": 0, "true_negatives": 0}  # equal is not closer
+    assert gistembed_labels.masked(exact, labels, rows) == {"false masked": 0, "true masked": 0}  # equal is not closer
     worse = exact.copy()
     worse[1, 1] = 0.1  # documents 3 and 5: the first is now closer to query 0 than its own, document 1
-    assert gistembed.masked(worse, labels, rows) == {"false_negatives": 50, "true_negatives": 0}
+    assert gistembed_labels.masked(worse, labels, rows) == {"false masked": 50, "true masked": 0}
 
 
 @pytest.fixture
@@ -71,7 +83,7 @@ def tasks(tmp_path):
 def test_batches_are_of_one_task_and_have_the_guides_vectors_of_their_texts(tasks, quick_vectors, tiny_minilm):
     directory, records = tasks
     embedder = jaxemb.load(str(tiny_minilm))
-    data = iter(gistembed.run(data=directory, batch_size=4, max_length=16).data(embedder))
+    data = iter(recipe.run(data=directory, batch_size=4, max_length=16).data(embedder))
     seen = set()
     for _ in range(6):
         batch = next(data)
@@ -88,23 +100,20 @@ def test_batches_are_of_one_task_and_have_the_guides_vectors_of_their_texts(task
 
 @pytest.mark.slow
 def test_the_full_recipe_trains(tasks, quick_vectors, tiny_minilm, tmp_path):
-    run = gistembed.run(data=tasks[0], model=str(tiny_minilm), batch_size=4, steps=2, max_length=16)
+    run = recipe.run(data=tasks[0], model=str(tiny_minilm), batch_size=4, steps=2, max_length=16)
     assert run.best == ("sts/cosine_spearman", "max")
     fitted = fit(dataclasses.replace(run, evaluators={}, best=None), tmp_path / "run", progress=False)
     assert np.isfinite(fitted.embedder.encode(["a question"])).all()
 
 
 def test_without_data_the_recipe_has_pairs_of_intents(quick_vectors):
-    (source,) = gistembed._sources(None)
-    intent = dict(zip(*common.intents("banking77", "train"), strict=True))
+    (source,) = recipe._sources(None)
+    intent = dict(zip(*datasets.intents("banking77", "train"), strict=True))
     assert len(source) == 10_003
     assert all(intent[r["query"]] == intent[r["document"]] for r in source.__getitems__(range(0, 10_003, 100)))
 
 
-def test_vectors_are_kept(tiny_minilm, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
-    first = common.vectors(["one text", "another"], str(tiny_minilm))
-    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
-    (kept,) = (tmp_path / "runs" / "experiments").iterdir()
-    np.save(kept, first + 1)
-    np.testing.assert_array_equal(common.vectors(["one text", "another"], str(tiny_minilm)), first + 1)
+@pytest.mark.slow
+def test_the_recipe_of_peg_trains(quick_vectors, tiny_minilm, tmp_path):
+    run = peg.run(model=str(tiny_minilm), batch_size=8, hard=2, chunk=4, steps=2, max_length=16, limit=24)
+    assert np.isfinite(fit(run, tmp_path / "run", progress=False).embedder.encode(["Ein Hund."])).all()

@@ -1,0 +1,1 @@
+"""Published recipes as run configs: `jaxemb train experiments/recipes/NAME.py`."""
