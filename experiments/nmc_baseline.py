@@ -182,11 +182,7 @@ ARMS = {
     NMC: means("unit", paper=Reported("AIA 88.53 on Split CIFAR-100 (version 2)", confirmed=True)),
     "NMC, Euclidean": means("euclidean"),
     "NMC, cosine": means("cosine"),
-    "streaming LDA": Arm(
-        covariance,
-        lambda state, x, n: slda_logits(find_state(state, SldaState), state.model.features(x), 1e-2),
-        frozen=True,
-    ),
+    "streaming LDA": Arm(covariance, discriminant, frozen=True),
     LINEAR: trained("linear layer"),
     LORA: trained("LoRA", on=BANKING),
     PROMPTS: trained("prompts", on=BANKING, paper=Reported("83.83 (L2P), 86.51 (DualPrompt), the same")),
