@@ -164,12 +164,11 @@ def plain(value: Any) -> Any:
 def made_on() -> str:
     """The commit, with a "+" if files differ from it, the software, and the device."""
     software = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxemb", "jax", "flax", "optax", "numpy")]
-    git = lambda *args: (
-        subprocess.run(["git", *args], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    )
+    git = functools.partial(subprocess.check_output, cwd=REPOSITORY, stderr=subprocess.DEVNULL, text=True)
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "jaxemb", "experiments/*.py")
-        software.insert(0, f"commit {git('rev-parse', '--short=10', 'HEAD').strip()}{'+' if changed else ''}")
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no", "jaxemb", "experiments/*.py"])
+        commit = git(["git", "rev-parse", "--short=10", "HEAD"]).strip()
+        software.insert(0, f"commit {commit}{'+' if changed else ''}")
     except (OSError, subprocess.CalledProcessError):
         pass  # a copy without history
     devices = jax.devices()
