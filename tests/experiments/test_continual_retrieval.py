@@ -9,8 +9,6 @@ def test_smoke(smoke, minilm):
     methods = metrics["results"]
     assert set(methods) == {"without training", *continual_retrieval.METHODS}
     assert all(f"| {name} |" in table for name in (*methods, *continual_retrieval.DOMAINS))
-    for values in methods.values():
-        assert 0 <= values["new"]["mean"] <= 100
     # Nothing was learnt after the last domain: there the old index is the new one.
     run = metrics["runs"]["fine-tuning"][0]["matrices"]
     assert run["new index"][-1][-1] == pytest.approx(run["old index"][-1][-1], abs=1e-6)

@@ -18,7 +18,7 @@ def test_smoke(smoke, monkeypatch):
     assert set(metrics["change_against_LiT"]) == set(cwcl.LOSSES) - {"LiT"}
     for arm, values in metrics["results"].items():
         assert f"| {arm} |" in table
-        assert 0 <= values["recall@1"]["mean"] <= 100 and 0 < values["temperature"]["mean"] < 0.1
+        assert 0 < abs(values["temperature"]["mean"] - 0.07) < 0.03  # it is trained
 
 
 def test_lit_is_cwcl_with_the_own_sentence_alone():

@@ -10,7 +10,8 @@ def test_smoke(smoke):
     table, metrics = smoke(prd)
     assert {*prd.REFERENCE, prd.NMC} == set(metrics["results"]["digits"])
     assert all(f"| {method} |" in table for method in prd.REFERENCE)
-    assert all(0 <= values["TIL"]["mean"] <= 100 for values in metrics["results"]["digits"].values())
+    values = metrics["results"]["digits"]
+    assert all(of["TIL"]["mean"] > of["CIL"]["mean"] for of in values.values())  # fewer classes compete
 
 
 def test_the_rate_drops_within_the_first_task_alone():
@@ -34,5 +35,4 @@ def test_every_method_runs_on_images(method):
     made = prd.run(method, stream, recipe, seed=0)
     assert set(made) == {method} | ({prd.NMC} if method == prd.FINETUNE else set())
     for values in made.values():
-        assert all(0 <= values[measure] <= 100 for measure in prd.MEASURES)
         assert values["matrices"]["TIL"].shape == (2, 2)

@@ -135,7 +135,7 @@ def test_what_leaves_predictions_alone():
     np.testing.assert_array_equal(nmc_predict(fit(FEATURES + 3), x + 3), plain)
     np.testing.assert_array_equal(nmc_predict(fit(FEATURES * 5), x * 5), plain)
     one_class = np.where((LABELS == 2)[:, None], 9, 1).astype(np.float32) * FEATURES
-    assert np.any(np.asarray(nmc_predict(fit(one_class), x)) != plain)
+    assert np.mean(np.asarray(nmc_predict(fit(one_class), x)) != plain) > 0.1
     cosine = lambda features: nmc_predict(fit(jax.jit(unit)(features)), x, "cosine")
     np.testing.assert_array_equal(cosine(one_class), cosine(FEATURES))
 
