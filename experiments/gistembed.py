@@ -41,12 +41,13 @@ NAMES = ("sentence1", "sentence2", "score")
 
 @dataclasses.dataclass(frozen=True)
 class Preset(suite.Preset):
-    """How much is trained; `sample` is of questions of each intent, and of tests' documents and pairs (None: all)."""
+    """How much is trained, on so many questions of each intent; `tests` are pairs, and documents (None: all)."""
 
     steps: int = 200
     batch_size: int = 64
     learning_rate: float = 5e-5
-    sample: int | None = None
+    per_intent: int | None = None
+    tests: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +85,17 @@ def data(preset: Preset, dataset: str, seed: int) -> Data:
     train, dev = read("train"), read("dev")
     tested = {*dev.first, *dev.second}
     same = [i for i in np.flatnonzero(train.scores >= 4) if not tested & {train.first[i], train.second[i]}]
-    known, asked = (datasets.intents("banking77", split, preset.sample) for split in ("train", "test"))
+    known, asked = (datasets.intents("banking77", split, preset.per_intent) for split in ("train", "test"))
     first, second = datasets.pairs(known[1], np.arange(len(known[1])), np.random.default_rng(seed))
     pairs = {
         "similarity": [(index(train.first[i]), index(train.second[i])) for i in same],
         "intents": [(index(known[0][a]), index(known[0][b])) for a, b in zip(first, second, strict=True)],
     }
-    kept = datasets.sample(len(dev.scores), preset.sample)
+    kept = datasets.sample(len(dev.scores), preset.tests)
     similarity = StsSet([dev.first[i] for i in kept], [dev.second[i] for i in kept], dev.scores[kept])
     student = jaxemb.load(default_model().path, layers=3)
     arrays = {name: np.array(rows) for name, rows in pairs.items()}
-    return Data(student, list(number), arrays, similarity, known, asked, cranfield(preset.sample))
+    return Data(student, list(number), arrays, similarity, known, asked, cranfield(preset.tests))
 
 
 def cranfield(sample: int | None) -> RetrievalSet:
@@ -165,7 +166,9 @@ EXPERIMENT = Experiment(
     name="gistembed",
     about=__doc__,
     presets={
-        "smoke": Preset(datasets=("pairs",), seeds=1, steps=2, batch_size=8, sample=4),
+        "smoke": Preset(
+            datasets=("pairs",), seeds=1, steps=2, batch_size=8, learning_rate=1e-3, per_intent=2, tests=64
+        ),
         "small": Preset(datasets=("pairs",)),
         "paper": Preset(datasets=("pairs",), seeds=10, steps=2000, batch_size=128),
     },

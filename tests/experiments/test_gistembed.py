@@ -18,8 +18,8 @@ def test_smoke(smoke_cells, minilm, monkeypatch, data_dir):
     arms = {BEFORE: EXPERIMENT.arms[BEFORE], LARGE: EXPERIMENT.arms["GISTEmbed, MiniLM"]}
     table, summary = smoke_cells(dataclasses.replace(EXPERIMENT, arms=arms, claims=EXPERIMENT.claims[:4]), *arms)
     values = [record["values"] for record in summary["cells"].values()]
-    for measure in EXPERIMENT.measures:
-        assert 0 < values[0][measure] != values[1][measure] < 100
+    assert values[0]["STS"] > 50  # three layers of MiniLM
+    assert all(0 < values[0][measure] != values[1][measure] for measure in ("average", "STS"))
     assert "pairs of similarity" in table and "61.76 to 62.40" in table
 
 
