@@ -1,5 +1,10 @@
 """HyperInterval: a hypernetwork maps boxes of task embeddings to boxes of weights, which bounds forgetting."""
 
+from jaxemb.transforms.continual.hyper_interval.bounds import (
+    broken_bounds,
+    make_interval_logits,
+    worst_case_accuracy,
+)
 from jaxemb.transforms.continual.hyper_interval.boxes import propagate, schedules, task_boxes, weight_boxes
 from jaxemb.transforms.continual.hyper_interval.config import (
     HyperIntervalConfig,
@@ -8,7 +13,6 @@ from jaxemb.transforms.continual.hyper_interval.config import (
 )
 from jaxemb.transforms.continual.hyper_interval.losses import (
     interval_cross_entropy,
-    make_interval_logits,
     order_relaxed,
 )
 from jaxemb.transforms.continual.hyper_interval.promises import PromiseReport, promise_report
@@ -31,6 +35,7 @@ __all__ = [
     "at_box",
     "at_universal",
     "boxes_of",
+    "broken_bounds",
     "generated_weights",
     "hyper_interval",
     "infer_task_by_entropy",
@@ -44,4 +49,5 @@ __all__ = [
     "task_boxes",
     "universal_box",
     "weight_boxes",
+    "worst_case_accuracy",
 ]

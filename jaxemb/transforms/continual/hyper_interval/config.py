@@ -110,7 +110,7 @@ class HyperIntervalState(NamedTuple):
         over the tasks since), `[T]`. With 0 the guarantee of `at_universal` is exact.
       promises: of each record of the stream, its worst-case loss when its task had just been learnt, f32 `[N]`; NaN
         where there is none.
-      kept: what is to be kept of the task's parameters; () if those are the last.
+      kept: what is to be kept of the task's parameters; None if those are the last.
       candidate: the state of the optimiser that looks ahead.
       given: a box of embeddings to use for that of the task, and whether to, bool scalar.
     """
@@ -122,7 +122,7 @@ class HyperIntervalState(NamedTuple):
     old: Any
     residual: jax.Array
     promises: jax.Array
-    kept: Kept | tuple[()]
+    kept: Kept | None
     candidate: PyTree
     given: tuple[CentredBox, jax.Array]
 

@@ -1,16 +1,14 @@
 """The loss over a box of weights, that of its middle and of the worst case in it, and the regulariser of old boxes."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from jaxemb.interval import CentredBox, bound, worst_case_logits
 from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.classification import competing
-from jaxemb.transforms.base import Context, Transform, find_state
+from jaxemb.transforms.base import Context
 from jaxemb.transforms.continual import hypernetwork as hyper
-from jaxemb.transforms.continual.hyper_interval.boxes import all_weights, present_weights, task_boxes, weight_boxes
+from jaxemb.transforms.continual.hyper_interval.boxes import all_weights, task_boxes, weight_boxes
 from jaxemb.transforms.continual.hyper_interval.config import (
     HyperIntervalConfig,
     HyperIntervalParams,
@@ -109,22 +107,3 @@ def box_regulariser(
     else:
         before = state.old if config.regularises_all else state.old[:, 1]
     return config.beta * hyper.output_regulariser(config, held(params), jax.lax.stop_gradient(before), state.task)
-
-
-def make_interval_logits(config: HyperIntervalConfig, transform: Transform) -> Callable:
-    """Makes `(train_state, inputs) -> logits [3, N, C]`, lower, middle and upper, of the state's weight box, jitted.
-
-    Args:
-      config: that of the method; its `target` says how the logits are bounded.
-      transform: the method, or a chain with it.
-    """
-
-    @jax.jit
-    def logits(state, inputs):
-        model = transform.model(state.model, state.method_params, state.method_state)
-        found = find_state(state.method_state, HyperIntervalState)
-        params = find_state(state.method_params, HyperIntervalParams)
-        weights = present_weights(config, params, found, state.model)
-        return jnp.stack(interval_logits(config, model, state.model, weights, inputs, None, model(inputs)))
-
-    return logits

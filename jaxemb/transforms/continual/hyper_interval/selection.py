@@ -63,17 +63,17 @@ def stacked_held_out(
     return jax.tree.map(lambda *arrays: np.stack(arrays), *held_out)
 
 
-def nothing_kept(config: HyperIntervalConfig, params: HyperIntervalParams) -> Kept | tuple[()]:
+def nothing_kept(config: HyperIntervalConfig, params: HyperIntervalParams) -> Kept | None:
     """What is kept before the first step: the incoming parameters."""
     if config.select == "last":
-        return ()
+        return None
     by_accuracy = config.select == "official" and config.nesting == "none"
     return Kept(params, jnp.asarray(0.0 if by_accuracy else jnp.inf))
 
 
-def kept_params(config: HyperIntervalConfig, params: HyperIntervalParams, state: HyperIntervalState):
+def kept_params(params: HyperIntervalParams, state: HyperIntervalState) -> HyperIntervalParams:
     """The parameters that the task ends with."""
-    return params if config.select == "last" else state.kept.params
+    return params if state.kept is None else state.kept.params
 
 
 def next_kept(
@@ -82,10 +82,10 @@ def next_kept(
     context: Context,
     params: HyperIntervalParams,
     state: HyperIntervalState,
-) -> Kept | tuple[()]:
+) -> Kept | None:
     """What is kept after a step, which has made `params`."""
-    if config.select == "last":
-        return ()
+    if (kept := state.kept) is None:
+        return None
     _, gamma = schedules(config, state.step, state.steps)
     due = (state.step % EVERY == 0) | (state.step == state.steps - 1)
     records = None if held_out is None else jax.tree.map(lambda rows: jnp.asarray(rows)[state.task], held_out)
@@ -100,9 +100,9 @@ def next_kept(
 
     def better() -> Kept:
         new = Kept(params, score())
-        return jax.tree.map(lambda a, b: jnp.where(new.score < state.kept.score, a, b), new, state.kept)
+        return jax.tree.map(lambda a, b: jnp.where(new.score < kept.score, a, b), new, kept)
 
-    return jax.lax.cond(due, better, lambda: state.kept)
+    return jax.lax.cond(due, better, lambda: kept)
 
 
 def _before(context: Context):

@@ -58,7 +58,7 @@ def hyper_interval(config: HyperIntervalConfig, held_out: Sequence[Mapping[str, 
       Krukowski et al. 2024, arXiv 2405.15444, and github.com/gmum/HyperInterval, which the equations follow.
     """
 
-    held_out = stacked_held_out(config, held_out)
+    valid = stacked_held_out(config, held_out)
 
     def init(key: jax.Array, model: PyTree) -> Variables:
         logits = jnp.full((config.tasks, config.embed_dim), 1 / config.embed_dim, jnp.float32)
@@ -101,7 +101,7 @@ def hyper_interval(config: HyperIntervalConfig, held_out: Sequence[Mapping[str, 
 
     def after_step(context: Context, params, state: HyperIntervalState) -> HyperIntervalState:
         candidate = hyper.next_candidate(config, context, state.candidate)
-        kept = next_kept(config, held_out, context, params, state)
+        kept = next_kept(config, valid, context, params, state)
         return state._replace(step=state.step + 1, candidate=candidate, kept=kept)
 
     return Transform(
@@ -148,7 +148,7 @@ def _end_task(
     config: HyperIntervalConfig, task: Task, context: Context, params: HyperIntervalParams, state: HyperIntervalState
 ) -> tuple[Trained, HyperIntervalState]:
     """Keeps the selected parameters; of those are the residual and the promises."""
-    params = kept_params(config, params, state)
+    params = kept_params(params, state)
     far = moved(config, params, state.old, context.stored)
     residual = state.residual + jnp.where(jnp.arange(config.tasks) < task.number, far, 0)
     state = state._replace(residual=residual.at[task.number].set(0))
