@@ -83,6 +83,19 @@ def tiny_minilm(minilm, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models_dir():
+    """`models_dir(name)`: the directory of a pretrained model in `$JAXEMB_MODELS`, or `~/.cache/jaxemb/models`."""
+
+    def find(name: str) -> Path:
+        directory = Path(os.environ.get("JAXEMB_MODELS") or Path.home() / ".cache" / "jaxemb" / "models") / name
+        if not directory.is_dir():
+            pytest.skip(f"the model {directory} is absent; set JAXEMB_MODELS")
+        return directory
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The directory of the evaluation data sets: `$JAXEMB_DATA`, or `../shared/data` beside the repository."""
     directory = Path(os.environ.get("JAXEMB_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -4,7 +4,7 @@ import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxemb.packages import remedy
 
@@ -33,7 +33,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: An
         import jinja2
     try:
         return _compiled(template).render(messages=messages, **variables)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, OverflowError) as error:  # the latter of a range that the sandbox does not allow
         raise ValueError(f"chat template: {error}") from error
 
 
@@ -49,7 +49,7 @@ def _compiled(template: str) -> Any:
     class Generation(jinja2.ext.Extension):
         """`{% generation %} ... {% endgeneration %}`, which mark an answer, and change nothing."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012, as its base class has it
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

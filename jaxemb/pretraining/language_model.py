@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -82,7 +83,7 @@ class LanguageModel(Module):
         With a head it is what transformers reads as `...ForCausalLM`.
         """
         format = embedder.format.encoder
-        leaves = {} if self.head.table is None else {"table": self.head.table}
+        leaves = {} if self.head.table is None else {"table": np.asarray(self.head.table)}
         if read_head(format, "language"):
             format = write_head(format, "language", leaves)
         elif with_head:

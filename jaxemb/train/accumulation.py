@@ -49,6 +49,7 @@ def _same_shape(columns: Sequence[Tokens]) -> list[Tokens]:
             type_ids=pad(tokens.type_ids),
             slots=None if tokens.slots is None else renumber(tokens.slots, tokens.texts_per_row),
             texts_per_row=slots_per_row,
+            prompt=pad(tokens.prompt),
         )
 
     return [one(tokens) for tokens in columns]

@@ -181,7 +181,7 @@ def test_nomic_bert_reads_both_styles_of_keys():
 @pytest.mark.parametrize(
     ("hf_config", "message"),
     [
-        ({"model_type": "t5"}, "model_type must be one of ['bert', 'camembert'"),
+        ({"model_type": "t5"}, "model_type must be one of ['Yi', 'bert', 'camembert'"),
         ({}, "key 'model_type' is missing"),
         (BERT | {"hidden_act": "mish"}, "hidden_act must be one of ['gelu'"),
         (
@@ -192,8 +192,8 @@ def test_nomic_bert_reads_both_styles_of_keys():
         (NOMIC_BERT | {"rotary_emb_interleaved": True}, "rotary_emb_interleaved must be false; got true"),
         (NOMIC_BERT | {"prenorm": True}, "prenorm must be false; got true"),
         (
-            MODERNBERT | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "rope_type must be 'default'; got 'yarn'",
+            MODERNBERT | {"rope_parameters": {"full_attention": {"rope_type": "mrope"}}},
+            "'llama3', 'longrope', 'su', 'yarn']; got 'mrope'",
         ),
         (BERT | {"num_attention_heads": 7}, "heads must divide dim unless head_dim is given; got dim=768, heads=7"),
     ],

@@ -15,25 +15,28 @@ Q, K, V = (RNG.normal(size=(B, T, heads, SIZE)).astype(np.float32) for heads in 
 SEGMENTS = np.stack([np.repeat([1, 2, 0], [120, 140, 40]), np.repeat([1, 0], [299, 1])]).astype(np.int32)
 KEY = jax.random.key(0, impl="rbg")
 BIAS = RNG.normal(size=(1, H, T, T)).astype(np.float32)
+PREFIX = np.arange(T) % 120 < np.array([[20], [90]])
 CASES = {
     "segments": {},
     "causal": {"causal": True},
     "causal window": {"causal": True, "window": 30},
+    "causal but for a prefix": {"causal": True, "prefix": PREFIX, "window": 40},
     "window and soft cap": {"window": 7, "soft_cap": 2.0, "scale": 0.5},
     "window, soft cap and bias": {"window": 7, "soft_cap": 2.0, "bias": BIAS, "scale": 0.5},
 }
 #: Of those that run here, what they have not.
-LACKS = {"dense": (), "blockwise": (), "library": ("soft_cap",), "splash": ("bias",)}
+LACKS = {"dense": (), "blockwise": (), "library": ("soft_cap",), "splash": ("bias", "prefix")}
 PAIRS = [(name, case) for name in LACKS for case, asked in CASES.items() if not set(LACKS[name]) & set(asked)]
 
 
-def by_definition(q, k, v, causal=False, window=None, soft_cap=None, bias=0.0, scale=SIZE**-0.5):
+def by_definition(q, k, v, causal=False, prefix=None, window=None, soft_cap=None, bias=0.0, scale=SIZE**-0.5):
     """Of every query on its own, in float64."""
     k, v = (np.repeat(x, H // G, axis=2).astype(np.float64) for x in (k, v))
     logits = np.einsum("bthd,bshd->bhts", q.astype(np.float64), k) * scale + bias
     logits = logits if soft_cap is None else soft_cap * np.tanh(logits / soft_cap)
     back = np.arange(T)[:, None] - np.arange(T)
-    sees = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None] & (back >= 0 if causal else True)
+    before = (back >= 0) | (False if prefix is None else prefix[:, None, None, :]) if causal else True
+    sees = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :])[:, None] & before
     sees = sees & (np.abs(back) <= (T if window is None else window))
     weights = np.where(sees, np.exp(logits), 0)
     return np.einsum("bhts,bshd->bthd", weights / weights.sum(axis=-1, keepdims=True), v)

@@ -226,12 +226,11 @@ def _llama3(p: Mapping[str, Any], base: float, dim: int, positions: int) -> Rope
 
 
 def _yarn(p: Mapping[str, Any], base: float, dim: int, positions: int) -> RopeConfig:
-    trained = _trained(p, positions)
     return rope_scaling.yarn(
         base,
         dim,
-        factor=number(p, "factor", None, above=0) or positions / trained,
-        trained_length=trained,
+        factor=number(p, "factor", above=0),
+        trained_length=_trained(p, positions),
         beta_fast=number(p, "beta_fast", None, above=0) or 32.0,
         beta_slow=number(p, "beta_slow", None, above=0) or 1.0,
         attention_factor=number(p, "attention_factor", None, above=0),

@@ -4,6 +4,8 @@ Five of six layers slide, with a base of rotary positions of their own. Gemma Te
 2025 (arXiv:2509.20354).
 """
 
+from typing import Any
+
 from jaxemb.encoders.families.decoder import (
     BUFFERS,
     PREFIXES,
@@ -25,7 +27,7 @@ def gemma3_config(c: HfConfig) -> TransformerConfig:
     every = size(c, "sliding_window_pattern", 6)
     kinds = kinds_of_layers(c, [(layer + 1) % every > 0 for layer in range(layers(c, "num_hidden_layers"))])
     is_sliding = [kind == LAYER_KINDS[1] for kind in kinds]
-    own = {"ropes": _ropes(c), "rope_of_layer": tuple(map(int, is_sliding)), "query_key_norm": True}
+    own: dict[str, Any] = {"ropes": _ropes(c), "rope_of_layer": tuple(map(int, is_sliding)), "query_key_norm": True}
     if flag(c, "use_bidirectional_attention", None):
         half = size(c, "sliding_window", 4096) // 2  # |i - j| <= half: this key says how wide both sides are together
         own |= {"causal": False, "windows": tuple(half if sliding else 0 for sliding in is_sliding)}

@@ -13,8 +13,8 @@ from jaxemb.settings import inner, layers, rate, size, text
 def phi3_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a Phi-3 `config.json` describes."""
     sliding = [LAYER_KINDS[1]] * layers(c, "num_hidden_layers")
-    own = {"ropes": (_rope(c),), "dropout": rate(c, "resid_pdrop", 0.0)}
-    return decoder_config(c, positions=4096, eps=1e-5, kinds=sliding, **own)
+    dropout = rate(c, "resid_pdrop", 0.0)
+    return decoder_config(c, positions=4096, eps=1e-5, kinds=sliding, ropes=(_rope(c),), dropout=dropout)
 
 
 def _rope(c: HfConfig) -> RopeConfig:

@@ -13,8 +13,16 @@ from jaxemb.settings import flag
 def qwen3_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a Qwen3 `config.json` describes."""
     bias = flag(c, "attention_bias", False)
-    own = {"qkv_bias": bias, "out_bias": bias, "query_key_norm": True}
-    return decoder_config(c, kv_heads=32, head_dim=128, positions=32_768, kinds=qwen_kinds(c), **own)
+    return decoder_config(
+        c,
+        kv_heads=32,
+        head_dim=128,
+        positions=32_768,
+        kinds=qwen_kinds(c),
+        qkv_bias=bias,
+        out_bias=bias,
+        query_key_norm=True,
+    )
 
 
 FAMILY = Family(
