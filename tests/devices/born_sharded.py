@@ -35,25 +35,21 @@ HALF_BILLION = {
 
 def write_random(directory: Path, config: dict) -> None:
     """A Hugging Face directory of bf16 weights, one file per layer, of which no more than one is in memory."""
-    d, mlp, rng = config["hidden_size"], config["intermediate_size"], np.random.default_rng(0)
-    noise = (0.02 * rng.standard_normal(2**20, np.float32)).astype(ml_dtypes.bfloat16)
-    weight = lambda *shape: np.resize(noise, shape)
-    linear = lambda name, n_in, n_out: {f"{name}.weight": weight(n_out, n_in), f"{name}.bias": weight(n_out)}
-    norm = lambda name: {f"{name}.weight": weight(d), f"{name}.bias": weight(d)}
+    from jaxemb.checkpoints.weights import new_format
+    from jaxemb.encoders.families import family_of
 
-    def files() -> Iterator[dict[str, np.ndarray]]:
-        rows = {"word": "vocab_size", "position": "max_position_embeddings", "token_type": "type_vocab_size"}
-        tables = {f"embeddings.{name}_embeddings.weight": weight(config[size], d) for name, size in rows.items()}
-        yield tables | norm("embeddings.LayerNorm")
-        for layer in (f"encoder.layer.{i}" for i in range(config["num_hidden_layers"])):
-            kernels = ("self.query", "self.key", "self.value", "output.dense")
-            attention = [linear(f"{layer}.attention.{name}", d, d) for name in kernels]
-            feed_forward = [linear(f"{layer}.intermediate.dense", d, mlp), linear(f"{layer}.output.dense", mlp, d)]
-            norms = [norm(f"{layer}.attention.output.LayerNorm"), norm(f"{layer}.output.LayerNorm")]
-            yield {name: t for part in (*attention, *feed_forward, *norms) for name, t in part.items()}
+    family, noise = family_of(config), np.random.default_rng(0).standard_normal(2**20, np.float32)
+    noise = (0.02 * noise).astype(ml_dtypes.bfloat16)
+    format = new_format(family.config(config), family, config)
+
+    def weight(tensor) -> np.ndarray:
+        leaves = [format.shapes[leaf][tensor.layer is not None :] for leaf in tensor.weight.leaves]
+        shape = (*leaves[0][:-1], sum(leaf[-1] for leaf in leaves))
+        return np.resize(noise, shape[::-1] if tensor.weight.transpose else shape)
 
     weight_map = {}
-    for number, tensors in enumerate(files()):
+    for number in (None, *range(config["num_hidden_layers"])):
+        tensors = {tensor.name: weight(tensor) for tensor in format.stored if tensor.layer == number}
         safetensors.numpy.save_file(tensors, directory / f"{number}.safetensors", {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, f"{number}.safetensors")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

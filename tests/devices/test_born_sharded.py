@@ -15,6 +15,7 @@ import pytest
 from born_sharded import HALF_BILLION
 
 SMALL = HALF_BILLION | {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 2048}
+DECODER = SMALL | {"model_type": "gemma3_text", "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 
 
 def check(found: dict) -> None:
@@ -37,8 +38,9 @@ def measured(directory: Path, config: dict) -> dict:
     return json.loads(done.stdout)
 
 
-def test_a_small_model_is_born_sharded(tmp_path):
-    check(measured(tmp_path, SMALL))
+@pytest.mark.parametrize("config", [SMALL, DECODER], ids=lambda config: config["model_type"])
+def test_a_small_model_is_born_sharded(config, tmp_path):
+    check(measured(tmp_path, config))
 
 
 @pytest.mark.slow

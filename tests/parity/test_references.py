@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["directories", "families", "minilm", "mining", "pooling", "pretraining"])
+@pytest.mark.parametrize("name", ["decoders", "directories", "families", "minilm", "mining", "pooling", "pretraining"])
 def test_the_values_kept_are_those_of_the_libraries(name, frozen, monkeypatch, request):
     pytest.importorskip("torch")
     pytest.importorskip("sentence_transformers")
