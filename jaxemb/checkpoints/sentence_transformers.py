@@ -156,6 +156,11 @@ def read_directory(
     sentence_config = _settings(present[0] if present else encoder_path / _SENTENCE_CONFIGS[0])
     if not encoder_only and (task := text(sentence_config, "transformer_task", None) or _TASK) != _TASK:
         raise ValueError(f"{encoder_path}: transformer_task must be {_TASK!r}; got {task!r}. {REMEDY}")
+    if not encoder_only and "message" in inner(sentence_config, "modality_config"):
+        raise ValueError(
+            f"{sentence_config.where}: by modality_config, texts are written as chat messages, which is not supported; "
+            f"expected plain texts. {REMEDY}"
+        )
     do_lower_case = flag(sentence_config, "do_lower_case", False)
     tokenizer = Tokenizer.from_directory(encoder_path, lower_case=do_lower_case)
     check_vocabulary(str(encoder_path), tokenizer, encoder.config)

@@ -9,31 +9,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxemb.checks import at_least, checked, positive
 from jaxemb.nn.rope import RopeConfig
 
 
+@checked(base=positive, dim=at_least(2))
 def plain(base: float, dim: int) -> RopeConfig:
     """`w_j`."""
     return _config(base, _frequencies(base, dim))
 
 
+@checked(base=positive, dim=at_least(2), factor=positive)
 def linear(base: float, dim: int, *, factor: float) -> RopeConfig:
     """`w_j / factor`: positions are interpolated (Chen et al. 2023, arXiv:2306.15595)."""
     return _config(base, _frequencies(base, dim) / factor)
 
 
+@checked(base=positive, dim=at_least(4), factor=positive, trained_length=at_least(1))
 def dynamic(base: float, dim: int, *, factor: float, trained_length: int) -> RopeConfig:
     """Dynamic NTK scaling: on texts of more than `trained_length` tokens the base grows with them; see `RopeConfig`.
 
     Raises:
       ValueError: for `dim` < 4, of which there is no such base.
     """
-    if dim < 4:
-        raise ValueError(f"dynamic scaling needs at least 4 turned dimensions; got {dim}")
     own = tuple(_frequencies(base, dim).tolist())
     return RopeConfig(base, own, trained_length=trained_length, dynamic_factor=factor)
 
 
+@checked(base=positive, dim=at_least(2), factor=positive, low_factor=positive, trained_length=at_least(1))
 def llama3(
     base: float, dim: int, *, factor: float, low_factor: float, high_factor: float, trained_length: int
 ) -> RopeConfig:
@@ -53,6 +56,9 @@ def llama3(
     return _config(base, (1 - kept) * frequencies / factor + kept * frequencies)
 
 
+@checked(
+    base=positive, dim=at_least(2), factor=positive, beta_fast=positive, beta_slow=positive, trained_length=at_least(2)
+)
 def yarn(
     base: float,
     dim: int,
@@ -87,6 +93,7 @@ def yarn(
     return _config(base, frequencies * (1 - ramp) + frequencies / factor * ramp, attention_factor)
 
 
+@checked(base=positive, dim=at_least(2), factor=positive, trained_length=at_least(2))
 def longrope(
     base: float,
     dim: int,

@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -343,6 +344,15 @@ OWN: dict[str, dict[str, Any]] = {
     "nn.dropout": {"rate": 0.5},
     "nn.make_norm": {"config": StackConfig(dim=8, layers=1, heads=2, mlp_dim=8)},
     "nn.paired": {"similarity": nn.cosine},
+    "nn.rope_scaling": {
+        "base": 10_000.0,
+        "dim": 8,
+        "factor": 4.0,
+        "trained_length": 64,
+        "low_factor": 1.0,
+        "high_factor": 4.0,
+        **dict.fromkeys(("short_factors", "long_factors"), (1.0, 1.5, 2.0, 3.0)),
+    },
     "nn.rotate": {"x": _drawn(2, 3, 2, 4), "tables": (np.ones((2, 3, 1, 4), np.float32),) * 2},
     "nn.uniform_linear": {"inputs": 3, "outputs": 4},
     "objectives": {"objective": _PAIRWISE},
@@ -446,6 +456,10 @@ MORE: dict[str, tuple[Callable[[], Callable], dict[str, Any]]] = {
     "SentenceEmbedder.prompt": (lambda: places.embedder(heads=True).prompt, {}),
     "SentenceEmbedder.similarity": (lambda: places.embedder().similarity, {}),
     "Tokenizer.encode": (lambda: places.tokenizer().encode, {}),
+    "Tokenizer.chat": (
+        lambda: dataclasses.replace(places.tokenizer(), files={"chat_template.jinja": b"{{ messages }}"}).chat,
+        {"messages": [{"role": "user", "content": "1 2"}]},
+    ),
     "Tokenizer.encode_pairs": (lambda: places.tokenizer().encode_pairs, {"pairs": [("1", "2")]}),
     "Tokenizer.train": (lambda: Tokenizer.train, {"vocab_size": 40}),
     "Tokenizer.word_piece": (lambda: Tokenizer.word_piece, {"vocabulary": [*data.SPECIAL_TOKENS, "a"]}),

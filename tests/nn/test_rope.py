@@ -98,7 +98,10 @@ def test_what_is_not_turned_stays():
             lambda: RopeConfig(frequencies=(1.0,), long_frequencies=(1.0, 2.0), trained_length=8),
             "long_frequencies must be as many as frequencies, 1; got 2",
         ),
-        (lambda: rope_scaling.dynamic(10.0, 2, factor=2.0, trained_length=8), "at least 4 turned dimensions; got 2"),
+        (
+            lambda: rope_scaling.dynamic(10.0, 2, factor=2.0, trained_length=8),
+            "dim must be at least 4; got 2",
+        ),
         (
             lambda: rope_scaling.llama3(9.0, 8, factor=2.0, low_factor=4.0, high_factor=1.0, trained_length=8),
             "low_factor must be below high_factor; got 4.0 and 1.0",

@@ -44,7 +44,7 @@ def write_tokenizer(path, *, prefix=(), suffix=("<|end|>",), **config) -> None:
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), around])
     backend.save(str(path / "tokenizer.json"))
     named = {"bos_token": "<|start|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", "padding_side": "left"}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 24, **named, **config}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **named, **config}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -138,6 +138,10 @@ def test_a_directory_as_qwen3_embedding_has_it(tmp_path):
         prompts=prompts,
         tokenizer={"chat_template": template},
     )
+    with pytest.raises(ValueError, match="by modality_config, texts are written as chat messages"):
+        jaxemb.load(path)  # as its latest release makes of a new model with a chat template
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
+    theirs = SentenceTransformer(str(path), device="cpu")
     for name in prompts:
         _goes_both_ways(theirs, path, tmp_path, prompt_name=name)
     messages = [{"role": "user", "content": "a cat"}]
