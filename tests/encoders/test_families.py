@@ -116,6 +116,7 @@ def test_every_table_covers_every_leaf_once(hf_config):
 def test_every_model_type_has_its_family():
     assert set(FAMILIES) == {
         "bert", "camembert", "distilbert", "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta",
+        "gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "Yi",
     }  # fmt: skip
     assert FAMILIES["xlm-roberta"] is FAMILIES["roberta"]
 

@@ -205,7 +205,10 @@ def test_bad_shapes_are_refused_before_compilation():
         ({"windows": (0, -1, 0)}, r"windows must be integers >= 0; got \(0, -1, 0\)"),
         ({"rope_of_layer": (0, 0, 1), "ropes": (RopeConfig(),)}, "rope_of_layer must be indices of the 1 ropes"),
         ({"ropes": (RopeConfig(),), "head_dim": 5}, "even for rotary positions; got 5"),
-        ({"ropes": (RopeConfig(frequencies=(1.0,)),)}, "ropes: frequencies must be 4 numbers.*; got 1"),
+        (
+            {"ropes": (RopeConfig(frequencies=(1.0,) * 5),)},
+            "ropes: frequencies must be .* at most 4, half of .*; got 5",
+        ),
         (
             {"position_table": 2, "position_offset": 2},
             "position_table must be .* position_offset, 2; got 2",

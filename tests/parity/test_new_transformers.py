@@ -36,6 +36,16 @@ CONFIGS = {
     "modernbert": SIZES | POSITIONS | {"local_attention": 4, "classifier_activation": "relu"},
     "nomic_bert": SIZES | POSITIONS,
 }
+_GROUPED = SIZES | POSITIONS | {"num_key_value_heads": 1}
+DECODERS = {
+    "llama": _GROUPED,
+    "mistral": _GROUPED | {"sliding_window": 4},
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED | {"head_dim": 6},
+    "gemma2": _GROUPED | {"head_dim": 6, "sliding_window": 4},
+    "gemma3_text": _GROUPED | {"head_dim": 6, "sliding_window": 4},
+    "phi3": _GROUPED,
+}
 
 
 def trained(embedder: SentenceEmbedder) -> SentenceEmbedder:
@@ -53,12 +63,13 @@ def trained(embedder: SentenceEmbedder) -> SentenceEmbedder:
     return embedder.replace(model=run(embedder.model))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", [*CONFIGS, *DECODERS])
 def test_a_new_model_is_trained_and_loads_everywhere(family, tmp_path):
     words = [*SPECIAL_TOKENS, *"abcdef"]
     words[:2] = words[1::-1] if family == "mpnet" else words[:2]
     tokenizer = Tokenizer.word_piece(words)
-    embedder = trained(jaxemb.new(family, CONFIGS[family], tokenizer, key=jax.random.key(0), heads=(Normalize(),)))
+    config = {**CONFIGS, **DECODERS}[family]
+    embedder = trained(jaxemb.new(family, config, tokenizer, key=jax.random.key(0), heads=(Normalize(),)))
     embedder.save(tmp_path / "model")
     ours = embedder.encode(TEXTS)
     np.testing.assert_array_equal(jaxemb.load(tmp_path / "model").encode(TEXTS), ours)
