@@ -7,6 +7,7 @@ a thread while the device computes, and results are fetched a few batches late, 
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -123,6 +124,9 @@ def encode(
     rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 32_768)
 
+    # Which tokens are of the prompt, only some encoders ask.
+    asks = getattr(getattr(model.encoder, "config", None), "prefix_attention", False)
+    of_prompt = tokenizer.prompt_length(prompt) if asks else 0
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     tokenise = lambda start: _encoded(tokenizer, [prompt + t for t in texts[start : start + window]], start, max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
@@ -148,7 +152,8 @@ def encode(
             if start + window < len(texts):
                 ahead = thread.submit(tokenise, start + window)
             for batch in plan(encoding.ids, batch_tokens * shards, max_length, shards):
-                tokens = batch.tokens if rows is None else parallel.put(batch.tokens, rows)
+                tokens = _prompted(batch.tokens, of_prompt)
+                tokens = tokens if rows is None else parallel.put(tokens, rows)
                 with parallel.in_force(splits):
                     result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
                 in_flight.append((start + batch.indices, batch.slots, result))
@@ -172,6 +177,13 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length:
         if not len(ids):
             raise ValueError(f"texts[{start + i}] must have tokens, of which a vector is made; got {texts[i]!r:.60}")
     return encoded
+
+
+def _prompted(tokens: Tokens, length: int) -> Tokens:
+    """The tokens, the first `length` of each text being of its prompt."""
+    if not length:
+        return tokens
+    return dataclasses.replace(tokens, prompt=(tokens.segment_ids > 0) & (tokens.positions < length))
 
 
 def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ...], Mesh | None]:

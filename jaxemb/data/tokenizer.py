@@ -189,6 +189,15 @@ class Tokenizer:
             ids[i] = self._truncate(ids[i], max_length, prefix, suffix)
         return Encoded(ids, len(too_long))
 
+    @checked()
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens of a text are of the prompt in front of it, special ones before it included.
+
+        It is the prompt's own number of tokens, as in sentence-transformers: one that joins it and the text counts as
+        the prompt's.
+        """
+        return len(self.encode([prompt]).ids[0]) - self._n_suffix if prompt else 0
+
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Encoded:
         """Token ids and token types of pairs of texts that are read as one, as the checkpoint's tokenizer joins them.
 

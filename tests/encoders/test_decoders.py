@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxemb
+from jaxemb.data import SPECIAL_TOKENS, Tokenizer, pad
 from jaxemb.encoders import Transformer
 from jaxemb.encoders.families import family_of
 from jaxemb.trees import by_path
@@ -186,6 +188,22 @@ def test_a_prompt_is_that_of_its_text():
         np.testing.assert_allclose(part, alone, atol=1e-5)
     with pytest.raises(ValueError, match="prefix_attention is for causal attention; got causal=False"):
         _tiny(prefix_attention=True, causal=False)
+
+
+def test_prompts_of_encoded_texts_are_seen_as_a_whole():
+    tokenizer = Tokenizer.word_piece([*SPECIAL_TOKENS, *"abcdef"])
+    sizes = {key: TINY[key] for key in TINY if key not in ("model_type", "vocab_size")}
+    embedder = jaxemb.new("qwen3", sizes, tokenizer, key=jax.random.key(0))
+    config = dataclasses.replace(embedder.model.encoder.config, prefix_attention=True)
+    whole = dataclasses.replace(embedder.model.encoder, config=config)
+    prefixed = embedder.replace(model=dataclasses.replace(embedder.model, encoder=whole))
+    assert tokenizer.prompt_length("a b ") == 3  # with what stands before it
+    texts = ["c d", "e"]
+    tokens = pad(tokenizer([f"a b {text}" for text in texts])).with_prompt(3)
+    found = prefixed.encode(texts, prompt="a b ")
+    np.testing.assert_allclose(found, jax.jit(prefixed.model.__call__)(tokens), atol=1e-5)
+    assert np.abs(found - embedder.encode(texts, prompt="a b ")).max() > 1e-3
+    np.testing.assert_allclose(prefixed.encode(texts), embedder.encode(texts), atol=1e-5)
 
 
 def test_shared_heads_are_those_heads_repeated():

@@ -460,6 +460,7 @@ MORE: dict[str, tuple[Callable[[], Callable], dict[str, Any]]] = {
         lambda: dataclasses.replace(places.tokenizer(), files={"chat_template.jinja": b"{{ messages }}"}).chat,
         {"messages": [{"role": "user", "content": "1 2"}]},
     ),
+    "Tokenizer.prompt_length": (lambda: places.tokenizer().prompt_length, {"prompt": "1 2"}),
     "Tokenizer.encode_pairs": (lambda: places.tokenizer().encode_pairs, {"pairs": [("1", "2")]}),
     "Tokenizer.train": (lambda: Tokenizer.train, {"vocab_size": 40}),
     "Tokenizer.word_piece": (lambda: Tokenizer.word_piece, {"vocabulary": [*data.SPECIAL_TOKENS, "a"]}),
