@@ -13,7 +13,7 @@ PROCESSES ?= --numprocesses=auto --maxprocesses=2 --dist=loadfile
 IN_ORDER ?= --no-loadscope-reorder
 SECONDS_FOR_SLOW ?= 100000
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: quickstart test test-slow lint format docs clean
 
 quickstart: $(VENV)/.installed
 	$(PYTHON) -m jaxemb quickstart --out runs/quickstart
@@ -34,6 +34,11 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# The site, into docs/_build/html; what it warns of is an error.
+docs: $(VENV)/.installed-docs
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
 
 clean:
 	rm -rf $(VENV)
@@ -57,4 +62,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PYTHON) -m pip install --quiet --editable '.[test]' '$(TORCH)'
 	@$(PYTHON) -m pip install --quiet --editable '.[tpu]' || \
 	  echo "make: the TPU compiler cannot be had here; tests that compile for TPUs will be skipped" >&2
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --editable '.[docs]'
 	@touch $@

@@ -218,10 +218,11 @@ def table(found: Mapping[tuple[str, str], str | None]) -> str:
 
 ABOUT = """# What composes
 
-Every transform of `jaxemb.transforms`, with the same transformer over pairs of texts (from `er_ace` on: a classifier,
-as these are methods of classifiers), for a task of two steps: on its own, with the objective of many sizes
-`matryoshka_2d`, with `chunk=` (cached gradients), with two micro-batches per step, and on a mesh of 2 x 2 devices with
-sharded parameters. The table is made by `python tests/composition.py`, and a test compares it."""
+You get which method goes with what: every transform of `jaxemb.transforms`, with the same transformer over pairs of
+texts (from `er_ace` on: a classifier, as these are methods of classifiers), for a task of two steps: on its own, with
+the objective of many sizes `matryoshka_2d`, with `chunk=` (cached gradients), with two micro-batches per step, and on
+a mesh of 2 x 2 devices with sharded parameters. The table is made by `python tests/composition.py`, and a test
+compares it."""
 
 
 if __name__ == "__main__":

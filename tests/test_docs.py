@@ -1,0 +1,226 @@
+"""What the pages of docs/ and the README say to type: every program and command runs, in order, in an empty directory.
+
+A block of Python is run, or, if it begins with `# name.py`, is a file of that name. Of a block of bash, the commands of
+jaxemb are run by this process, and what is between them by bash.
+"""
+
+import functools
+import gzip
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import jaxemb
+from jaxemb.checkpoints import hub
+from jaxemb.cli import main
+from jaxemb.data import python_code
+from jaxemb.encoders import families
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+#: What is written smaller for the tests, by page.
+SMALLER: dict[str, dict[str, str]] = {
+    "README": {"steps=500": "steps=2", "max_length=128": "max_length=16"},
+    "continual": {
+        "python_code.pairs()": "python_code.pairs()[:1500:2]",
+        '["query"] for i, pair in enumerate(pairs[:40])': '["query"] for i, pair in enumerate(pairs[:8])',
+        '["body"] for i, pair in enumerate(pairs)': '["body"][:64] for i, pair in enumerate(pairs[:16])',
+        "range(40)": "range(8)",
+        "steps=20": "steps=2",
+        "batch_size=16": "batch_size=8",
+        "max_length=64, buckets=(64,)": "max_length=16, buckets=(16,)",
+        "epochs=10": "epochs=1",
+    },
+    "negatives": {
+        "[:1000]": "[:48]",
+        "[:200]": "[:24]",
+        "steps=40": "steps=2",
+        "steps=10": "steps=2",
+        "batch_size=16": "batch_size=8",
+        "max_length=64": "max_length=16",
+    },
+    "own": {
+        "[:1000]": "[:48]",
+        "steps=40": "steps=2",
+        "batch_size=16": "batch_size=8",
+        "max_length=64, buckets=(64,)": "max_length=16, buckets=(16,)",
+    },
+    "pods": {
+        "batch_size=4096": "batch_size=64",
+        "chunk=512": "chunk=16",
+        "v5e:4x4": "v5e:2x2",
+        "data=4,fsdp=4": "data=2,fsdp=2",
+        "max_length=128": "max_length=16",
+        "buckets=(128,)": "buckets=(16,)",
+    },
+    "quickstart": {
+        "quickstart --out runs/quickstart": "quickstart --out runs/quickstart --limit 24 --steps 3 --batch-size 8"
+    },
+    "scratch": {
+        "python_code.pairs()": "python_code.pairs()[:120]",
+        "8000": "300",
+        '"hidden_size": 128, "num_hidden_layers": 3': '"hidden_size": 32, "num_hidden_layers": 1',
+        "200": "2",
+        "100": "2",
+        "[:300]": "[:20]",
+        "[300:]": "[20:]",
+        "batch_size=64": "batch_size=8",
+        "batch_size=32": "batch_size=8",
+        "max_length=64": "max_length=16",
+        "buckets=(64,)": "buckets=(16,)",
+    },
+    "sizes": {
+        "steps=150": "steps=2",
+        "batch_size=32, max_length=64, buckets=(64,)": "batch_size=8, max_length=16, buckets=(16,)",
+        "--layers 2,4,6": "--layers 1,2",
+        "layers=2, dim=64": "layers=1, dim=64",
+        "((2, 64), (6, 384))": "((1, 64), (2, 384))",
+    },
+    "tasks": {
+        "steps=80": "steps=4",
+        "batch_size=32": "batch_size=8",
+        "max_length=128": "max_length=16",
+        "evaluate_every=40": "evaluate_every=2",
+    },
+    "training": {
+        "steps=100": "steps=2",
+        "batch_size=32": "batch_size=8",
+        "max_length=128": "max_length=16",
+        "evaluate_every=50": "evaluate_every=1",
+    },
+}
+SLOW = {"quickstart", "pods"}
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+    line: int
+
+
+def blocks_of(page: str) -> list[Block]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    for large, small in SMALLER.get(page, {}).items():
+        assert large in text, f"{page}: there is no {large!r} to make smaller"
+        text = text.replace(large, small)
+    found = re.finditer(r"^ *```(python|bash)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(block[1], block[2], text.count("\n", 0, block.start(2))) for block in found]
+
+
+BLOCKS = {page: blocks for page in PAGES if (blocks := blocks_of(page))}
+needs_torch = lambda block: "import torch" in block.code
+
+
+def run_page(page: str, *, with_torch: bool) -> None:
+    names: dict = {"__name__": page}
+    for block in BLOCKS[page]:
+        if needs_torch(block) and not with_torch:
+            continue
+        if block.language == "bash":
+            run_commands(block.code)
+        elif file := re.match(r"# (\w+\.py)\n", block.code):
+            Path(file[1]).write_text(block.code, encoding="utf-8")
+        else:
+            exec(compile("\n" * block.line + block.code, PAGES[page], "exec"), names)
+
+
+def run_commands(code: str) -> None:
+    for is_ours, group in itertools.groupby(
+        re.sub(r"\\\n *", "", code).splitlines(), lambda line: line.startswith("jaxemb ")
+    ):
+        lines = list(group)
+        if not is_ours:
+            subprocess.run(["bash", "-e", "-c", "\n".join(lines)], check=True, timeout=60)
+        for line in lines if is_ours else ():
+            arguments = shlex.split(os.path.expandvars(line), comments=True)
+            assert main(arguments[1:]) == 0, line
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch) -> Iterator[None]:
+    """An empty directory, which programs may import from and whose modules are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    monkeypatch.setattr(python_code, "pairs", _standard_library)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+_standard_library = functools.cache(python_code.pairs)
+
+
+@pytest.fixture(scope="module")
+def two_layers(minilm, tmp_path_factory) -> Path:
+    """The real MiniLM cut to two layers."""
+    directory = tmp_path_factory.mktemp("models") / "two"
+    jaxemb.load(minilm, layers=2).save(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def offline(two_layers, monkeypatch) -> None:
+    """The small model for the one on the hub."""
+    monkeypatch.setattr(hub, "_packaged", lambda repository: two_layers)
+    monkeypatch.setattr(hub, "_hub_answers", lambda repository: False)
+
+
+@pytest.fixture(scope="module")
+def slices(data_dir, tmp_path_factory) -> Path:
+    """A directory like `$JAXEMB_DATA`, of the first records of what the pages use."""
+    small = tmp_path_factory.mktemp("data")
+    first = lambda name, count: gzip.decompress((data_dir / name).read_bytes()).decode().splitlines(True)[:count]
+
+    def write(name: str, lines: list[str]) -> None:
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        (small / name).write_bytes(gzip.compress("".join(lines).encode()))
+
+    for split in ("train", "dev"):
+        write(f"stsb_multi/stsb-en-{split}.csv.gz", first(f"stsb_multi/stsb-en-{split}.csv.gz", 80))
+    qrels = {split: first(f"ir_medquad/qrels/{split}.tsv.gz", 81) for split in ("train", "dev", "test")}
+    judged = {field for lines in qrels.values() for line in lines for field in line.split("\t")[:2]}
+    for split, lines in qrels.items():
+        write(f"ir_medquad/qrels/{split}.tsv.gz", lines)
+    for name in ("queries.jsonl.gz", "corpus.jsonl.gz"):
+        lines = first(f"ir_medquad/{name}", 20_000)
+        write(f"ir_medquad/{name}", [line for line in lines if json.loads(line)["_id"] in judged])
+    return small
+
+
+@pytest.fixture
+def given(request, page, monkeypatch) -> None:
+    """What a page presumes: files that it does not make itself, and the directory of data sets."""
+    if any("JAXEMB_DATA" in block.code for block in BLOCKS[page]):
+        monkeypatch.setenv("JAXEMB_DATA", str(request.getfixturevalue("slices")))
+    if page == "README":
+        rows = "".join(f"question {i},answer {i}\n" for i in range(64))
+        Path("pairs.csv").write_text(f"query,document\n{rows}")
+
+
+def _marked(page: str):
+    return pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW))
+
+
+@pytest.mark.parametrize("page", map(_marked, BLOCKS))
+def test_a_page(page, given):
+    run_page(page, with_torch=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if any(map(needs_torch, blocks))])
+def test_a_page_with_its_oracle(page, given):
+    pytest.importorskip("transformers")
+    run_page(page, with_torch=True)
