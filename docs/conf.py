@@ -37,8 +37,8 @@ def link_files(app, name, source):
 
 def to_restructured_text(app, what, name, obj, options, lines):
     """Indented blocks are code, and outside of code the marks of reStructuredText are characters."""
-    text = re.sub(r"(?<=\n\n)(?= {4}\S)(?<!::\n\n)", "::\n\n", "\n".join(lines))
-    blocks = re.split(r"(?s)(::\n\n(?: {4}.*?(?=\n\n(?! {4})|\Z)))", text)
+    text = re.sub(r"(?<=\S\n\n)(?=  )(?<!::\n\n)", "::\n\n", "\n".join(lines))
+    blocks = re.split(r"(?s)(::\n\n  .*?(?=\n\n\S|\Z))", text)
     lines[:] = "".join(block if i % 2 else escaped(block) for i, block in enumerate(blocks)).split("\n")
 
 
