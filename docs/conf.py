@@ -20,13 +20,14 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # attributes stand in the entry of their class
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style")]  # in the entry of their class
 
 
 def setup(app):
     app.connect("source-read", link_files)
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)  # before napoleon, which is 500
+    app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-skip-member", skip_fields)
 
 
@@ -45,6 +46,13 @@ def to_restructured_text(app, what, name, obj, options, lines):
 def escaped(text):
     parts = re.split(r"(`+[^`]*`+)", text)
     return "".join(part if i % 2 else re.sub(r"(?<!^)([*|]|_\b)", r"\\\1", part) for i, part in enumerate(parts))
+
+
+def readable(app, what, name, obj, options, signature, returns):
+    """Defaults that are no Python become dots, arguments that say nothing go."""
+    signature = re.sub(r"<[^<>]*(<[^<>]*>)?[^<>]*>", "...", signature or "")
+    says_nothing = re.fullmatch(r"\(\*args: \S*Any, \*\*kwargs: \S*Any\)", signature)
+    return "" if says_nothing else signature, returns
 
 
 def skip_fields(app, what, name, obj, skip, options):
