@@ -6,6 +6,7 @@ jaxemb are run by this process, and what is between them by bash.
 
 import functools
 import gzip
+import inspect
 import itertools
 import json
 import os
@@ -224,3 +225,18 @@ def test_a_page(page, given):
 def test_a_page_with_its_oracle(page, given):
     pytest.importorskip("transformers")
     run_page(page, with_torch=True)
+
+
+def test_every_package_is_in_the_reference():
+    listed = set(re.findall(r"^ +jaxemb\.(\w+)$", PAGES["api"].read_text(encoding="utf-8"), re.MULTILINE))
+    packages = {name for name in jaxemb.__all__ if inspect.ismodule(getattr(jaxemb, name))}
+    assert packages - {"recipes"} <= listed  # recipes are programs to copy
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="the site's generator is absent: pip install 'jaxemb[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", str(tmp_path / "html")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert "jaxemb.losses.info_nce" in (tmp_path / "html" / "_api" / "jaxemb.losses.html").read_text(encoding="utf-8")
