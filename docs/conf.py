@@ -50,7 +50,9 @@ def escaped(text):
 
 def readable(app, what, name, obj, options, signature, returns):
     """Defaults that are no Python become dots, arguments that say nothing go."""
-    signature = re.sub(r"<[^<>]*(<[^<>]*>)?[^<>]*>", "...", signature or "")
+    if signature is None:  # of a module
+        return None
+    signature = re.sub(r"<[^<>]*(<[^<>]*>)?[^<>]*>", "...", signature)
     says_nothing = re.fullmatch(r"\(\*args: \S*Any, \*\*kwargs: \S*Any\)", signature)
     return "" if says_nothing else signature, returns
 
