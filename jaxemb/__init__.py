@@ -7,6 +7,7 @@ What is here is imported when it is first used, so `import jaxemb` is instant.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"jaxemb.{name}")
     raise AttributeError(f"module 'jaxemb' has no attribute {name!r}")
+
+
+if "jax" in sys.modules:  # else it is seen to by what is used first
+    importlib.import_module("jaxemb.backends").without_absent_tpu()
 
 
 def __dir__() -> list[str]:

@@ -162,12 +162,17 @@ def encode(
         while in_flight:
             fetch(advance)
     if truncated:
-        logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, len(texts), max_length)
+        _warn_of_cut(truncated, len(texts), max_length)
     if out is None:
         return vectors
     if gathered is not None:
         multihost_utils.sync_global_devices("encoded")
     return np.load(out, mmap_mode="r+")
+
+
+@functools.cache  # evaluations of one run cut the same texts again and again
+def _warn_of_cut(truncated: int, texts: int, max_length: int) -> None:
+    logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, texts, max_length)
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length: int) -> Encoded:

@@ -135,6 +135,17 @@ def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
             _complete(final)
 
 
+def remove(directory: str | Path, contents: Contents) -> None:
+    """Removes our files in `directory`, and the directories that are empty then."""
+    path = Path(directory)
+    _finish(path)
+    for ours in sorted(_ours(path, contents), reverse=True):
+        ours.unlink()
+        for parent in (ours.parent, path):
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
+
+
 def check_replaceable(directory: str | Path, contents: Contents) -> None:
     """Raises a FileExistsError if `replaced_files` would refuse to write into `directory`."""
     if not (path := checked_path(directory)).exists():

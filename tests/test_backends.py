@@ -63,6 +63,14 @@ def test_the_command_says_nothing_of_tpus():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_nor_does_a_program_that_asks_jax_before_us():
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", "import jax, jaxemb; jax.random.key(0)"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_nor_does_a_program_that_trains(tmp_path):
     program = (
         "import jax, optax, numpy as np\n"

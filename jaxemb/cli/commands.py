@@ -65,12 +65,13 @@ def train(args: argparse.Namespace) -> None:
 
     from jaxemb.parallel import processes
     from jaxemb.train import fit
+    from jaxemb.train.logging import headlines
 
     advice = f"start all processes again with the same command to go on from the newest checkpoint in {args.out}"
     _join_processes(args, advice)
     run = _load_run(args)
     try:
-        result = fit(run, args.out, resume=not args.no_resume, progress=not args.quiet)
+        result = fit(run, args.out, resume=not args.no_resume, overwrite=args.overwrite, progress=not args.quiet)
     except jax.errors.JaxRuntimeError as error:
         if processes.tells_of_loss(error):
             raise ConnectionError(f"another process was lost; {advice}. JAX says: {error}") from error
@@ -79,7 +80,10 @@ def train(args: argparse.Namespace) -> None:
         return
     metrics = dict(result.metrics)
     report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
-    lines = [f"{name}  {value:.4f}" for name, value in metrics.items()]
+    shown = headlines(metrics, run.best and run.best[0])
+    lines = [f"{name}  {metrics[name]:.4f}" for name in shown]
+    if more := len(metrics) - len(shown):
+        lines.append(f"{more} more results are in {args.out}/metrics.jsonl")
     lines.append(f"the model is {args.out}/model")
     if result.best and run.best:
         step, value = result.best["step"], result.best["value"]

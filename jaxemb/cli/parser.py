@@ -121,6 +121,8 @@ def _train(commands) -> None:
   jaxemb train experiments/code_search.py --out runs/code_search
   jaxemb train my_run.py --out runs/mine --set steps=1000 --set learning_rate=3e-5
   jaxemb train my_run.py --out runs/mine              # again: goes on where it stopped
+  jaxemb train my_run.py --out runs/mine --set steps=2000        # longer: goes on, finished or not
+  jaxemb train my_run.py --out runs/mine --overwrite  # anew
   jaxemb train my_run.py --out /shared/mine --distributed        # on every host of a TPU slice
   jaxemb train my_run.py --out runs/mine --distributed --coordinator first-host:1234 \\
       --num-processes 2 --process-id 0                # elsewhere: once per process, ids from 0""",
@@ -131,7 +133,9 @@ def _train(commands) -> None:
     sub.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="option of run(): a Python literal or text"
     )
-    sub.add_argument("--no-resume", action="store_true", help="start anew instead of going on from a checkpoint")
+    again = sub.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="remove the run that DIR holds, and start anew")
+    again.add_argument("--no-resume", action="store_true", help="fail if DIR holds a run, instead of going on with it")
 
 
 def _compile(commands) -> None:

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from jaxemb.checks import checked
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.files import checked_path, locked
 from jaxemb.objectives import Objective
+from jaxemb.progress import Audience, progress_bar
 from jaxemb.train import (
     Checkpoints,
     NonFiniteError,
@@ -42,9 +45,9 @@ Evaluate = Callable[[TrainState, Experience, int, np.ndarray | None], float]
 """A score of a train state on the test data of an experience; see `run_stream`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class StreamResult:
-    """What a run over T tasks gives.
+    """What a run over T tasks gives; it is printed as its scores.
 
     Attributes:
       names: those of the tasks.
@@ -65,6 +68,19 @@ class StreamResult:
     seconds: np.ndarray
     parameters: int
     state_bytes: int
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"{name}, after each task (rows)\n{_table(self.names, R)}" for name, R in self.R.items())
+
+
+def _table(names: Sequence[str], R: np.ndarray) -> str:
+    """Scores by task learnt and task scored, and the mean over the tasks so far."""
+    width = max(map(len, names))
+    row = lambda name, cells: f"{name:<{width}}  " + "  ".join(f"{cell:>{max(width, 6)}}" for cell in cells)
+    number = lambda score: "" if np.isnan(score) else f"{score:.4f}"
+    means = [np.mean(scores[: i + 1]) for i, scores in enumerate(R)]
+    lines = [row(name, map(number, (*scores, mean))) for name, scores, mean in zip(names, R, means, strict=True)]
+    return "\n".join(line.rstrip() for line in (row("", (*names, "so far")), *lines))
 
 
 @checked()
@@ -88,8 +104,17 @@ def run_stream(
     checkpoints: str | Path | None = None,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.REPLICATED,
+    progress: bool = True,
 ) -> StreamResult:
     """Trains on the experiences one after another, and scores all of them after each.
+
+        embedder = jaxemb.load("my-model")
+        tokens = lambda texts: pad(embedder.tokenizer(texts, 32), length=32)
+        columns = lambda texts, labels: {"input": tokens(texts), "label": np.array(labels)}
+        stream = split_by_class(columns(*train), columns(*test), 5)  # of texts and the numbers of their classes
+        model = Classifier.init(jax.random.key(0), embedder.model, embedder.model.dim, classes=10)
+        scores = {"class": accuracy()}
+        print(run_stream(stream, model, classification(), adam, ewc(100.0), steps=200, batch_size=16, evaluate=scores))
 
     The data of one task lie on the device, and its steps run there in a loop (convolutions on a CPU, which XLA runs
     slowly in a loop, one by one): one program, compiled once, serves all tasks of a stream, whatever their sizes. In an
@@ -122,6 +147,7 @@ def run_stream(
       mesh: the devices that share the work: every batch is split over them, the data of a task are on each whole, and
         the state lies as `rules` say. It is in force while evaluators run.
       rules: path rules, of paths in the state.
+      progress: say on stderr when a task is learnt, with its loss and scores; on a terminal show a bar, too.
 
     Raises:
       ValueError: for no experience, both or neither of epochs and steps, sizes below 1, a batch size that does not
@@ -131,7 +157,8 @@ def run_stream(
       InUseError: if another process trains with the same checkpoints.
     """
     # The loop in one piece: training, scores and checkpoints act on the same state and progress.
-    with _alone_in(checkpoints) as directory:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(_alone_in(checkpoints))
         transform = identity() if transform is None else transform
         lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
         shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -165,6 +192,8 @@ def run_stream(
                 raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
             done = _Progress.from_json(saved["done"])
 
+        say, advance = stack.enter_context(_telling(sum(totals[len(done.seconds) :]), progress))
+
         def remember(number: int) -> None:
             for score in evaluate.values():
                 if hasattr(score, "remember"):
@@ -177,6 +206,8 @@ def run_stream(
                 for name, score in evaluate.items() if future else ():
                     done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
 
+        if done.seconds:
+            say(f"going on after {len(done.seconds)} of {len(experiences)} tasks")
         for number in range(len(done.seconds), len(experiences)):
             began = time.perf_counter()
             data = _on_device(experiences[number], offsets[number], max(lengths), mesh)
@@ -212,6 +243,7 @@ def run_stream(
                     name, of_task = experiences[number].name, error.step - before
                     error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
                     raise
+                advance(n, f"{number + 1}/{len(experiences)} {experiences[number].name}")
             if boundaries:
                 runner.state = place(end_task(transform, objective, runner.state, task))
             del data, task  # the device need not hold them beside the evaluators' arrays
@@ -225,6 +257,11 @@ def run_stream(
                     scored = experiences if future else experiences[: number + 1]
                     row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
                     done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
+            means = (f"{name} {np.mean(R[number][: number + 1]):.4f}" for name, R in done.R.items())
+            say(
+                f"task {number + 1}/{len(experiences)} {experiences[number].name!r}: {totals[number]} steps in "
+                f"{done.seconds[-1]:.1f} s, loss {losses[-1]:.4g}; on the tasks so far {', '.join(means) or '-'}"
+            )
             if store is not None:
                 store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
                 store.finish()
@@ -250,6 +287,20 @@ def _alone_in(directory: str | Path | None) -> Iterator[Path | None]:
     (path := checked_path(directory)).mkdir(parents=True, exist_ok=True)
     with locked(path, wait=False):
         yield path
+
+
+@contextlib.contextmanager
+def _telling(steps: int, progress: bool) -> Iterator[tuple[Callable[[str], None], Callable[..., None]]]:
+    """How whoever watches is told something, and how the bar of a terminal is moved."""
+    progress = progress and jax.process_index() == 0
+
+    def say(text: str) -> None:
+        if progress:
+            print(text, file=cast(TextIO, Audience(sys.stderr)), flush=True)
+
+    shows_bar = progress and Audience(sys.stderr).isatty() and importlib.util.find_spec("rich") is not None
+    with progress_bar(steps, "steps", enabled=shows_bar) as advance:
+        yield say, advance
 
 
 @dataclasses.dataclass

@@ -132,7 +132,11 @@ def representation_forgetting(P: ArrayLike) -> float:
 
 
 class Estimate(NamedTuple):
-    """Mean over seeds, its standard error `std / sqrt(S)` (NaN for one seed), and the values themselves."""
+    """Mean over seeds, its standard error `std / sqrt(S)` (NaN for one seed), and the values themselves.
+
+    >>> estimate([0.25]), estimate([0.25, 0.75])
+    (0.2500, 0.5000 ± 0.2500)
+    """
 
     mean: float
     standard_error: float
@@ -142,6 +146,9 @@ class Estimate(NamedTuple):
         if len(self.values) < 2:
             return f"{self.mean:{spec}}"
         return f"{self.mean:{spec}} ± {self.standard_error:{spec.lstrip('+')}}"
+
+    def __repr__(self) -> str:
+        return f"{self:.4f}"
 
 
 @checked()

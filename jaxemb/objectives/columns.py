@@ -113,7 +113,8 @@ def on_columns(
         losses = loss(*positional, **keyword, **{argument: batch[name] for argument, name in arrays.items()})
         if jnp.shape(losses) != batch["id"].shape:
             expected = f"the loss must give one value per record, {batch['id'].shape}"
-            raise ValueError(f"{expected}; got {jnp.shape(losses)}")
+            hint = ": leave the mean to the train step" if jnp.ndim(losses) == 0 else ""
+            raise ValueError(f"{expected}; got {jnp.shape(losses)}{hint}")
         return losses
 
     return ColumnsObjective(embed, losses_of)

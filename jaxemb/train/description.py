@@ -19,7 +19,7 @@ import sysconfig
 import types
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,20 @@ _LIBRARIES = tuple(
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # its bytecode is its own
 
 
+class Change(NamedTuple):
+    """A value in which two descriptions differ.
+
+    Attributes:
+      name: how messages call it.
+      path: the names of all that it is in, from the outside.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    before: Any
+    after: Any
+
+
 def describe(value: Any) -> Any:
     """The description, of dicts, lists, texts and numbers."""
     try:
@@ -45,11 +59,11 @@ def describe(value: Any) -> Any:
         return {"class": _name(type(value))}
 
 
-def changes(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The innermost values that two descriptions differ in: `(name, before, after)`, each name and pair once."""
-    found: dict[tuple[str, ...], tuple[str, Any, Any]] = {}
+def changes(before: Any, after: Any, name: str = "") -> Iterator[Change]:
+    """The innermost values that two descriptions differ in, each name and pair once."""
+    found: dict[tuple[str, ...], Change] = {}
     for path, old, new in _changes(before, after, (name,)):
-        found.setdefault((path[0], path[-1], str(old), str(new)), (_readable(path), old, new))
+        found.setdefault((path[0], path[-1], str(old), str(new)), Change(_readable(path), path, old, new))
     return iter(found.values())
 
 

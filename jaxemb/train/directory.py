@@ -11,10 +11,12 @@ from typing import Any
 import jax
 
 from jaxemb import files
+from jaxemb.checkpoints import sentence_transformers
 from jaxemb.train.checkpoints import wait_for_all
-from jaxemb.train.run import Run, differences
+from jaxemb.train.run import Run, differences, extensions
 
 _log = logging.getLogger(__name__)
+_ANEW = "start anew with --overwrite (of fit, overwrite=True)"
 _OF_OTHERS = ("modules.json", "config.json", "vectors.npy")  # what models and search indices are known by
 
 
@@ -28,15 +30,20 @@ class RunDirectory:
     It is the run's from its first checkpoint on: a start that failed before has nothing to keep, and another run may
     take its place.
 
+    Attributes:
+      longer: in what this run, which has more steps, differs from the one that is gone on with; empty if in nothing.
+
     Raises:
-      FileExistsError: if it holds a run and `resume` is False, a model that is no run's, or a search index.
+      FileExistsError: if it holds a run and is neither to be resumed nor overwritten, a model that is no run's, or a
+        search index.
       ValueError: if it holds a different run.
       NotADirectoryError: if it is a file.
       InUseError: if another process trains there.
     """
 
-    def __init__(self, path: Path, run: Run, *, resume: bool):
-        self.path, self._run, self._resume = path, run, resume
+    def __init__(self, path: Path, run: Run, *, resume: bool, overwrite: bool):
+        self.path, self._run, self._resume, self._overwrite = path, run, resume, overwrite
+        self.longer: list[str] = []
         self._description = run.describe()
         self._is_claimed = False
         self._open = contextlib.ExitStack()
@@ -51,7 +58,7 @@ class RunDirectory:
             starts_anew = self._check()
             wait_for_all("looked")  # before process 0 changes anything
             if starts_anew and jax.process_index() == 0:
-                shutil.rmtree(self.path / "checkpoints" / "step_00000000", ignore_errors=True)
+                self._remove_run()
             self._open = stack.pop_all()
         return self
 
@@ -74,7 +81,7 @@ class RunDirectory:
             raise RunLostError(f"{self.path} was removed or replaced while the run was trained in it")
 
     def _check(self) -> bool:
-        """Whether another run that has nothing to keep makes place for this one."""
+        """Whether another run makes place for this one, as it has nothing to keep or is to be overwritten."""
         saved, kept = self._saved(), self._kept()
         others = [name for name in _OF_OTHERS if (self.path / name).exists()]
         if others and saved is None and not kept:
@@ -84,15 +91,33 @@ class RunDirectory:
             raise FileExistsError(
                 f"{self.path / models[0]} is there, and no run that made it; choose another directory"
             )
+        if self._overwrite:
+            return True
         if (kept or models) and not self._resume:
-            raise FileExistsError(f"{self.path} already holds a run; resume it or choose another directory")
-        lines = [] if saved is None else differences(saved, self._description)
-        if lines and (kept or models):
-            remedy = f"choose another directory or, to go on regardless, remove {self.path / 'run.json'}"
-            raise ValueError(f"{self.path} holds a different run; {remedy}. " + "; ".join(lines))
-        if saved and not lines and saved.get("source_sha256") != self._description.get("source_sha256"):
+            raise FileExistsError(f"{self.path} already holds a run; resume it, {_ANEW} or choose another directory")
+        if saved is None:
+            return not self._resume
+        lines, longer = (of(saved, self._description) for of in (differences, extensions))
+        if not (kept or models):
+            return bool(lines or longer) or not self._resume
+        if lines:
+            remedy = f"{_ANEW}, choose another directory or, to go on regardless, remove {self.path / 'run.json'}"
+            raise ValueError(f"{self.path} holds a different run: {'; '.join(lines)}. To train this one, {remedy}")
+        self.longer = longer
+        if not longer and saved.get("source_sha256") != self._description.get("source_sha256"):
             _log.warning("the config file is not the text in %s, but gives the same run", self.path / "config.py")
-        return bool(lines) or not self._resume
+        return False
+
+    def _remove_run(self) -> None:
+        """Removes what runs write, and nothing else."""
+        for pattern in ("run.json", "config.py", "metrics.jsonl", "tensorboard/events.out.tfevents.*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+        for path in self.path.glob("checkpoints/step_*"):
+            if path.is_dir() and re.fullmatch(r"step_\d+(\.\w+)?", path.name):
+                shutil.rmtree(path)
+        for name in ("model", "best"):
+            files.remove(self.path / name, sentence_transformers.CONTENTS)
 
     def _saved(self) -> Mapping[str, Any] | None:
         path = self.path / "run.json"

@@ -21,6 +21,10 @@ from jaxemb.progress import Audience
 
 logger = logging.getLogger(__name__)
 
+# By which of many results models are compared, and how many of the others a line shows at least.
+_MAIN = ("ndcg@10", "cosine_spearman", "accuracy")
+_SHOWN = 4
+
 
 class RunLog:
     """The log of one run, to be used as a context manager.
@@ -33,11 +37,21 @@ class RunLog:
       steps: number of steps of the run.
       resumed_at: finished steps that the run begins with, and goes on from; later lines of an earlier process are
         dropped. None for a run that begins anew: all are.
+      best: the evaluation result that comes first; of many the lines show a few, see `headlines`.
       progress: whether to show progress: a bar with loss, records per second and the time left on a terminal, one
         plain line per log entry elsewhere.
     """
 
-    def __init__(self, out: Path, *, steps: int, resumed_at: int | None = None, progress: bool = True):
+    def __init__(
+        self,
+        out: Path,
+        *,
+        steps: int,
+        resumed_at: int | None = None,
+        best: str | None = None,
+        progress: bool = True,
+    ):
+        self._best = best
         self._out, self._steps, self._resumed_at = Path(out), steps, resumed_at or 0
         self._is_first = jax.process_index() == 0
         self._progress = progress and self._is_first
@@ -100,10 +114,26 @@ class RunLog:
                 self._board.flush()
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        is_training = "train/loss" in values
+        shown = list(values) if is_training else headlines(values, self._best)
+        numbers = "  ".join(f"{name} {values[name]:.4g}" for name in shown)
+        numbers += f"  ({more} more in metrics.jsonl)" if (more := len(values) - len(shown)) else ""
         pace = (time.perf_counter() - self._started) / max(self._done - self._resumed_at, 1)
-        left = f"  left {_clock(pace * (self._steps - step))}" if "train/loss" in values else ""
+        left = f"  left {_clock(pace * (self._steps - step))}" if is_training else ""
         return f"step {step}/{self._steps}  {numbers}{left}"
+
+
+def headlines(results: Mapping[str, float], best: str | None = None) -> list[str]:
+    """The names of the few results to show of many: `best`, one of every evaluator, at least four in all.
+
+    Of an evaluator's the first are nDCG@10, Spearman's correlation of cosines and accuracy; then in their own order.
+    """
+    rank = lambda name: _MAIN.index(number) if (number := name.rpartition("/")[2]) in _MAIN else len(_MAIN)
+    names = sorted(results, key=lambda name: (name != best, rank(name)))
+    firsts = {name.partition("/")[0]: name for name in reversed(names)}
+    shown = [name for name in names if name in firsts.values()]
+    others = [name for name in names if name not in shown]
+    return shown + others[: max(0, _SHOWN - len(shown))]
 
 
 @checked()

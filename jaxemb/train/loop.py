@@ -26,7 +26,7 @@ from jaxemb.train.runner import Runner
 from jaxemb.train.state import TrainState, apply_transform, begin_task, end_task, init_state
 from jaxemb.train.step import make_train_step
 from jaxemb.train.stopping import Stop, interruptible, stopping
-from jaxemb.transforms import Task
+from jaxemb.transforms import Task, Transform
 from jaxemb.trees import by_path
 
 if TYPE_CHECKING:
@@ -86,12 +86,17 @@ class Result:
 
 
 @checked()
-def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True) -> Result:
+def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = False, progress: bool = True) -> Result:
     """Trains, or goes on training, in the directory `out`.
 
     A run that was killed and is started again ends with the parameters, bit for bit, of one that was not. SIGTERM
     (to one process, of several) saves a checkpoint and exits with code 0; so does Ctrl-C, with a KeyboardInterrupt, and
     a second Ctrl-C quits at once. An evaluator that fails loses no step.
+
+    A run in `out` that is not this one is refused, and what differs is named. How it is watched and where it runs may
+    differ, and so may the number of steps, if it is larger, or of several tasks, if those there come first: a run that
+    is finished, too, goes on from its last checkpoint. The schedule of the learning rate is then that of the new number
+    of steps, as if it had been so from the first: one that had fallen to 0 rises again.
 
         out/run.json, config.py    what the run is
         out/metrics.jsonl          losses and evaluation results; with tensorboardX also out/tensorboard
@@ -102,10 +107,11 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
       run: what to train.
       out: the run's directory, made if absent; of several processes the same one, which all can write to.
       resume: go on from the newest intact checkpoint in `out`; if False, `out` must hold no run.
+      overwrite: remove the run that `out` holds, and nothing else, and start anew.
       progress: show a bar on a terminal, lines elsewhere.
 
     Raises:
-      FileExistsError: if `out` holds a run and `resume` is False, or `out/model` is there and no run is.
+      FileExistsError: if `out` holds a run and neither `resume` nor `overwrite`, or `out/model` is there and no run is.
       ValueError: if `out` is a URL or holds a different run, several processes have no mesh in common, the data ends
         early or is not what it was, or `run.best` names no evaluation result.
       NonFiniteError: if a loss or gradient is not finite.
@@ -117,7 +123,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
     if run.mesh is None and jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
-    with stopping() as stop, RunDirectory(checked_path(out), run, resume=resume) as directory:
+    path = checked_path(out)
+    with stopping() as stop, RunDirectory(path, run, resume=resume, overwrite=overwrite) as directory:
         embedder = run.make_embedder()
         _warn_of_tasks_without_evaluator(run)
         state = _initial_state(run, embedder)
@@ -126,7 +133,8 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, progress: bool = True
             restored = checkpoints.restore_newest(state)
             state = restored[0] if restored else state
             resumed_at = int(state.step) if restored else None
-            log = RunLog(directory.path, steps=run.steps, resumed_at=resumed_at, progress=progress)
+            best = run.best and run.best[0]
+            log = RunLog(directory.path, steps=run.steps, resumed_at=resumed_at, best=best, progress=progress)
             with interruptible(stop), log:
                 loop = _Loop(run, embedder, state, directory, checkpoints, log, stop)
                 loop.train(restored and restored[1])
@@ -149,6 +157,7 @@ class _Progress:
       task: the number of the task that is trained, or begins next.
       data: where the data of that task are; None before it begins.
       first_batch: a digest of the task's first batch, as this one of so many processes sees it.
+      end: data and first_batch at the end of the task before, for a run that becomes longer.
       processes: how many they are.
     """
 
@@ -163,6 +172,7 @@ class _Progress:
     task: int = 0
     data: Any = None
     first_batch: str | None = None
+    end: tuple[Any, str | None] | None = None
     processes: int = 1
 
 
@@ -200,11 +210,13 @@ class _Loop:
                 path = self._checkpoints.path(self._step)
                 raise ValueError(f"checkpoint {path} is of another version of jaxemb: {error}") from error
             self._log.say(f"resuming at step {self._step}")
+            if self._directory.longer:
+                self._lengthen()
         else:
             self._log.say("no checkpoint yet: starting at 0")
         if self._step >= self._run.steps:
             _log.warning(
-                "%s holds this run, finished: nothing is trained; a changed run needs another directory",
+                "%s holds this run, finished: nothing is trained; more steps go on from here, overwrite starts anew",
                 self._directory.path,
             )
         if self._done.data is None:
@@ -230,6 +242,28 @@ class _Loop:
         after = {task.name: metrics for task, metrics in zip(run.all_tasks, done.after, strict=False)}
         return Result(final, done.metrics, done.best, state, done.initial, after)
 
+    def _lengthen(self) -> None:
+        """Says what more steps change, and goes on with the last task if it was at its end."""
+        run, done, path = self._run, self._done, self._directory.path
+        self._log.say(f"going on to step {run.steps}: more than before")
+        if changed := [line for line in self._directory.longer if line.startswith("optimizer")]:
+            _log.warning(
+                "from step %d on the learning rate follows the schedule of %d steps, as if it had from the first: %s",
+                *(self._step, run.steps, "; ".join(changed)),
+            )
+        if done.task < len(self._ends):
+            return
+        if _ends_tasks(run.transform):
+            raise ValueError(
+                f"{path} is finished, and its method has changed the model for its end (Transform.end_task): for more "
+                "steps choose another directory or start anew with --overwrite (of fit, overwrite=True)"
+            )
+        if done.end is None:
+            raise ValueError(f"{path} was finished by a version of jaxemb that did not keep where its data were")
+        done.task -= 1
+        done.data, done.first_batch = done.end
+        del done.after[done.task :]
+
     def _train_task(self, number: int, task: RunTask) -> None:
         run, done = self._run, self._done
         told = _told(run, number, self._embedder)
@@ -247,6 +281,7 @@ class _Loop:
                 save = step % run.checkpoint_every == 0 or self._is_due()
                 self._pause(evaluate=step % run.evaluate_every == 0, save=save)
         self._settle()
+        done.end = self._batches.get_state(), done.first_batch
         self._hook(end_task, told)
         self._batches, done.first_batch, done.task = None, None, number + 1
         self._pause(evaluate=True, save=True)
@@ -436,6 +471,12 @@ def _numbers(name: str, found: Any) -> dict[str, float]:
         return {f"{name}/{key}": float(value) for key, value in found.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"Run.evaluators[{name!r}] must give numbers by name; got {found!s:.80}") from error
+
+
+def _ends_tasks(transform: Transform) -> bool:
+    """Whether it does something at the end of a task."""
+    parts = (transform,) if transform.parts is None else transform.parts
+    return any(part.end_task is not Transform().end_task for part in parts)
 
 
 def _told(run: Run, number: int, embedder: "SentenceEmbedder") -> Task:

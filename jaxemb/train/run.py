@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import math
 import runpy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,8 +29,12 @@ Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
 Data = Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
 # What may change when a run is resumed: how it is watched, where it runs, and the text that says so.
 _MAY_CHANGE = frozenset(
-    {"log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep", "mesh", "rules", "source_sha256"}
+    {
+        *("log_every", "evaluators", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep"),
+        *("mesh", "rules", "source_sha256"),
+    }
 )
+_SCHEDULES = frozenset({"learning_rate", "schedule_fn", "schedules", "step_size_fn"})  # what optax calls them
 
 
 class _Sum(int):
@@ -209,10 +213,37 @@ class Run:
 
 
 def differences(saved: Mapping[str, Any], described: Mapping[str, Any]) -> list[str]:
-    """What makes two descriptions those of different runs, one line each."""
-    names = sorted((saved.keys() | described.keys()) - _MAY_CHANGE)
-    found = [change for name in names for change in description.changes(saved.get(name), described.get(name), name)]
-    return [f"{name}: {_shown(there)} there, {_shown(here)} here" for name, there, here in found]
+    """What makes two descriptions those of different runs, one line each; more steps do not."""
+    return [_line(change) for change in _changes(saved, described) if not _is_of_length(change, saved, described)]
+
+
+def extensions(saved: Mapping[str, Any], described: Mapping[str, Any]) -> list[str]:
+    """What differs as the second run has more steps: their number, and the schedule of the learning rate."""
+    return [_line(change) for change in _changes(saved, described) if _is_of_length(change, saved, described)]
+
+
+def _changes(saved: Mapping[str, Any], described: Mapping[str, Any]) -> Iterator[description.Change]:
+    before, after = saved.get("tasks"), described.get("tasks")
+    if isinstance(before, list) and isinstance(after, list) and 0 < len(before) < len(after):
+        described = {**described, "tasks": after[: len(before)]}
+    for name in sorted((saved.keys() | described.keys()) - _MAY_CHANGE):
+        yield from description.changes(saved.get(name), described.get(name), name)
+
+
+def _is_of_length(change: description.Change, saved: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
+    """Whether a change is one to more steps, or follows from it."""
+    before, after = saved.get("steps"), described.get("steps")
+    if not (isinstance(before, int) and isinstance(after, int) and before < after):
+        return False
+    if change.path[0] == "optimizer":
+        return not _SCHEDULES.isdisjoint(change.path[:-1])
+    if change.path[0] == "options":
+        return change.after == repr(after) and change.before in (None, repr(before))
+    return (change.before, change.after) == (before, after)
+
+
+def _line(change: description.Change) -> str:
+    return f"{change.name}: {_shown(change.before)} there, {_shown(change.after)} here"
 
 
 def _shown(value: Any) -> str:

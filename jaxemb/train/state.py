@@ -13,6 +13,7 @@ from jaxemb import parallel
 from jaxemb.checks import checked
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.transforms import Context, Task, Trained, Transform, trained_arrays
+from jaxemb.transforms.base import call_hook
 from jaxemb.trees import PyTree, combine, partition
 
 _METHOD = 0x6D657468  # keeps the keys of methods apart from those that the objective makes of the same key
@@ -70,7 +71,7 @@ def init_state(
 
     def make(key, model):
         key_init, key_run = jax.random.split(key)
-        params, method_state = transform.init(key_init, model)
+        params, method_state = call_hook(transform, "init", key_init, model)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             model=model,
@@ -98,19 +99,19 @@ def trainable(transform: Transform, state: TrainState) -> Trained:
 @checked()
 def apply_transform(transform: Transform, state: TrainState) -> PyTree:
     """The model that the forward pass uses, with all that the method makes of it: the one to evaluate and to save."""
-    return transform.model(state.model, state.method_params, state.method_state)
+    return call_hook(transform, "model", state.model, state.method_params, state.method_state)
 
 
 @checked()
 def begin_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `begin_task`, on the host."""
-    return _task_hook(transform.begin_task, transform, objective, state, task)
+    return _task_hook("begin_task", transform, objective, state, task)
 
 
 @checked()
 def end_task(transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     """Runs the transform's `end_task`, on the host."""
-    return _task_hook(transform.end_task, transform, objective, state, task)
+    return _task_hook("end_task", transform, objective, state, task)
 
 
 def contexts(transform: Transform, objective, state: TrainState, frozen: PyTree) -> Callable[..., Context]:
@@ -123,10 +124,10 @@ def contexts(transform: Transform, objective, state: TrainState, frozen: PyTree)
     stored = lambda trained: combine(trained.model, frozen)
 
     def apply(trained: Trained) -> PyTree:
-        return transform.model(stored(trained), trained.params, state.method_state)
+        return call_hook(transform, "model", stored(trained), trained.params, state.method_state)
 
     def prepare(batch: PyTree, trained: Trained, key: jax.Array | None) -> PyTree:
-        return transform.batch(batch, context(trained, key), trained.params, state.method_state)
+        return call_hook(transform, "batch", batch, context(trained, key), trained.params, state.method_state)
 
     def context(trained: Trained, key: jax.Array | None, **others) -> Context:
         own: Any = None if key is None else jax.random.fold_in(key, _METHOD)
@@ -136,12 +137,12 @@ def contexts(transform: Transform, objective, state: TrainState, frozen: PyTree)
     return context
 
 
-def _task_hook(hook, transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
+def _task_hook(hook: str, transform: Transform, objective, state: TrainState, task: Task) -> TrainState:
     whole = Trained(state.model, state.method_params)
     context = contexts(transform, objective, state, state.model)(whole, jax.random.fold_in(state.key, state.step))
     if (batches := task.batches) is not None:
         task = task._replace(batches=lambda: (context.prepare(batch, whole, None) for batch in batches()))
-    trained, method_state = hook(task, context, state.method_params, state.method_state)
+    trained, method_state = call_hook(transform, hook, task, context, state.method_params, state.method_state)
     state = dataclasses.replace(state, model=trained.model, method_params=trained.params, method_state=method_state)
     return _settled(state)
 

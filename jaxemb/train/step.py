@@ -11,6 +11,7 @@ from jaxemb.checks import checked
 from jaxemb.objectives import Objective
 from jaxemb.train.state import TrainState, contexts
 from jaxemb.transforms import Trained, Transform, identity, trained_arrays
+from jaxemb.transforms.base import call_hook
 from jaxemb.trees import PyTree, partition
 
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
@@ -65,13 +66,10 @@ def make_train_step(
             context = context_of(trained, key, raw_batch=raw_batch)
             batch = context.prepare(raw_batch, trained, key)
             context = context._replace(batch=batch, model=context.apply(trained))
-            losses, outputs = objective(context.model, batch, key)
-            _check_axes("the objective", losses, 1)
+            losses, outputs = _checked(objective(context.model, batch, key))
             context = context._replace(outputs=outputs)
-            losses = transform.loss(losses, context, trained.params, old)
-            _check_axes("Transform.loss", losses, 1)
-            term = transform.auxiliary_loss(context, trained.params, old)
-            _check_axes("Transform.auxiliary_loss", term, 0)
+            losses = call_hook(transform, "loss", losses, context, trained.params, old)
+            term = call_hook(transform, "auxiliary_loss", context, trained.params, old)
             return jnp.mean(losses) + term, (outputs, batch)
 
         value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
@@ -81,20 +79,20 @@ def make_train_step(
             loss, (outputs, prepared), grads = _accumulated(value_and_grad, now, batch, key, accumulate)
 
         context = context_of(now, key, raw_batch=batch, batch=prepared, outputs=outputs, stacked=accumulate > 1)
-        hooked = transform.gradients(grads, context, now.params, old)
+        hooked = call_hook(transform, "gradients", grads, context, now.params, old)
         grad_norm = optax.tree.norm(hooked)
         finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         updates, opt_state = optimizer.update(hooked, state.opt_state, now)
         context = context._replace(gradients=grads)
-        updates = transform.updates(updates, context, now.params, old)
+        updates = call_hook(transform, "updates", updates, context, now.params, old)
         # What a step changes everywhere is selected, array by array. A transform's state may be a large buffer of which
         # a step writes a few rows: a branch writes them in place, while a selection would read and write all of it.
         kept = lambda new, before: jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, before)
         whole = _moved(Trained(context.stored, now.params), updates, finite)
         trained = whole._replace(model=partition(whole.model, mask)[0])
         context = context._replace(trained=trained, stored=whole.model, updates=updates)
-        after = lambda: _like(old, transform.after_step(context, trained.params, old))
+        after = lambda: call_hook(transform, "after_step", context, trained.params, old)
         method_state = jax.lax.cond(finite, after, lambda: old)
         next_state = TrainState(
             step=state.step + finite,
@@ -113,18 +111,15 @@ def make_train_step(
     return step
 
 
-def _check_axes(who: str, value: jax.Array, axes: int) -> None:
-    if jnp.ndim(value) != axes:
-        expected = "one value per record, [N]" if axes else "one number"
-        raise ValueError(f"{who} must give {expected}; got an array of shape {jnp.shape(value)}")
-
-
-def _like(old: PyTree, new: PyTree) -> PyTree:
-    kinds = lambda tree: [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in jax.tree.leaves(tree)]
-    before, after = ((str(jax.tree.structure(tree)), kinds(tree)) for tree in (old, new))
-    if before != after:
-        raise ValueError(f"Transform.after_step must give a state like the one before, {before}; got {after}")
-    return new
+def _checked(given: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+    """What the objective gives."""
+    if not (isinstance(given, tuple) and len(given) == 2):
+        raise ValueError(f"the objective must give a pair, (losses [N], outputs); got {type(given).__name__}")
+    if jnp.ndim(given[0]) != 1:
+        hint = ": leave the mean to the train step" if jnp.ndim(given[0]) == 0 else ""
+        shape = jnp.shape(given[0])
+        raise ValueError(f"the objective must give one value per record, [N]; got an array of shape {shape}{hint}")
+    return given
 
 
 def _moved(trained: Trained, updates: Trained, finite: jax.Array) -> Trained:

@@ -170,6 +170,100 @@ class Transform(NamedTuple):
     parts: Optional[tuple["Transform", ...]] = None  # noqa: UP045 (a forward reference)
 
 
+def call_hook(transform: Transform, hook: str, *arguments: Any) -> Any:
+    """What the hook gives, which is checked: `getattr(transform, hook)(*arguments)`.
+
+    Raises:
+      ValueError: naming the hook and who made it, if what it gives is not what `Transform` says.
+    """
+    given = getattr(transform, hook)(*arguments)
+    if problem := _CHECKS[hook](given, *arguments):
+        raise ValueError(f"{_name(transform, hook)} must give {problem}")
+    return given
+
+
+def _name(transform: Transform, hook: str) -> str:
+    """The hook, and the function that it is or that made it."""
+    function = getattr(transform, hook)
+    while hasattr(function, "func"):  # a functools.partial
+        function = function.func
+    maker = getattr(function, "__qualname__", type(function).__qualname__).partition(".<locals>")[0]
+    return f"Transform.{hook} of {function.__module__}.{maker}"
+
+
+def _like_model(given: Any, model: PyTree) -> str | None:
+    is_alike = jax.tree.structure(given) == jax.tree.structure(model)
+    return None if is_alike else f"a tree of bools like the model; {_difference(given, model)}"
+
+
+def _like_trained(given: Any, trained: Trained, *_: Any) -> str | None:
+    return _another(given, trained, "a Trained like the one it is given")
+
+
+def _like_state(given: Any, context: Context, params: PyTree, state: PyTree) -> str | None:
+    return _another(given, state, "a state like the one before", types=True)
+
+
+def _another(given: Any, wanted: PyTree, what: str, types: bool = False) -> str | None:
+    """What is wrong with a tree that is to be of the structure and shapes of another one; a None is like anything."""
+    none = lambda leaf: leaf is None
+    (here, structure), (there, wanted_structure) = (jax.tree.flatten(tree, is_leaf=none) for tree in (given, wanted))
+    if structure != wanted_structure:
+        return f"{what}; {_difference(given, wanted)}"
+    kind = lambda leaf: f"{jnp.result_type(leaf) if types else ''}{list(np.shape(leaf))}"
+    pairs = [(kind(a), kind(b)) for a, b in zip(here, there, strict=True) if a is not None and b is not None]
+    if differ := [pair for pair in pairs if pair[0] != pair[1]]:
+        return f"{what}; got an array {differ[0][0]} in place of {differ[0][1]}"
+    return None
+
+
+def _difference(given: PyTree, wanted: PyTree) -> str:
+    if type(given) is not type(wanted):
+        return f"got {_described(given)}"
+    paths = lambda tree: jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    here, there = ({jax.tree_util.keystr(path) for path, _ in paths(tree)} for tree in (given, wanted))
+    return f"it lacks {sorted(there - here)[:3]} and has {sorted(here - there)[:3]} besides"
+
+
+def _pair(first: type | None, what: str) -> Callable[..., str | None]:
+    def check(given: Any, *_: Any) -> str | None:
+        is_pair = isinstance(given, tuple) and len(given) == 2 and (first is None or isinstance(given[0], first))
+        return None if is_pair else f"{what}; got {_described(given)}"
+
+    return check
+
+
+def _of_axes(axes: int, what: str) -> Callable[..., str | None]:
+    return lambda given, *_: None if jnp.ndim(given) == axes else f"{what}; got an array of shape {jnp.shape(given)}"
+
+
+def _is_batch(given: Any, batch: PyTree, *_: Any) -> str | None:
+    return None if isinstance(given, type(batch)) else f"a batch, {_described(batch)}; got {_described(given)}"
+
+
+def _is_model(given: Any, *_: Any) -> str | None:
+    return "a model; got None" if given is None else None
+
+
+def _described(value: Any) -> str:
+    return f"{type(value).__name__} {value!s:.60}"
+
+
+_CHECKS: dict[str, Callable[..., str | None]] = {
+    "init": _pair(None, "Variables(params, state)"),
+    "trains": _like_model,
+    "begin_task": _pair(Trained, "a pair, the next Trained and the next state"),
+    "end_task": _pair(Trained, "a pair, the next Trained and the next state"),
+    "model": _is_model,
+    "batch": _is_batch,
+    "loss": _of_axes(1, "one value per record, [N]"),
+    "auxiliary_loss": _of_axes(0, "one number"),
+    "gradients": _like_trained,
+    "updates": _like_trained,
+    "after_step": _like_state,
+}
+
+
 def identity() -> Transform:
     """The transform that changes nothing: the chain of no transforms, and the unit of `chain`."""
     return Transform(parts=())
@@ -202,33 +296,34 @@ def chain(*transforms: Transform) -> Transform:
     def init(key, model):
         variables = []
         for part, part_key in zip(parts, jax.random.split(key, len(parts)), strict=True):
-            variables.append(part.init(part_key, model))
-            model = part.model(model, *variables[-1])
-        return Variables(tuple(v.params for v in variables), tuple(v.state for v in variables))
+            variables.append(call_hook(part, "init", part_key, model))
+            model = call_hook(part, "model", model, *variables[-1])
+        return Variables(*zip(*variables, strict=True))
 
     def trains(model):
-        return jax.tree.map(lambda *flags: all(flags), *(part.trains(model) for part in parts))
+        return jax.tree.map(lambda *flags: all(flags), *(call_hook(part, "trains", model) for part in parts))
 
     def apply(model, params, state):
         for part, p, s in zip(parts, params, state, strict=True):
-            model = part.model(model, p, s)
+            model = call_hook(part, "model", model, p, s)
         return model
 
     def passed_on(hook):
         def run(value, context, params, state):
             for i, part in enumerate(parts):
-                value = getattr(part, hook)(value, _seen_by(i, context), params[i], state[i])
+                value = call_hook(part, hook, value, _seen_by(i, context), params[i], state[i])
             return value
 
         return run
 
     def auxiliary_loss(context, params, state):
-        return sum(part.auxiliary_loss(_seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+        seen = [(_seen_by(i, context), params[i], state[i]) for i in range(len(parts))]
+        return sum(call_hook(part, "auxiliary_loss", *of) for part, of in zip(parts, seen, strict=True))
 
     def one_by_one(hook):
         def run(trained, context, params, state):
             for i, part in enumerate(parts):
-                view = getattr(part, hook)(_focus(i, trained), _seen_by(i, context), params[i], state[i])
+                view = call_hook(part, hook, _focus(i, trained), _seen_by(i, context), params[i], state[i])
                 trained = _unfocus(i, view, len(parts))
             return trained
 
@@ -239,7 +334,7 @@ def chain(*transforms: Transform) -> Transform:
             next_state = []
             for i, part in enumerate(parts):
                 seen = _seen_by(i, context)
-                view, s = getattr(part, hook)(task, seen, seen.trained.params, state[i])
+                view, s = call_hook(part, hook, task, seen, seen.trained.params, state[i])
                 context = context._replace(trained=_unfocus(i, view, len(parts)), stored=view.model)
                 next_state.append(s)
             return context.trained, tuple(next_state)
@@ -247,7 +342,8 @@ def chain(*transforms: Transform) -> Transform:
         return run
 
     def after_step(context, params, state):
-        return tuple(part.after_step(_seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+        seen = [(_seen_by(i, context), params[i], state[i]) for i in range(len(parts))]
+        return tuple(call_hook(part, "after_step", *of) for part, of in zip(parts, seen, strict=True))
 
     return Transform(
         init=init,
@@ -279,7 +375,8 @@ def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
       ValueError: if `Transform.trains` gives a tree of another structure.
     """
     is_float = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    return jax.tree.map(lambda leaf, flag: bool(flag) and is_float(leaf), model, transform.trains(model))
+    mask = call_hook(transform, "trains", model)
+    return jax.tree.map(lambda leaf, flag: bool(flag) and is_float(leaf), model, mask)
 
 
 @checked()

@@ -4,10 +4,12 @@ import numpy as np
 import optax
 import pytest
 from budget import Programs
+from tiny_run import tiny_embedder
 from tiny_stream import drawn
 
 from jaxemb import Classifier, files
 from jaxemb.continual import Experience, accuracy, loop, metrics, permuted, run_stream, split_by_class
+from jaxemb.data import pad
 from jaxemb.encoders.mlp import Mlp
 from jaxemb.objectives import classification
 from jaxemb.train import NonFiniteError, init_state, make_train_step
@@ -75,6 +77,32 @@ def spy(log, scale=1):
 
 def test_epochs_of_each_task():
     assert [len(losses) for losses in run(epochs=[1, 3], batch_size=5).losses] == [3, 6]
+
+
+def test_it_says_what_it_does_and_is_printed_as_a_table(capsys, tmp_path):
+    result = run(checkpoints=tmp_path)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("task 1/2 '0-1': 10 steps in ") and f", loss {result.losses[0][-1]:.4g}; on the" in first
+    assert second.endswith(f"on the tasks so far acc {result.R['acc'][1].mean():.4f}")
+    title, names, _, last = repr(result).splitlines()
+    assert title == "acc, after each task (rows)" and names.split() == ["0-1", "2-3", "so", "far"]
+    assert last.split() == ["2-3", *(f"{x:.4f}" for x in (*result.R["acc"][1], result.R["acc"][1].mean()))]
+    assert repr(metrics.summarise(result.R["acc"])["acc"]) == f"{result.R['acc'][1].mean():.4f}"
+    run(checkpoints=tmp_path)
+    assert capsys.readouterr().err == "going on after 2 of 2 tasks\n"
+    run(progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_texts_are_learnt_as_the_docstring_shows():
+    embedder = tiny_embedder()
+    columns = lambda texts, labels: {"input": pad(embedder.tokenizer(texts), length=8), "label": np.array(labels)}
+    data = columns([f"{label} {label + 4}" for label in range(4)] * 2, [*range(4)] * 2)
+    stream = split_by_class(data, data, 2)
+    model = Classifier.init(jax.random.key(0), embedder.model, embedder.model.dim, classes=4)
+    arguments = (model, classification(), optax.sgd(1e-3))
+    result = run_stream(stream, *arguments, steps=2, batch_size=4, evaluate={"class": accuracy()}, progress=False)
+    assert result.R["class"].shape == (2, 2) and np.isfinite(result.losses).all()
 
 
 def test_it_is_the_train_step_on_the_batches_of_the_tasks():

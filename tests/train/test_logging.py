@@ -1,6 +1,7 @@
 import pytest
 
 from jaxemb.train import RunLog, read_metrics
+from jaxemb.train.logging import headlines
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
@@ -11,6 +12,24 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("step 10/100  train/loss 1.235  train/records_per_second 512  left 0:00:")
     assert second == "step 10/100  sts/spearman 0.875"
+
+
+def test_of_many_results_a_line_shows_the_main_ones(tmp_path, capsys):
+    retrieval = {f"{name}@{k}": 0.5 for name in ("ndcg", "mrr", "recall") for k in (1, 3, 5, 10)}
+    code = {f"code/{name}": value for name, value in retrieval.items()}
+    with RunLog(tmp_path, steps=8) as log:
+        log.write(4, code)
+        log.write(4, {**code, "sts/cosine_pearson": 0.25, "sts/cosine_spearman": 0.125})
+    (other := tmp_path / "other").mkdir()
+    with RunLog(other, steps=8, best="code/recall@3") as log:
+        log.write(4, code)
+    first, second, third = capsys.readouterr().err.splitlines()
+    start = "step 4/8  code/ndcg@10 0.5  "
+    assert first == start + "code/ndcg@1 0.5  code/ndcg@3 0.5  code/ndcg@5 0.5  (8 more in metrics.jsonl)"
+    assert second.startswith(start + "sts/cosine_spearman 0.125  ") and second.endswith("  (10 more in metrics.jsonl)")
+    assert third.startswith("step 4/8  code/recall@3 0.5  code/ndcg@10 0.5  ")
+    assert all(len(line) > 12 for line in read_metrics(tmp_path))
+    assert headlines({"a/x": 1.0}) == ["a/x"] and headlines({}) == []
 
 
 def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):

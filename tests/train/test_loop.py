@@ -176,13 +176,19 @@ def test_sigterm_saves_and_exits_with_code_0(tmp_path):
 
 def test_refuses_the_directory_of_another_run(tmp_path):
     fit(toy_run(steps=2), tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"holds a different run; .* seed: 0 there, 1 here; steps: 2 there, 12 here"):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(
+        ValueError, match=r"holds a different run: seed: 0 there, 1 here\. To .* --overwrite .*run\.json"
+    ):
         fit(toy_run(seed=1), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"holds a different run: steps: 2 there, 1 here\. "):
+        fit(toy_run(steps=1), tmp_path, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_refuses_to_begin_where_a_run_is(tmp_path):
     fit(toy_run(steps=2), tmp_path, progress=False)
-    with pytest.raises(FileExistsError, match="already holds a run; resume it or choose another directory"):
+    with pytest.raises(FileExistsError, match="already holds a run; resume it, start anew with --overwrite"):
         fit(toy_run(steps=2), tmp_path, resume=False, progress=False)
 
 

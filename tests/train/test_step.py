@@ -46,10 +46,13 @@ def test_one_step_of_gradient_descent_by_hand():
     [
         (
             {"loss": lambda losses, *_: jnp.mean(losses)},
-            r"Transform.loss must give one value per record, \[N\]; got .*\(\)",
+            r"Transform.loss of .* must give one value per record, \[N\]; got .*\(\)",
         ),
-        ({"auxiliary_loss": lambda *_: jnp.ones(2)}, r"Transform.auxiliary_loss must give one number; got .*\(2,\)"),
-        ({"after_step": lambda *_: jnp.ones(2)}, r"Transform.after_step must give a state like the one before"),
+        (
+            {"auxiliary_loss": lambda *_: jnp.ones(2)},
+            r"Transform.auxiliary_loss .* must give one number; got .*\(2,\)",
+        ),
+        ({"after_step": lambda *_: jnp.ones(2)}, r"Transform.after_step of .* must give a state like the one before"),
     ],
 )
 def test_a_hook_that_gives_something_else_is_named(hooks, message):

@@ -135,6 +135,43 @@ def test_a_chain_of_two_does_what_one_hand_written_transform_does():
     assert float(state.method_params[0][1]) == 1.0, "the frozen half moved"
 
 
+def of_another_shape(gradients, context, params, state):
+    return jax.tree.map(lambda leaf: leaf[:1], gradients)
+
+
+WRONG = {
+    "gradients": (of_another_shape, r"a Trained like the one it is given; got an array \[1\] in place of \[2\]"),
+    "updates": (lambda updates, *_: updates.model, r"a Trained like the one it is given; got dict "),
+    "batch": (lambda *_: None, r"a batch, dict .*; got NoneType None"),
+    "after_step": (lambda *_: {"count": 0}, r"a state like the one before; got dict "),
+    "begin_task": (
+        lambda task, context, *_: context.trained,
+        "a pair, the next Trained and the next state; got Tr",
+    ),
+    "end_task": (lambda *_: None, "a pair, the next Trained and the next state; got NoneType None"),
+    "init": (lambda *_: {"params": 1}, r"Variables\(params, state\); got dict"),
+    "trains": (
+        lambda model: {"w": True},
+        r"a tree of bools like the model; it lacks \[.*b.*\] and has \[\] besides",
+    ),
+    "model": (lambda *_: None, "a model; got None"),
+}
+
+
+@pytest.mark.parametrize("others", [(), (scaled(0.5),)], ids=["alone", "in a chain"])
+@pytest.mark.parametrize("hook", WRONG)
+def test_what_a_hook_must_not_give_names_the_hook_and_who_made_it(hook, others):
+    wrong, message = WRONG[hook]
+    transform = chain(Transform(**{hook: wrong}), *others)
+    maker = "of_another_shape" if hook == "gradients" else "<lambda>"
+    with pytest.raises(ValueError, match=rf"^Transform\.{hook} of test_base\.{maker} must give {message}"):
+        state = jax.eval_shape(lambda: init_state(jax.random.key(0), MODEL, OPTIMIZER, transform))
+        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state) if "task" in hook else state
+        for task_hook in (begin_task, end_task) if "task" in hook else ():
+            task_hook(transform, objective, state, Task(0))
+        jax.eval_shape(make_train_step(objective, OPTIMIZER, transform), state, BATCH)
+
+
 def test_model_hooks_run_left_to_right():
     add, double = (
         Transform(model=lambda model, params, state: model + 1),
