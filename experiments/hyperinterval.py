@@ -320,7 +320,7 @@ PRESETS = {
 }
 
 KNOWN, UNKNOWN = "task known", "task unknown"
-DIGITS, SPLITS = (PERMUTED, SPLIT), (SPLIT, SPLIT_MNIST, TINY)
+DIGITS, NESTING = (PERMUTED, SPLIT), (SPLIT, TINY, SPLIT_MNIST, PERMUTED_MNIST)
 ALL = (PERMUTED, SPLIT, SPLIT_MNIST, PERMUTED_MNIST)
 NESTED, MODELS = "nested", {"own": KNOWN, "universal": UNKNOWN, "point": UNKNOWN}
 SWEEP = (0.0, 0.1, 1.0)  # of beta, beside the published 0.01
@@ -352,7 +352,7 @@ ARMS = {
     "select full_gamma": Arm(scenario=KNOWN, on=(PERMUTED,), select="full_gamma"),
     "select official": Arm(scenario=KNOWN, on=(PERMUTED,), select="official"),
     **_others(", a head for each", scenario=KNOWN, heads=True),
-    **_nested(NESTED, on=SPLITS),
+    **_nested(NESTED, on=NESTING),
     **_nested("nested, regulariser mid", regulariser="mid"),
     **{name: arm for beta in SWEEP for name, arm in _nested(f"nested, beta {beta:g}", beta=beta).items()},
     **_nested("nested, select full_gamma", "universal", "point", select="full_gamma"),
