@@ -180,7 +180,8 @@ def describe(found: Data) -> str:
     return f"{of}; {train:,} training, {valid:,} held-out and {test:,} test records"
 
 
-def _transform(found: Data, arm: Arm) -> tuple[Transform, optax.GradientTransformation]:
+def transform_of(found: Data, arm: Arm) -> tuple[Transform, optax.GradientTransformation]:
+    """The method and its optimiser."""
     stream, adam = found.stream, optax.adam(1e-3)
     match arm.method:
         case "HyperInterval":
@@ -206,7 +207,7 @@ def learnt(found: Data, arm: Arm, seed: int) -> tuple[StreamResult, Transform]:
     keys = jax.random.split(jax.random.key(seed))
     encoder = Mlp.init(keys[1], (tasks[0].train["input"].shape[1], *stream.target))
     model = Classifier.init(keys[0], encoder, stream.target[-1], len(tasks[0].classes))
-    transform, optimizer = _transform(found, arm)
+    transform, optimizer = transform_of(found, arm)
     hyper = arm.method == "HyperInterval"
     evaluate = {"own": accuracy(task_predictor(transform) if hyper else None, "task", transform=transform)}
     if hyper:
