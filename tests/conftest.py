@@ -19,6 +19,7 @@ from budget import Costs  # noqa: E402
 from fault_counts import FaultCounts  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from jaxemb import parallel  # noqa: E402
 from jaxemb.compilation import enable_persistent_cache  # noqa: E402
 
 enable_persistent_cache()
@@ -33,6 +34,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxemb")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device_by_default():
+    """What has no mesh runs on one of the eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "default_mesh", lambda: None)
+        yield
 
 
 def pytest_addoption(parser):

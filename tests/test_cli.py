@@ -163,10 +163,53 @@ def test_evaluate_retrieval(capsys, tiny, tmp_path):
 # search
 
 
-def test_search_in_a_file(capsys, tiny, notes):
-    report = json.loads(succeed(capsys, "search", notes, "reading", "files", "-k", 2, "--model", tiny, "--json"))
-    assert report["query"] == "reading files" and len(report["hits"]) == 2
-    assert report["hits"][0]["text"] == "read a file line by line"
+def test_search_in_a_file_for_each_query(capsys, tiny, notes):
+    arguments = ("search", notes, "reading files", "dogs outside", "-k", 2, "--model", tiny, "--quiet")
+    first, second = json.loads(succeed(capsys, *arguments, "--json"))["results"]
+    assert (first["query"], second["query"]) == ("reading files", "dogs outside")
+    assert len(first["hits"]) == 2 and first["hits"][0]["text"] == "read a file line by line"
+    assert second["hits"][0]["text"] == "a dog runs in the park"
+    lines = succeed(capsys, *arguments).splitlines()
+    assert lines[0] == "reading files" and lines[3:5] == ["", "dogs outside"] and len(lines) == 7
+    assert lines[1].startswith("  1  0.") and lines[1].endswith("read a file line by line")
+
+
+def test_search_with_vectors_that_encode_wrote(capsys, tiny, notes, tmp_path):
+    vectors, other = tmp_path / "notes.npy", tmp_path / "other.npy"
+    succeed(capsys, "encode", notes, "--model", tiny, "--out", vectors, "--dtype", "float16", "--quiet")
+    arguments = ("search", notes, "dogs", "--model", tiny, "--quiet", "--vectors")
+    plain = succeed(capsys, *arguments[:-1], "--json")
+    with_vectors = json.loads(succeed(capsys, *arguments, vectors, "--json"))
+    for hit, expected in zip(with_vectors["results"][0]["hits"], json.loads(plain)["results"][0]["hits"], strict=True):
+        assert hit["id"] == expected["id"] and hit["score"] == pytest.approx(expected["score"], abs=2e-3)
+    np.save(other, np.load(vectors)[:, :5])
+    message = fail(capsys, 2, *arguments, other)
+    assert message.endswith("other.npy must hold (4, 384), a vector of this model for each text; got (4, 5)")
+    np.save(other, np.load(vectors)[::-1])
+    assert "other.npy is not of these texts and this model: its vectors" in fail(capsys, 2, *arguments, other)
+    other.write_text("no array")
+    assert "other.npy is no .npy file of numbers" in fail(capsys, 2, *arguments, other)
+
+
+def test_files_without_a_header_line(capsys, caplog, tiny, tmp_path):
+    path, out = tmp_path / "a.csv", tmp_path / "v.npy"
+    path.write_text("first,1\nsecond,2\n")
+    arguments = ("encode", path, "--model", tiny, "--out", out, "--quiet")
+    message = fail(capsys, 2, *arguments)
+    assert message.endswith("; if that is no header line, say what the columns are called with --names")
+    succeed(capsys, *arguments, "--names", "text,number")
+    assert np.load(out).shape == (2, 384)
+    path.write_text("first\nsecond\n")
+    succeed(capsys, *arguments)
+    assert np.load(out).shape == (1, 384)
+    assert "a.csv: the first line, 'first', is taken for the name of its column; if it is a text, add" in caplog.text
+    message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", path)
+    assert message.endswith("no header line, say what its columns are called: names=, of the command --names")
+    mining = ("mine", path, "--model", tiny, "--out", tmp_path / "m.jsonl", "--quiet", "--negatives", 1)
+    path.write_text("first question,first answer\nsecond question,second answer\n")
+    assert "--names" in fail(capsys, 2, *mining)
+    succeed(capsys, *mining, "--names", "query,positive")
+    assert "--names: must be names with commas between; got 'a,,b'" in fail(capsys, 2, *mining, "--names", "a,,b")
 
 
 def test_search_keeps_an_index_that_knows_its_model(capsys, tiny, notes, tmp_path):
@@ -384,6 +427,7 @@ def test_counts_are_positive(capsys, notes, value):
         ("evaluate --task sts --data a.csv --split dev", "argument --split: only with --task retrieval"),
         ("evaluate --task retrieval --data a --columns a,b,c", "argument --columns: only with --task sts"),
         ("search . x --out b", "argument --out: only for a file of texts"),
+        ("search . x --vectors b.npy", "argument --vectors: only for a file of texts"),
         ("mine a.csv --out b.jsonl --corpus-column c", "argument --corpus-column: only with --corpus"),
         ("mine a.csv --out b.jsonl --seed 1", "argument --seed: only with --sampling random"),
         (
@@ -433,7 +477,11 @@ def test_a_model_that_is_not_there(capsys, notes, tmp_path):
         (("--out", "v.csv"), "--out must be a .jsonl file; got 'v.csv'"),
         (("--out", "none/v.jsonl"), "--out: there is no directory none"),
         (("--columns", "a,b,c"), "--columns must name two columns, QUERY,POSITIVE; got 'a,b,c'"),
-        (("--columns", "a,answer"), "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']"),
+        (
+            ("--columns", "a,answer"),
+            "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']; if the file has no header line, "
+            "say what its columns are called: names=, of the command --names",
+        ),
         (("--range-min", "-1"), "argument --range-min: must be a whole number of at least 0; got '-1'"),
         (("--range-max", "2"), "range_max must leave num_negatives = 3 candidates after range_min = 0; got 2"),
         (("--corpus", "none.txt"), "no such file: none.txt"),
@@ -459,7 +507,7 @@ def test_an_output_directory_that_is_not_there(capsys, notes, tiny, tmp_path):
 def test_a_file_with_several_columns(capsys, tmp_path):
     (tmp_path / "a.csv").write_text("title,body\nx,y\n")
     message = fail(capsys, 2, "encode", tmp_path / "a.csv", "--out", tmp_path / "v.npy")
-    assert message.endswith("a.csv has the columns title, body; choose one with --column")
+    assert "a.csv has the columns title, body; choose one with --column" in message
 
 
 def test_a_column_that_is_not_there(capsys, tmp_path):
@@ -521,7 +569,12 @@ def test_a_score_that_is_no_number(capsys, tmp_path):
 
 def test_a_directory_that_is_no_retrieval_set(capsys, tmp_path):
     message = fail(capsys, 2, "evaluate", "--task", "retrieval", "--data", tmp_path)
-    assert "no test.tsv (or .gz)" in message
+    assert (
+        f"{tmp_path} is no retrieval set, as it has []; expected a directory of corpus.jsonl, queries.jsonl" in message
+    )
+    (tmp_path / "pairs.csv").write_text("query,positive\na,b\n")
+    message = fail(capsys, 2, "evaluate", "--task", "retrieval", "--data", tmp_path / "pairs.csv")
+    assert "pairs.csv is a file; expected a directory of" in message and "RetrievalSet takes the same" in message
 
 
 def test_an_index_makes_nobody_fetch_its_model(capsys, monkeypatch, tiny, notes, tmp_path):

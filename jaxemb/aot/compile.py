@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import math
 import re
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from jaxemb.aot.report import Memory, Report, Seconds, Setup, Traffic, advice_on
 from jaxemb.aot.slices import Slice, compiler_log
 from jaxemb.checks import checked
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
+from jaxemb.progress import Audience
 from jaxemb.train.run import Run
 from jaxemb.train.state import TrainState, begin_task, init_state
 from jaxemb.train.step import make_train_step
@@ -33,7 +36,9 @@ from jaxemb.types import Tokens
 
 
 @checked()
-def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int | None = None) -> Report:
+def compile_run(
+    run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: int | None = None, progress: bool = True
+) -> Report:
     """Compiles the train step of `run` for a TPU slice and reports what it needs.
 
     Args:
@@ -42,14 +47,23 @@ def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: i
       mesh: of the slice's devices; by default the run's own if it has these devices, else all of them along `data`.
         On another mesh than its own, a run that has no rules is placed by `ENCODER_RULES`.
       records: records per batch, if other than in the first batch.
+      progress: say on stderr what is going on; large models take minutes.
 
     Raises:
       ValueError: if the batch does not split over the mesh, or the data is empty.
     """
+    started = time.perf_counter()
+
+    def say(what: str) -> None:
+        if progress:
+            line = f"{time.perf_counter() - started:6.1f} s  {what}"
+            print(line, file=cast(TextIO, Audience(sys.stderr)), flush=True)
+
     rules = run.rules or ENCODER_RULES
     if mesh is None and run.mesh is not None and set(run.mesh.devices.flat) == set(slice_.devices):
         mesh, rules = run.mesh, run.rules or parallel.REPLICATED
     mesh = mesh or parallel.make_mesh(devices=slice_.devices)
+    say("reading the model's shapes and the first batch")
     state, batch = _shapes(run, mesh, rules, records)
     setup = Setup(
         topology=slice_.name,
@@ -63,8 +77,10 @@ def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: i
     step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     logged = len(compiler_log())
+    say(f"tracing a step of {setup.parameters:,} parameters and {setup.records:,} records")
     with parallel.in_force(mesh):
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
+    say(f"compiling it for {slice_.name}, the longest part: minutes for large models")
     try:
         with _uncached():
             compiled = lowered.compile()
@@ -73,6 +89,7 @@ def compile_run(run: Run, slice_: Slice, *, mesh: Mesh | None = None, records: i
             raise
         said = str(error) + compiler_log()[logged:]
         return _overflow(setup, slice_, _bytes_per_chip(state), _bytes_per_chip(batch), said)
+    say("reading the program")
     return _report(setup, slice_, mesh, compiled)
 
 

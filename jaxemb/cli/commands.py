@@ -29,6 +29,7 @@ _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy"),
     *("grain", "tensorflow-datasets", "array-record", "pyarrow", "rich", "matplotlib", "tensorboardX"),
 )
+_SAME = 0.99  # cosine of vectors of one text that differ by precision and device alone
 MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
 
 
@@ -101,7 +102,7 @@ def compile_(args: argparse.Namespace) -> None:
     with parallel.default_devices(slice_.devices):  # the config's mesh, if it makes one, is of these
         run = _load_run(args)
         mesh = None if args.mesh is None else parallel.make_mesh(**args.mesh)
-    report = compile_run(run, slice_, mesh=mesh, records=args.records)
+    report = compile_run(run, slice_, mesh=mesh, records=args.records, progress=not args.quiet)
     _print(args, report.as_json(), str(report))
     if not report.fits:
         raise MemoryError(f"{args.config} needs more than the memory of a chip of {args.topology}")
@@ -142,9 +143,8 @@ def evaluate(args: argparse.Namespace) -> None:
         columns = args.columns.split(",")
         if len(columns) != 3:
             raise ValueError(f"--columns must name three columns, A,B,SCORE; got {args.columns!r}")
-        names = args.names and args.names.split(",")
         with _chosen_by("--columns"):
-            pairs = evaluate.read_sts(args.data, columns, names=names, format=args.format)
+            pairs = evaluate.read_sts(args.data, columns, names=args.names, format=args.format)
         if args.grid:
             return _evaluate_grid(args, evaluate.sts_evaluator(pairs), "cosine_spearman")
         encoder, name = _load_configured(args)
@@ -181,14 +181,12 @@ def _evaluate_grid(args: argparse.Namespace, evaluator: "Evaluator", metric: str
 
 
 def search(args: argparse.Namespace) -> None:
-    """Prints the texts nearest to a query."""
+    """Prints the texts nearest to each query."""
     from jaxemb.retrieval import build_index, open_index
 
-    where, query = Path(args.where), " ".join(args.query)
+    where = Path(args.where)
     if not where.exists():
         raise FileNotFoundError(f"there is no run, index or file {where}")
-    if not query.strip():
-        raise ValueError("the query is empty")
     if where.is_dir():
         run_model = where / "model"
         has_index = (where / "index").is_dir()
@@ -200,16 +198,47 @@ def search(args: argparse.Namespace) -> None:
         index = open_index(where / "index" if has_index else where)
         args.model = args.model or str(run_model if run_model.is_dir() else _model_of(index))
         embedder, _ = _load(args)
-        hits = index.search([query], embedder, args.k)[0]
+        found = index.search(args.query, embedder, args.k)
     else:
         records, column = _read_texts(args.where, args)
         embedder, name = _load(args)
+        vectors = args.vectors and _vectors(args.vectors, [record[column] for record in records], embedder)
         with tempfile.TemporaryDirectory() as temporary:
             directory = args.out or Path(temporary) / "index"
-            index = build_index(directory, records, embedder, model=name, text=column, show_progress=not args.quiet)
-            hits = index.search([query], embedder, args.k)[0]
-    report = {"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]}
-    _print(args, report, "\n".join(_hit_lines(rank, hit, index.manifest.text) for rank, hit in enumerate(hits, 1)))
+            options = {"model": name, "text": column, "vectors": vectors, "show_progress": not args.quiet}
+            index = build_index(directory, records, embedder, **options)
+            found = index.search(args.query, embedder, args.k)
+    report, parts = [], []
+    for query, hits in zip(args.query, found, strict=True):
+        report.append({"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]})
+        title = [query] if len(found) > 1 else []
+        parts.append("\n".join([*title, *(_hit_lines(i, hit, index.manifest.text) for i, hit in enumerate(hits, 1))]))
+    _print(args, {"results": report}, "\n\n".join(parts))
+
+
+def _vectors(file: str, texts: Sequence[str], embedder: "SentenceEmbedder") -> Any:
+    """The vectors of a file that `jaxemb encode` wrote, which must be of these texts and this model."""
+    import numpy as np
+
+    from jaxemb.similarity import unit_rows
+
+    try:
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"--vectors: {file} is no .npy file of numbers: {error}") from error
+    if vectors.shape != (expected := (len(texts), embedder.model.dim)):
+        raise ValueError(
+            f"--vectors: {file} must hold {expected}, a vector of this model for each text; got {vectors.shape}"
+        )
+    ends = [0, -1]
+    made = [embedder.encode([texts[i] for i in ends], prompt_name=name) for name in (None, *embedder.prompts)]
+    alike = max(float((unit_rows(vectors[ends]) * unit_rows(one)).sum(axis=1).min()) for one in made)
+    if not alike > _SAME:
+        raise ValueError(
+            f"--vectors: {file} is not of these texts and this model: its vectors of the first and last text have a "
+            f"cosine of {alike:.2f} with the model's; another model is named with --model"
+        )
+    return vectors
 
 
 def mine(args: argparse.Namespace) -> None:
@@ -225,10 +254,10 @@ def mine(args: argparse.Namespace) -> None:
     if len(set(columns)) != 2 or len(columns) != 2:
         raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
     with _chosen_by("--columns"):
-        source = read(args.file, format=args.format).with_columns(columns)
+        source = read(args.file, format=args.format, names=args.names, columns=columns)
     corpus = None
     if args.corpus:
-        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column)
+        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column, names=None)
         records, column = _read_texts(args.corpus, documents, option="--corpus-column")
         corpus = [record[column] for record in records]
     embedder, name = _load(args)
@@ -379,11 +408,9 @@ def _encoding(args: argparse.Namespace) -> dict[str, Any]:
 
 def _mesh() -> "Mesh | None":
     """All devices, if there are several."""
-    import jax
+    from jaxemb import parallel
 
-    from jaxemb.parallel import make_mesh
-
-    return make_mesh() if jax.device_count() > 1 else None
+    return parallel.default_mesh()
 
 
 def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -> "tuple[list[dict[str, Any]], str]":
@@ -393,12 +420,20 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
 
     if file == "-":
         return [{"text": line.rstrip("\r\n")} for line in sys.stdin], "text"
-    source = read(file, format=args.format)
+    source = read(file, format=args.format, names=args.names)
     records = source.__getitems__(range(len(source)))
     names = list(records[0]) if records else ["text"]
     column = args.column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
+    has_header = not args.names and (args.format or file.removesuffix(".gz")).endswith(("csv", "tsv"))
+    if has_header and args.column is None and column not in (None, "text"):
+        logging.getLogger(__name__).warning(
+            "%s: the first line, %r, is taken for the name of its column; if it is a text, add --names text",
+            file,
+            column,
+        )
     if column is None:
-        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with {option}")
+        hint = "; if that is no header line, say what the columns are called with --names" if has_header else ""
+        raise ValueError(f"{file} has the columns {', '.join(names)}; choose one with {option}{hint}")
     for number, record in enumerate(records):
         value = record.get(column)
         if not isinstance(value, str):

@@ -12,6 +12,7 @@ Command = Callable[[argparse.Namespace], None]
 
 _TABLES = ("csv", "tsv", "jsonl", "parquet")  # of files with columns
 _FORMATS = ("txt", *_TABLES)
+_HEADERLESS = "the columns of a csv or tsv file without a header line"
 _EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
 
 
@@ -72,7 +73,13 @@ _ONLY: dict[str, tuple[tuple[tuple[str, ...], Callable[[argparse.Namespace], boo
         (("columns", "names", "format"), lambda args: args.task == "sts", "with --task sts"),
         (("split",), lambda args: args.task == "retrieval", "with --task retrieval"),
     ),
-    "search": ((("column", "format", "out"), lambda args: not os.path.isdir(args.where), "for a file of texts"),),
+    "search": (
+        (
+            ("column", "names", "format", "out", "vectors"),
+            lambda args: not os.path.isdir(args.where),
+            "for a file of texts",
+        ),
+    ),
     "mine": (
         (("corpus_column", "corpus_format"), lambda args: args.corpus, "with --corpus"),
         (("seed",), lambda args: args.sampling == "random", "with --sampling random"),
@@ -211,7 +218,9 @@ def _evaluate(commands) -> None:
         default="sentence1,sentence2,score",
         help="sts: the columns of the two texts and the score",
     )
-    sub.add_argument("--names", metavar="A,B,...", help="sts: the columns of a file without a header line")
+    sub.add_argument(
+        "--names", type=_names, metavar="A,B,...", help="sts: columns of a csv or tsv file without a header line"
+    )
     sub.add_argument("--format", choices=_TABLES, help="sts: of the file (default: by its name)")
     sub.add_argument("--split", default="test", metavar="NAME", help="retrieval: which qrels")
     group = sub.add_argument_group("every size of the model")
@@ -228,18 +237,20 @@ def _search(commands) -> None:
         commands,
         "search",
         run.search,
-        "find the texts nearest to a query",
+        "find the texts nearest to queries",
         """\
   jaxemb search runs/quickstart "parse an iso date"
-  jaxemb search notes.txt "what did we decide about the budget" -k 3
+  jaxemb search notes.txt "what did we decide about the budget" "who comes on Monday" -k 3
+  jaxemb search notes.txt "budget" --vectors notes.npy    # of `jaxemb encode notes.txt --out notes.npy`
   jaxemb search notes.txt "budget" --out notes.index      # keeps the vectors
   jaxemb search notes.index "holidays" --json""",
         _model(),
         _texts(),
     )
     sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
-    sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for")
-    sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits")
+    sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for; several are searched one by one")
+    sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits for each")
+    sub.add_argument("--vectors", metavar="FILE.npy", help="vectors of the texts that `jaxemb encode` wrote")
     sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
 
 
@@ -263,6 +274,7 @@ def _mine(commands) -> None:
         "--columns", metavar="QUERY,POSITIVE", default="query,positive", help="the columns of the two texts"
     )
     sub.add_argument("--format", choices=_TABLES, help="of the file (default: by its name)")
+    sub.add_argument("--names", type=_names, metavar="A,B,...", help=_HEADERLESS)
     sub.add_argument("--corpus", metavar="FILE", help="more documents to search (default: the positives alone)")
     sub.add_argument("--corpus-column", metavar="NAME", help="their column (default: 'text', or the only one)")
     sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
@@ -339,6 +351,7 @@ def _texts() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     group = shared.add_argument_group("files of texts")
     group.add_argument("--column", metavar="NAME", help="the column of the texts (default: 'text', or the only one)")
+    group.add_argument("--names", type=_names, metavar="A,B,...", help=_HEADERLESS)
     group.add_argument("--format", choices=_FORMATS, help="of the file (default: by its name)")
     return shared
 
@@ -412,6 +425,13 @@ def _any_text(text: str) -> str:
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
         raise argparse.ArgumentTypeError(f"must be UTF-8; got {text!r}")
     return text
+
+
+def _names(text: str) -> list[str]:
+    """The type of an option that is names with commas between."""
+    if not all(names := [name.strip() for name in text.split(",")]):
+        raise argparse.ArgumentTypeError(f"must be names with commas between; got {text!r}")
+    return names
 
 
 def _axes(text: str) -> dict[str, int]:

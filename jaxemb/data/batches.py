@@ -5,11 +5,12 @@ position of an iterator is one number; of a stream, from the window of records t
 Work is done ahead of its use by a thread (or worker processes).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -150,8 +151,26 @@ def batches(
             drop_remainder=drop_remainder,
             window=max(window // batch_size, 1) * batch_size,
         )
-        recipes.append(recipe.completed(_columns_of(columns, name, names), rows))
+        own = _columns_of(columns, name, names)
+        with _hinting(own is columns and len(mixed.sources) > 1):
+            recipes.append(recipe.completed(own, rows))
     return _drawn(recipes, mixed.weights, workers, prefetch)
+
+
+@contextlib.contextmanager
+def _hinting(is_shared: bool) -> Iterator[None]:
+    """Says how sources of a mixture have columns of their own, where one lacks columns that are for all."""
+    try:
+        yield
+    except RecordError as error:
+        if not is_shared:
+            raise
+        raise RecordError(f"{error}; {_OWN_COLUMNS}") from error
+
+
+_OWN_COLUMNS = (
+    'sources with columns of their own: mixture({"a": source, "b": source}) with columns={"a": (...), "b": (...)}'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,15 +368,15 @@ def _parse_flags() -> None:
 def _columns_of(columns: Any, name: str | None, names: tuple[str, ...] | None) -> Columns:
     """The columns of one source."""
     of_one = not isinstance(columns, Mapping) or any(isinstance(column, Column) for column in columns.values())
-    return columns if names is None or of_one else _own(columns, name, names, "columns")
+    return columns if of_one else _own(columns, name, names, "columns")
 
 
 def _own(by_source: Mapping[str, Any], name: str | None, names: tuple[str, ...] | None, argument: str) -> Any:
     """What is given for one of the sources of a mixture."""
-    if names is None or set(by_source) != set(names):
-        raise ValueError(
-            f"{argument}: expected one for each source of a mixture, {list(names or ())}; got {list(by_source)}"
-        )
+    if names is None:
+        raise ValueError(f"{argument} of each source need a mixture of sources with names; {_OWN_COLUMNS}")
+    if set(by_source) != set(names):
+        raise ValueError(f"{argument}: expected one for each source of a mixture, {list(names)}; got {list(by_source)}")
     return by_source[name or ""]
 
 

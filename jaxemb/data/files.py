@@ -127,11 +127,11 @@ def check_unique(names: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} names a field twice: {', '.join(map(repr, twice))}")
 
 
-def require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "") -> None:
+def require(mapping: Mapping[str, str], fields: Mapping | Sequence[str], where: str = "", hint: str = "") -> None:
     """Raises a FieldError if one of the mapping's fields is not among `fields`."""
     for column, field in mapping.items():
         if field not in fields:
-            raise FieldError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}")
+            raise FieldError(f"{where}no field {field!r} (for column {column!r}); there are {sorted(fields)}{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +224,13 @@ def rows_of(
     return _json_rows(lines) if format == "jsonl" else _text_rows(lines)
 
 
-def header_of(lines: Lines, format: str, delimiter: str | None = None) -> list[str] | None:
+def header_of(
+    lines: Lines, format: str, delimiter: str | None = None, mapping: Mapping[str, str] | None = None
+) -> list[str] | None:
     """The fields that the first row of a csv or tsv file names; None of other formats.
 
     Raises:
-      ValueError: it cannot be read, or names a field twice.
+      ValueError: it cannot be read, names a field twice, or lacks one of `mapping`.
     """
     if format not in ("csv", "tsv"):
         return None
@@ -245,6 +247,9 @@ def header_of(lines: Lines, format: str, delimiter: str | None = None) -> list[s
             f"{lines.file.name}:{lines.number}: the header has zero bytes: the file is damaged, or no text"
         )
     check_unique(names, f"{lines.file.name}:{lines.number}: the header")
+    if names and mapping:
+        hint = "; if the file has no header line, say what its columns are called: names=, of the command --names"
+        require(mapping, names, f"{lines.file.name}: ", hint)
     return names
 
 

@@ -166,7 +166,7 @@ def read(
     size = given = 0
     with opened(path) as file:
         lines = Lines(file, max_ratio=max_ratio)
-        fields = names or header_of(lines, format, delimiter)
+        fields = names or header_of(lines, format, delimiter, mapping)
         for line, row in rows_of(lines, format, fields, delimiter):
             try:
                 if isinstance(row, Exception):

@@ -311,7 +311,7 @@ class _Files:
             return
         with opened(path) as file:
             lines = Lines(file, max_ratio=self.max_ratio)
-            names = self.names or header_of(lines, format, self.delimiter)
+            names = self.names or header_of(lines, format, self.delimiter, self.mapping)
             if place.offset:
                 file.seek(place.offset)
                 lines.number = place.line

@@ -85,7 +85,22 @@ class Grid:
             f"({best.quality:.4f}), {best.texts_per_second / full.texts_per_second:.1f} x as fast, "
             f"{best.bytes_per_vector / full.bytes_per_vector:.0%} of the index"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.advice(max_loss)])
+
+    def advice(self, max_loss: float) -> list[str]:
+        """What trains a model for fewer layers, or dimensions, where all of these lose more than `max_loss`."""
+        full, least = self.full, self.full.quality - max_loss
+        shallow = [cell.quality for cell in self.cells if cell.layers < full.layers and cell.dim == full.dim]
+        short = [cell.quality for cell in self.cells if cell.layers == full.layers and cell.dim < full.dim]
+        lines = []
+        if shallow and max(shallow) < least:
+            lines.append(
+                "every smaller number of layers loses more: jaxemb.objectives.starbucks trains a few known sizes, "
+                "matryoshka_2d all of them"
+            )
+        if short and max(short) < least:
+            lines.append("every smaller number of dimensions loses more: jaxemb.objectives.matryoshka trains them")
+        return lines
 
 
 @checked()

@@ -223,15 +223,10 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
       ValueError: naming file and line of a malformed row, an id that comes twice, or a document with several levels.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        expected = "expected a directory of corpus.jsonl, queries.jsonl and qrels/"
-        if directory.exists():
-            raise NotADirectoryError(f"{directory} is a file; {expected}")
-        raise FileNotFoundError(f"there is no directory {directory}; {expected}")
+    _check_layout(directory, qrels is None)
     if qrels is None:
         qrels = _file(directory / "qrels" / f"{split}.tsv")
-    corpus = _texts(_file(directory / "corpus.jsonl"))
-    queries = _texts(_file(directory / "queries.jsonl"))
+    corpus, queries = (_texts(_file(directory / f"{name}.jsonl")) for name in ("corpus", "queries"))
     judgements: dict[str, dict[str, int]] = {}
     source = read(qrels, columns=("query-id", "corpus-id", "score"), types={"score": int})
     for record in source.__getitems__(range(len(source))):
@@ -239,6 +234,25 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
         if judgements.setdefault(query, {}).setdefault(document, level) != level:
             raise ValueError(f"{qrels}: query {query!r} and document {document!r} have several levels")
     return RetrievalSet(queries, corpus, judgements)
+
+
+_BEIR = (
+    "expected a directory of corpus.jsonl, queries.jsonl and qrels/: in the first two lines such as "
+    '{"_id": "d1", "text": "..."}, in qrels/test.tsv the header query-id, corpus-id, score and lines such as q1, d1, 1, '
+    "between tabs; from Python, jaxemb.evaluate.RetrievalSet takes the same as dicts"
+)
+
+
+def _check_layout(directory: Path, with_qrels: bool) -> None:
+    """Says what BEIR's layout is where there is nothing of it."""
+    if directory.is_file():
+        raise NotADirectoryError(f"{directory} is a file; {_BEIR}")
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}; {_BEIR}")
+    names = ("corpus.jsonl", "queries.jsonl", *(["qrels"] if with_qrels else []))
+    there = sorted(path.name for path in directory.iterdir())
+    if not any(name.startswith(names) for name in there):
+        raise FileNotFoundError(f"{directory} is no retrieval set, as it has {there[:8]}; {_BEIR}")
 
 
 def _texts(path: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Objectives that encode the text columns of a batch and compare their embeddings."""
 
 import dataclasses
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,7 +52,7 @@ def on_columns(
 ) -> ColumnsObjective:
     """The objective `loss(embeddings of each column, ..., name=batch[name] for the others)`.
 
-        on_columns(cosent, "first", "second", others=["scores"])
+        on_columns(cosent, "first", "second", others={"scores": "score"})  # the argument: the column
         on_columns(info_nce, "query", "document", negatives="negative", chunk=128)
         on_columns(margin_mse, "query", "document", "negatives", others={"teacher_scores": "scores"})
 
@@ -77,6 +79,7 @@ def on_columns(
       `starbucks`.
 
     Raises:
+      TypeError: if the loss does not take these arguments, or needs others.
       ValueError: when called, if the batch lacks a column, a column's number of texts is no multiple of the number of
         records, or the loss does not give one value per record.
     """
@@ -87,12 +90,14 @@ def on_columns(
         raise ValueError("on_columns needs at least one text column")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 row; got {chunk}")
+    _check_arguments(loss, columns, {**named_columns, **arrays})
 
     def embed(model, batch: Batch, key: jax.Array | None) -> Embeddings:
         if missing := [name for name in (*wanted, *arrays.values(), "id") if name not in batch]:
             raise ValueError(f"the batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}")
         if others_named := [name for name in wanted if not isinstance(batch[name], Tokens)]:
-            raise ValueError(f"columns must be texts; give {', '.join(others_named)} as others=")
+            name = others_named[0]
+            raise ValueError(f"columns must be texts; of numbers, give others={{'argument of the loss': {name!r}}}")
         if texts := [name for name in arrays.values() if isinstance(batch[name], Tokens)]:
             raise ValueError(
                 f"others must be numbers; column {texts[0]!r} has texts, as the numbers of csv and tsv files are, too, "
@@ -118,6 +123,22 @@ def on_columns(
         return losses
 
     return ColumnsObjective(embed, losses_of)
+
+
+def _check_arguments(loss: Callable[..., jax.Array], columns: Sequence[str], named: Mapping[str, str]) -> None:
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # it has none
+        return
+    try:
+        signature.bind(*columns, **named)
+    except TypeError as error:
+        function = loss.func if isinstance(loss, functools.partial) else loss
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(
+            f"on_columns: {error}; the loss is {name}({', '.join(signature.parameters)}), and "
+            "others={'argument': 'column'} gives an argument the numbers of a column"
+        ) from None
 
 
 def text_column(batch: Batch, column: str) -> Tokens:

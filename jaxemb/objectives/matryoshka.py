@@ -37,6 +37,7 @@ from jaxemb.objectives.columns import Batch, ColumnsObjective, Embeddings, Objec
 from jaxemb.types import Tokens
 
 LayerWeighting = Literal["uniform", "log", "linear"] | Callable[[int], float]
+Head = Callable[[jax.Array], jax.Array]
 
 _LAYER_WEIGHTS: Mapping[str, Callable[[int], float]] = {
     "uniform": lambda n: 1.0,
@@ -178,16 +179,17 @@ def adaptive_layers(
     def needed(model: Embedder) -> tuple[int, ...]:
         return (*_before_last(prior, model), model.depth)
 
-    def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def losses(embeddings: Embeddings, head: Head, batch: Batch, key: jax.Array | None) -> jax.Array:
         count = next(iter(embeddings.values())).shape[-2] - 1
+        loss_of = lambda x: objective.losses({name: head(e) for name, e in x.items()}, batch, key)
         weights = [weight_of(n) for n in (range(1, count + 1) if prior is None else prior)]
         at = lambda i: {name: jnp.take(e, i, axis=-2) for name, e in embeddings.items()}
         last = at(count)
-        total = last_weight * objective.losses(last, batch, key)
+        total = last_weight * loss_of(last)
         chosen = _sample(key, _LAYERS, count, layers_per_step)
         for i in range(count) if chosen is None else chosen:
             weight = prior_weight / (count if chosen is None else len(chosen)) * jnp.asarray(weights, jnp.float32)[i]
-            total += weight * objective.losses(at(i), batch, key)
+            total += weight * loss_of(at(i))
             if kl_weight:
                 kl = _mean_over_texts(at(i), last, kl_temperature, detach_teacher)
                 total += kl_weight * kl_temperature * kl
@@ -280,7 +282,6 @@ def espresso(
     prior, weight_of = _check_layers(layers), _weight_of(layer_weighting)
     if dim < 1 or not kl_temperature > 0:
         raise ValueError(f"dim must be >= 1 and kl_temperature > 0; got {dim=}, {kl_temperature=}")
-    unit = _unit if normalize else lambda x: x
 
     def needed(model: Embedder) -> tuple[int, ...]:
         return (*_before_last(prior, model), model.depth)
@@ -296,9 +297,10 @@ def espresso(
             of_texts.append(jnp.mean(jnp.square(cut - c), axis=-1) + kl_temperature * kl)
         return jnp.concatenate(of_texts, axis=1).mean(axis=1)
 
-    def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def losses(embeddings: Embeddings, head: Head, batch: Batch, key: jax.Array | None) -> jax.Array:
         if dim > (full := _width(embeddings)):
             raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
+        unit = _unit if normalize else head
         count = next(iter(embeddings.values())).shape[-2] - 1
         at = lambda i: {name: e[..., i, :] for name, e in embeddings.items()}
         loss_of = lambda x: objective.losses({name: unit(e) for name, e in x.items()}, batch, key)
@@ -381,14 +383,14 @@ def starbucks(
         raise ValueError(f"kl_on must be 'components' or 'scores'; got {kl_on!r}")
     if kl_weight < 0 or not kl_temperature > 0:
         raise ValueError(f"kl_weight must be >= 0 and kl_temperature > 0; got {kl_weight=}, {kl_temperature=}")
-    unit = _unit if normalize else lambda x: x
 
     def needed(model: Embedder) -> tuple[int, ...]:
         if sizes[-1] != (full := (model.depth, model.dim)):
             raise ValueError(f"the last of sizes must be the full size {full}; got {sizes[-1]}")
         return tuple(n for n, _ in sizes)
 
-    def losses(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def losses(embeddings: Embeddings, head: Head, batch: Batch, key: jax.Array | None) -> jax.Array:
+        unit = _unit if normalize else head
         at = lambda i, dim: {name: e[..., i, :dim] for name, e in embeddings.items()}
         seen = lambda i, dim: {name: unit(e) for name, e in at(i, dim).items()}
         last = len(sizes) - 1
@@ -420,26 +422,43 @@ def alignment_kl(
 
 @nnx.dataclass
 class _AtLayers(Module):
-    """An embedder that gives the embeddings of several depths when it is called, `[N, len(layers), D]`."""
+    """An embedder that gives the embeddings of several depths when it is called, `[N, len(layers), D]`.
+
+    Those of one that ends in `Normalize` are taken before it, as layers are aligned by their components, and have an
+    axis more, `[N, 1, len(layers), D]`, by which one knows that its embeddings are to have unit length.
+    """
 
     embedder: Embedder = nnx.data()
     layers: tuple[int, ...] = nnx.static(default=())
 
     def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
-        return self.embedder.at_layers(tokens, self.layers, key=key)
+        if not self.embedder.normalizes:
+            return self.embedder.at_layers(tokens, self.layers, key=key)
+        bare = dataclasses.replace(self.embedder, heads=self.embedder.heads[:-1])
+        return bare.at_layers(tokens, self.layers, key=key)[:, None]
 
 
 def _of_layers(
     objective: ColumnsObjective, layers: Callable[[Embedder], tuple[int, ...]], losses: Callable[..., jax.Array]
 ) -> ColumnsObjective:
-    """The objective whose losses see the embeddings of several layers, the last of them last."""
+    """The objective whose losses see the embeddings of several layers, the last of them last.
+
+    Args:
+      losses: `(embeddings before a final Normalize, that head or the identity, batch, key) -> [N]`.
+    """
+    as_given = lambda e: _unit(e[:, :, 0]) if e.ndim > 4 else e
 
     def embed(model, batch: Batch, key: jax.Array | None) -> Embeddings:
         if not isinstance(model, Embedder):
             raise TypeError(f"layers are those of an Embedder; got {type(model).__name__}")
         return objective.embed(_AtLayers(embedder=model, layers=layers(model)), batch, key)
 
-    return ColumnsObjective(embed, losses, lambda embeddings: objective.output(embeddings[..., -1, :]))
+    def losses_of(embeddings: Embeddings, batch: Batch, key: jax.Array | None) -> jax.Array:
+        normalizes = next(iter(embeddings.values())).ndim > 4
+        bare = {name: e[:, :, 0] if normalizes else e for name, e in embeddings.items()}
+        return losses(bare, _unit if normalizes else lambda x: x, batch, key)
+
+    return ColumnsObjective(embed, losses_of, lambda embeddings: objective.output(as_given(embeddings)[..., -1, :]))
 
 
 def _sample(key: jax.Array | None, name: int, count: int, per_step: int | None) -> jax.Array | None:

@@ -16,7 +16,7 @@ def by_source(objectives: Mapping[str, Objective]) -> Objective:
         batches(data, ..., columns={"nli": ("anchor", "positive"), "stsb": ("first", "second", "score")})
         by_source({
             "nli": on_columns(info_nce, "anchor", "positive"),
-            "stsb": on_columns(cosent, "first", "second", others=["score"]),
+            "stsb": on_columns(cosent, "first", "second", others={"scores": "score"}),
         })
 
     The source's name is static in the batch: what is jitted is compiled once for each source (for its columns and its

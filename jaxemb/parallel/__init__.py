@@ -1,5 +1,6 @@
 """Placement: meshes, path rules and shardings; processes that train as one."""
 
+from jaxemb.backends import without_absent_tpu
 from jaxemb.parallel.mesh import (
     AXES,
     BATCH_AXES,
@@ -8,6 +9,7 @@ from jaxemb.parallel.mesh import (
     Rules,
     batch_axes,
     default_devices,
+    default_mesh,
     from_parts,
     in_force,
     lies_on,
@@ -21,6 +23,8 @@ from jaxemb.parallel.mesh import (
     shardings,
 )
 
+without_absent_tpu()  # before anything asks JAX for a device
+
 __all__ = [
     "AXES",
     "BATCH_AXES",
@@ -29,6 +33,7 @@ __all__ = [
     "Rules",
     "batch_axes",
     "default_devices",
+    "default_mesh",
     "from_parts",
     "in_force",
     "lies_on",

@@ -73,6 +73,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+def default_mesh() -> Mesh | None:
+    """What training and the command run on where no mesh is given: all devices along `data`; None of a single one."""
+    return make_mesh() if len(_devices.get() or jax.devices()) > 1 else None
+
+
 @checked()
 def in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Inside it, what is traced can split its work over the mesh (see `batch_axes`); None changes nothing."""
@@ -249,7 +254,10 @@ def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
 
     def one(name, array):
         if np.ndim(array) <= axis or np.shape(array)[axis] % shards:
-            raise ValueError(f"batch: {name} of shape {np.shape(array)} does not split over {shards} local shards")
+            raise ValueError(
+                f"batch: {name} of shape {np.shape(array)} does not split over {shards} local shards; let batch_size, "
+                f"of packed rows row_multiple, be a multiple of {shards}, or take fewer: make_mesh(devices=...)"
+            )
         return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
     return map_with_path(one, batch)

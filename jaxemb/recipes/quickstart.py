@@ -7,6 +7,7 @@ measure, train, measure again, and leave a model, a search index and a report.
 import dataclasses
 import functools
 import itertools
+import math
 import platform
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import jaxemb
@@ -78,7 +80,8 @@ def run(
             max_length=train_length,
             seed=seed,
             pack=2 * train_length,
-            row_multiple=11,  # so that nearly all batches have the same numbers of rows: every other is a compilation
+            # Nearly all batches have the same numbers of rows: every other is a compilation.
+            row_multiple=math.lcm(11, jax.device_count()),
         ),
         objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "body"),
         optimizer=adamw(learning_rate, steps),

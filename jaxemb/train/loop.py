@@ -112,7 +112,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = Fal
 
     Raises:
       FileExistsError: if `out` holds a run and neither `resume` nor `overwrite`, or `out/model` is there and no run is.
-      ValueError: if `out` is a URL or holds a different run, several processes have no mesh in common, the data ends
+      ValueError: if `out` is a URL or holds a different run, a batch does not split over the devices, the data ends
         early or is not what it was, or `run.best` names no evaluation result.
       NonFiniteError: if a loss or gradient is not finite.
       RunLostError: if `out` is removed meanwhile.
@@ -121,8 +121,7 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = Fal
     without_absent_tpu()
     if "://" in str(out):
         raise ValueError(f"out must be a directory; got {str(out)!r}: mount the bucket and name the directory there")
-    if run.mesh is None and jax.process_count() > 1:
-        raise ValueError(f"{jax.process_count()} processes train as one on a mesh of all devices: set Run.mesh")
+    run = dataclasses.replace(run, mesh=run.mesh or parallel.default_mesh())
     path = checked_path(out)
     with stopping() as stop, RunDirectory(path, run, resume=resume, overwrite=overwrite) as directory:
         embedder = run.make_embedder()
@@ -136,6 +135,9 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = Fal
             best = run.best and run.best[0]
             log = RunLog(directory.path, steps=run.steps, resumed_at=resumed_at, best=best, progress=progress)
             with interruptible(stop), log:
+                if run.mesh is not None and run.mesh.size > 1:
+                    sizes = ", ".join(f"{name}={size}" for name, size in run.mesh.shape.items() if size > 1)
+                    log.say(f"training on {run.mesh.size} devices, mesh {sizes}")
                 loop = _Loop(run, embedder, state, directory, checkpoints, log, stop)
                 loop.train(restored and restored[1])
                 result = loop.finish()

@@ -93,7 +93,7 @@ class Run:
       log_every: steps between two lines of the log; its loss is the mean over them.
       evaluated_model: the model to evaluate and save, given the train state, such as `transforms.ema_model`. None
         for the model that the forward pass uses.
-      mesh: devices to train on; None for one device.
+      mesh: devices to train on; None for all that there are, which share each batch (`parallel.default_mesh`).
       rules: path rules that place the state on the mesh; None for a copy on every device.
       source: the config file that the run was made from; it is copied into the output directory.
       options: the options that the config file was given.

@@ -192,8 +192,8 @@ def _name(transform: Transform, hook: str) -> str:
 
 
 def _like_model(given: Any, model: PyTree) -> str | None:
-    is_alike = jax.tree.structure(given) == jax.tree.structure(model)
-    return None if is_alike else f"a tree of bools like the model; {_difference(given, model)}"
+    got: Any = jax.tree.structure(given)
+    return None if got == jax.tree.structure(model) else f"a tree of bools like the model; {_difference(given, model)}"
 
 
 def _like_trained(given: Any, trained: Trained, *_: Any) -> str | None:
@@ -206,9 +206,9 @@ def _like_state(given: Any, context: Context, params: PyTree, state: PyTree) -> 
 
 def _another(given: Any, wanted: PyTree, what: str, types: bool = False) -> str | None:
     """What is wrong with a tree that is to be of the structure and shapes of another one; a None is like anything."""
-    none = lambda leaf: leaf is None
-    (here, structure), (there, wanted_structure) = (jax.tree.flatten(tree, is_leaf=none) for tree in (given, wanted))
-    if structure != wanted_structure:
+    flat: Any = lambda tree: jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
+    (here, structure), (there, expected) = flat(given), flat(wanted)
+    if structure != expected:
         return f"{what}; {_difference(given, wanted)}"
     kind = lambda leaf: f"{jnp.result_type(leaf) if types else ''}{list(np.shape(leaf))}"
     pairs = [(kind(a), kind(b)) for a, b in zip(here, there, strict=True) if a is not None and b is not None]
@@ -241,8 +241,8 @@ def _is_batch(given: Any, batch: PyTree, *_: Any) -> str | None:
     return None if isinstance(given, type(batch)) else f"a batch, {_described(batch)}; got {_described(given)}"
 
 
-def _is_model(given: Any, *_: Any) -> str | None:
-    return "a model; got None" if given is None else None
+def _is_model(given: Any, model: PyTree, *_: Any) -> str | None:
+    return "a model; got None" if given is None and model is not None else None
 
 
 def _described(value: Any) -> str:
@@ -316,9 +316,11 @@ def chain(*transforms: Transform) -> Transform:
 
         return run
 
+    def each(hook, context, params, state):
+        return (call_hook(part, hook, _seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+
     def auxiliary_loss(context, params, state):
-        seen = [(_seen_by(i, context), params[i], state[i]) for i in range(len(parts))]
-        return sum(call_hook(part, "auxiliary_loss", *of) for part, of in zip(parts, seen, strict=True))
+        return sum(each("auxiliary_loss", context, params, state))
 
     def one_by_one(hook):
         def run(trained, context, params, state):
@@ -342,8 +344,7 @@ def chain(*transforms: Transform) -> Transform:
         return run
 
     def after_step(context, params, state):
-        seen = [(_seen_by(i, context), params[i], state[i]) for i in range(len(parts))]
-        return tuple(call_hook(part, "after_step", *of) for part, of in zip(parts, seen, strict=True))
+        return tuple(each("after_step", context, params, state))
 
     return Transform(
         init=init,

@@ -276,9 +276,7 @@ def test_sources_with_names_may_have_columns_and_samplers_of_their_own(tokenizer
         ValueError, match=r"columns: expected one for each source of a mixture, \['pairs', 'scored'\]; got"
     ):
         batches(mixed, tokenizer, {"pairs": ("query",)}, **options)
-    with pytest.raises(
-        ValueError, match=r"sampler: expected one for each source of a mixture, \[\]; got \['pairs', 'sc"
-    ):
+    with pytest.raises(ValueError, match="sampler of each source need a mixture of sources with names"):
         batches(SOURCE, tokenizer, ["query"], sampler=samplers, **options)
     with pytest.raises(ValueError, match=r"weights: expected one for each source, \['a'\]; got \['b'\]"):
         mixture({"a": SOURCE}, {"b": 1})
@@ -412,3 +410,16 @@ def test_what_cannot_be_trained_on_is_named(tokenizer, arguments, error, message
 def test_mixtures_that_make_no_sense_are_refused(sources, weights, message):
     with pytest.raises(ValueError, match=message):
         mixture(sources, weights)
+
+
+def test_sources_of_different_columns_are_told_how_to_name_them(tokenizer):
+    pairs, scored = from_list([{"query": "a", "document": "b"}] * 4), from_list([{"first": "a", "score": 1.0}] * 4)
+    options = {"batch_size": 2, "max_length": 8}
+    columns = {"pairs": ("query", "document"), "scored": ("first", "score")}
+    expected = r'sources with columns of their own: mixture\({"a": source, "b": source}\) with columns={"a": \(...\), '
+    with pytest.raises(RecordError, match=rf"record 0 has no column 'first'; .*; {expected}"):
+        batches(mixture({"pairs": pairs, "scored": scored}), tokenizer, ("query", "first"), **options)
+    with pytest.raises(ValueError, match=rf"columns of each source need a mixture of sources with names; {expected}"):
+        batches(mixture([pairs, scored]), tokenizer, columns, **options)
+    found = batches(mixture({"pairs": pairs, "scored": scored}), tokenizer, columns, **options)
+    assert {batch["source_name"].text for batch, _ in zip(found, range(4), strict=False)} == {"pairs", "scored"}

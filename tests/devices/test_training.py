@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from tiny_run import pair_batch, tiny_model, tiny_run, toy_objective, toy_run
+from tiny_run import pair_batch, pairs, tiny_model, tiny_run, toy_objective, toy_run
 
-from jaxemb import Classifier
+from jaxemb import Classifier, parallel
 from jaxemb.checkpoints import Parameters
 from jaxemb.continual import accuracy, run_stream, split_by_class
 from jaxemb.data.tokenizer import Encoded
@@ -18,6 +18,7 @@ from jaxemb.encoders import Mlp
 from jaxemb.losses import info_nce
 from jaxemb.objectives import classification, on_columns
 from jaxemb.parallel import ENCODER_RULES, REPLICATED, lies_on, make_mesh, mesh_in_force
+from jaxemb.parallel.mesh import default_mesh
 from jaxemb.train import fit, read_metrics, train
 from jaxemb.transforms import chain, ewc, experience_replay
 from jaxemb.trees import by_path
@@ -51,6 +52,17 @@ def one_device(tmp_path_factory):
 def test_data_parallel_training_gives_the_same_losses(tmp_path, one_device, devices):
     """In-batch negatives from all devices, clipping and AdamW included."""
     np.testing.assert_allclose(losses(encoder_run(mesh=mesh(devices)), tmp_path), one_device, atol=1e-5)
+
+
+def test_a_run_without_a_mesh_is_shared_by_all_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "default_mesh", default_mesh)
+    result = fit(toy_run(**SETTINGS), tmp_path / "run")
+    assert capsys.readouterr().err.startswith("training on 8 devices, mesh data=8\n")
+    assert len(result.state.model["w"].devices()) == 8
+    with pytest.raises(ValueError, match=r"local shards; let batch_size, .* a multiple of 8, or take fewer"):
+        fit(toy_run(**SETTINGS, data=functools.partial(pairs, batch_size=6)), tmp_path / "other", progress=False)
+    with parallel.default_devices(jax.devices()[:1]):
+        assert default_mesh() is None
 
 
 class Numbers:

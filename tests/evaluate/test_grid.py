@@ -46,6 +46,16 @@ def test_the_table_and_summary_say_all():
     assert summary["smallest"]["dim"] == 32 and len(summary["cells"]) == 4
 
 
+def test_poor_sizes_are_told_what_trains_them():
+    assert CELLS.advice(0.021) == [] and len(CELLS.table(0.021).splitlines()) == 6
+    layers, dims = CELLS.advice(0.001)
+    assert layers.startswith(
+        "every smaller number of layers loses more: jaxemb.objectives.starbucks trains a few sizes"
+    )
+    assert dims == "every smaller number of dimensions loses more: jaxemb.objectives.matryoshka trains them"
+    assert CELLS.advice(0.015) == [layers] and CELLS.table(0.001).splitlines()[-2:] == [layers, dims]
+
+
 def test_a_cell_is_the_truncated_model(tiny_minilm):
     embedder = jaxemb.load(tiny_minilm)
     found = grid(embedder, sts_evaluator(PAIRS), "cosine_spearman", dims=[3])

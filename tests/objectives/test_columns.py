@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_run import distance, pair_batch, text_batch, tiny_model
 
-from jaxemb.losses import info_nce
+from jaxemb.losses import cosent, info_nce
 from jaxemb.nn import unit
 from jaxemb.objectives import on_columns
 
@@ -122,3 +122,15 @@ def test_refuses_a_column_of_numbers_as_texts():
 def test_needs_a_column():
     with pytest.raises(ValueError, match="at least one text column"):
         on_columns(distance)
+
+
+def test_arguments_that_the_loss_does_not_have_are_refused_when_the_objective_is_made():
+    message = r"missing a required argument: 'scores'; the loss is cosent\(first, second, scores, scale, similarity\)"
+    for others in ((), ["score"], {"score": "scores"}):
+        with pytest.raises(TypeError, match=f"on_columns: {message}, and others={{'argument': 'column'}} gives"):
+            on_columns(cosent, "first", "second", others=others)
+    with pytest.raises(TypeError, match=r"the loss is cosent\("):
+        on_columns(functools.partial(cosent, scale=2.0), "first", "second", "third", "fourth")
+    on_columns(cosent, "first", "second", others={"scores": "score"})
+    with pytest.raises(ValueError, match=r"of numbers, give others={'argument of the loss': 'score'}"):
+        traced(on_columns(cosent, "query", "document", scores="score"))

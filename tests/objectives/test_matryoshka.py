@@ -1,5 +1,6 @@
 """Matryoshka, adaptive layers, both and Starbucks: worked numbers, formulas in NumPy, sampling, and the shared pass."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,6 +11,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
 from tiny_run import distance, pair_batch, tiny_model
 
+from jaxemb.embedder import Normalize
 from jaxemb.losses import info_nce
 from jaxemb.objectives import (
     adaptive_layers,
@@ -273,3 +275,18 @@ def test_names_what_is_wrong(make, message):
 def test_wants_an_embedder():
     with pytest.raises(TypeError, match="an Embedder; got str"):
         adaptive_layers(OBJECTIVE)("model", BATCH, None)
+
+
+@pytest.mark.parametrize("of", [adaptive_layers, functools.partial(starbucks, sizes=((1, 4), (2, 16)))])
+def test_layers_are_aligned_before_a_model_gives_unit_length(of):
+    """Its loss sees unit length, as its users do; the alignment sees what it is without."""
+    bare = tiny_model()
+    model, batch = dataclasses.replace(bare, heads=(Normalize(),)), pair_batch(range(4))
+    run = lambda objective: jax.jit(lambda model: objective(model, batch, None))
+    with_cosine = run(of(on_columns(plain, "query", "document")))
+    (losses, outputs), (expected, of_bare) = with_cosine(model), with_cosine(bare)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(outputs["query"], axis=-1), 1, rtol=1e-5)
+    assert outputs["query"].shape == of_bare["query"].shape and np.all(np.linalg.norm(of_bare["query"], axis=-1) > 1.1)
+    with_dot, _ = run(of(on_columns(lambda q, d: 1 - (q * d).sum(axis=-1), "query", "document")))(model)
+    np.testing.assert_allclose(with_dot, expected, rtol=1e-5)

@@ -295,7 +295,7 @@ def test_a_chain_trains_what_all_its_parts_train():
     assert trained_arrays(chain(only("w"), identity()), MODEL) == {"w": True, "b": False}
     assert trained_arrays(chain(only("w"), only("b")), MODEL) == {"w": False, "b": False}
     assert trained_arrays(identity(), {**MODEL, "codes": np.arange(3)}) == {"w": True, "b": True, "codes": False}
-    with pytest.raises(ValueError, match="structure error"):
+    with pytest.raises(ValueError, match="must give a tree of bools like the model"):
         trained_arrays(Transform(trains=lambda model: {"w": True}), MODEL)
 
 
