@@ -316,11 +316,12 @@ def chain(*transforms: Transform) -> Transform:
 
         return run
 
-    def each(hook, context, params, state):
-        return (call_hook(part, hook, _seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+    def from_each(hook, combine):
+        def run(context, params, state):
+            seen = ((part, _seen_by(i, context), params[i], state[i]) for i, part in enumerate(parts))
+            return combine(call_hook(part, hook, *of_part) for part, *of_part in seen)
 
-    def auxiliary_loss(context, params, state):
-        return sum(each("auxiliary_loss", context, params, state))
+        return run
 
     def one_by_one(hook):
         def run(trained, context, params, state):
@@ -343,9 +344,6 @@ def chain(*transforms: Transform) -> Transform:
 
         return run
 
-    def after_step(context, params, state):
-        return tuple(each("after_step", context, params, state))
-
     return Transform(
         init=init,
         trains=trains,
@@ -353,10 +351,10 @@ def chain(*transforms: Transform) -> Transform:
         model=apply,
         batch=passed_on("batch"),
         loss=passed_on("loss"),
-        auxiliary_loss=auxiliary_loss,
+        auxiliary_loss=from_each("auxiliary_loss", sum),
         gradients=one_by_one("gradients"),
         updates=one_by_one("updates"),
-        after_step=after_step,
+        after_step=from_each("after_step", tuple),
         end_task=task_hook("end_task"),
         parts=parts,
     )
