@@ -112,7 +112,7 @@ def new(
       family: a `model_type` of `jaxemb.encoders.families.FAMILIES`.
       config: what its `config.json` is to say, in the names of that family. Vocabulary and padding are the tokenizer's;
         what is left out has the family's defaults.
-      tokenizer: texts to token ids.
+      tokenizer: texts to token ids; of the `tokenizers` library's own, `Tokenizer.of(backend)`.
       key: random key of the weights.
       pooling: None for `pooling.Mean()`.
       heads: what follows the pooling, such as `(Normalize(),)`.

@@ -88,7 +88,10 @@ def _complete(model_type: str, family: Family, config: HfConfig, tokenizer: Toke
     if config.get("model_type", model_type) != model_type:
         raise ValueError(f"config: model_type must be {model_type!r}, the family's; got {config['model_type']!r}")
     if "pad" not in tokenizer.special_ids:
-        raise ValueError("tokenizer must have a padding token, as other software pads; this one has none")
+        raise ValueError(
+            "tokenizer must have a padding token, as other software pads; this one has none, or does not know it, as "
+            "Tokenizer.of(backend) does"
+        )
     pad_id = tokenizer.pad_id
     if config.get("pad_token_id", pad_id) != pad_id:
         raise ValueError(f"config: pad_token_id must be {pad_id}, the tokenizer's; got {config['pad_token_id']}")

@@ -237,6 +237,28 @@ class Tokenizer:
         return np.concatenate([ids[:prefix], ids[len(ids) - (max_length - prefix) :]])
 
     @classmethod
+    def of(cls, backend: tokenizers.Tokenizer) -> "Tokenizer":
+        """What the `tokenizers` library trained; its special tokens are those with the usual names, [PAD] or <pad>.
+
+            backend = tokenizers.ByteLevelBPETokenizer()
+            backend.train_from_iterator(texts, 8000, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+            tokenizer = Tokenizer.of(backend)
+
+        It adds what the backend's post-processor adds to a text, so for "[CLS] text [SEP]" give it one.
+
+        Raises:
+          TypeError: if it is no tokenizer of that library.
+        """
+        backend = getattr(backend, "_tokenizer", backend)  # in the library's own trainers
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise TypeError(f"backend must be a tokenizers.Tokenizer; got {type(backend).__name__} {backend!r:.60}")
+        names = {role: (f"[{role.upper()}]", f"<{role}>") for role in ("pad", "unk", "cls", "sep", "mask")}
+        names |= {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>")}
+        ids = backend.get_vocab()
+        found = {role: [ids[name] for name in usual if name in ids] for role, usual in names.items()}
+        return cls(backend, special_ids={role: there[0] for role, there in found.items() if there})
+
+    @classmethod
     @checked()
     def train(
         cls,

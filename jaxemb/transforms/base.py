@@ -287,11 +287,8 @@ def chain(*transforms: Transform) -> Transform:
     and `chain(a, identity())` *is* `a`. The params and the state of a chain are tuples with one entry per transform.
     """
     parts = tuple(part for t in transforms for part in _parts(t))
-    match parts:
-        case ():
-            return identity()
-        case (only,):
-            return only
+    if len(parts) < 2:
+        return parts[0] if parts else identity()
 
     def init(key, model):
         variables = []

@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 import jaxemb
 from jaxemb.checkpoints import CheckpointError
@@ -93,5 +94,24 @@ def test_names_what_is_wrong(changes, error, message):
 
 def test_a_tokenizer_without_padding_is_refused():
     words = Tokenizer.word_piece(WORDS)
-    with pytest.raises(ValueError, match="tokenizer must have a padding token"):
+    with pytest.raises(ValueError, match=r"tokenizer must have a padding token.*Tokenizer\.of\(backend\)"):
         new(tokenizer=Tokenizer(words.backend))
+
+
+def test_a_tokenizer_that_the_tokenizers_library_trained(tmp_path):
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = tokenizers.ByteLevelBPETokenizer()
+    backend.train_from_iterator(["a cat sat", "a mat"] * 9, 300, special_tokens=tokens, show_progress=False)
+    backend.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer = Tokenizer.of(backend)
+    assert tokenizer.special_ids == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": 4}
+    assert tokenizer(["a cat"])[0].tolist() == backend.encode("a cat").ids and tokenizer.special_tokens == 2
+    made = new("roberta", tokenizer=tokenizer)
+    made.save(tmp_path / "model")
+    again = jaxemb.load(tmp_path / "model")
+    assert (
+        again.tokenizer.special_ids["pad"] == 1
+        and again.tokenizer(["cat"])[0].tolist() == tokenizer(["cat"])[0].tolist()
+    )
+    with pytest.raises(TypeError, match=r"backend must be a tokenizers.Tokenizer; got int 3"):
+        Tokenizer.of(3)
