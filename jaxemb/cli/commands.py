@@ -40,7 +40,7 @@ def quickstart(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
     given = {name: value for name, value in options.items() if value is not None}
     with _without_warnings("jaxemb.encode"):  # that long functions are cut is part of the recipe
-        numbers = quickstart(args.out, progress=not args.quiet, **given)
+        numbers = quickstart(args.out, overwrite=args.overwrite, progress=not args.quiet, **given)
     _print(
         args,
         numbers,

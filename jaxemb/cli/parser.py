@@ -111,6 +111,7 @@ def _quickstart(commands) -> None:
   jaxemb quickstart --out runs/mine --steps 400 --seed 1""",
     )
     sub.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where everything is written")
+    sub.add_argument("--overwrite", action="store_true", help="remove the run that DIR holds, and start anew")
     sub.add_argument("--model", metavar="PATH_OR_ID", help="where to start from (default: all-MiniLM-L6-v2)")
     sub.add_argument("--steps", type=_count, metavar="N", help="training steps (default: the recipe's)")
     sub.add_argument("--batch-size", type=_count, metavar="N", help="pairs per step (default: the recipe's)")

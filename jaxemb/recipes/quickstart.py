@@ -169,7 +169,9 @@ def _validate(encoder: TextEncoder, records: Sequence[Pair]) -> dict[str, float]
     return {name: means[name] for name in ("ndcg@10", "recall@10")}
 
 
-def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **options: Any) -> dict[str, Any]:
+def quickstart(
+    out: str | Path = "runs/quickstart", *, overwrite: bool = False, progress: bool = True, **options: Any
+) -> dict[str, Any]:
     """Fine-tunes, measures before and after on held-out modules, and writes everything to `out`.
 
         out/model/         the fine-tuned model, a sentence-transformers directory
@@ -180,6 +182,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
 
     Args:
       out: the directory.
+      overwrite: start anew where `out` holds a run.
       progress: say on stderr what is going on.
       options: of `run`.
 
@@ -199,7 +202,7 @@ def quickstart(out: str | Path = "runs/quickstart", *, progress: bool = True, **
     scores_before = evaluate(base, splits["test"])
     before = _summary(scores_before)
     say(f"before  nDCG@10 {before['ndcg@10']:.4f} ± {before['ndcg@10_se']:.4f} on modules that are held out")
-    trained = fit(recipe, out, progress=progress).embedder
+    trained = fit(recipe, out, overwrite=overwrite, progress=progress).embedder
 
     code_base = [pair for records in splits.values() for pair in records]
     index = _build_index(out, code_base, trained, progress)

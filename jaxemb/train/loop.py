@@ -212,7 +212,7 @@ class _Loop:
                 path = self._checkpoints.path(self._step)
                 raise ValueError(f"checkpoint {path} is of another version of jaxemb: {error}") from error
             self._log.say(f"resuming at step {self._step}")
-            if self._directory.longer:
+            if self._directory.longer or (self._is_over() and self._step < self._run.steps):
                 self._lengthen()
         else:
             self._log.say("no checkpoint yet: starting at 0")
@@ -244,6 +244,10 @@ class _Loop:
         after = {task.name: metrics for task, metrics in zip(run.all_tasks, done.after, strict=False)}
         return Result(final, done.metrics, done.best, state, done.initial, after)
 
+    def _is_over(self) -> bool:
+        """Whether all tasks have ended."""
+        return self._done.task == len(self._ends)
+
     def _lengthen(self) -> None:
         """Says what more steps change, and goes on with the last task if it was at its end."""
         run, done, path = self._run, self._done, self._directory.path
@@ -253,7 +257,7 @@ class _Loop:
                 "from step %d on the learning rate follows the schedule of %d steps, as if it had from the first: %s",
                 *(self._step, run.steps, "; ".join(changed)),
             )
-        if done.task < len(self._ends):
+        if not self._is_over():
             return
         if _ends_tasks(run.transform):
             raise ValueError(
@@ -336,7 +340,7 @@ class _Loop:
         if not (evaluate or save or stopping):
             return
         self._settle()
-        is_last = self._step == self._run.steps and self._done.task == len(self._ends)
+        is_last = self._step == self._run.steps and self._is_over()
         if save or stopping:
             self._save()
         if stopping and not is_last:

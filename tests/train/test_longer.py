@@ -37,6 +37,12 @@ def test_a_run_becomes_longer(tmp_path, caplog, capsys, stops_at):
     assert not caplog.text
 
 
+def test_a_run_becomes_longer_regardless_of_what_it_was(tmp_path):
+    fit(toy_run(steps=4), tmp_path, progress=False)
+    (tmp_path / "run.json").unlink()
+    assert int(fit(toy_run(steps=8, seed=1), tmp_path, progress=False).state.step) == 8
+
+
 def test_a_longer_run_says_what_its_learning_rate_does(tmp_path, caplog):
     fit(toy_run(steps=4, optimizer=adamw(1e-2, 4)), tmp_path, progress=False)
     longer = toy_run(steps=8, optimizer=adamw(1e-2, 8), log_every=1)
