@@ -204,7 +204,7 @@ def test_files_without_a_header_line(capsys, caplog, tiny, tmp_path):
     assert np.load(out).shape == (1, 384)
     assert "a.csv: the first line, 'first', is taken for the name of its column; if it is a text, add" in caplog.text
     message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", path)
-    assert message.endswith("no header line, say what its columns are called: names=, of the command --names")
+    assert "; a file without a header line needs names= (--names)" in message
     mining = ("mine", path, "--model", tiny, "--out", tmp_path / "m.jsonl", "--quiet", "--negatives", 1)
     path.write_text("first question,first answer\nsecond question,second answer\n")
     assert "--names" in fail(capsys, 2, *mining)
@@ -479,8 +479,8 @@ def test_a_model_that_is_not_there(capsys, notes, tmp_path):
         (("--columns", "a,b,c"), "--columns must name two columns, QUERY,POSITIVE; got 'a,b,c'"),
         (
             ("--columns", "a,answer"),
-            "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']; if the file has no header line, "
-            "say what its columns are called: names=, of the command --names",
+            "no field 'a' (for column 'a'); there are ['answer', 'other', 'question']; a file without a header line "
+            "needs names= (--names); choose others with --columns",
         ),
         (("--range-min", "-1"), "argument --range-min: must be a whole number of at least 0; got '-1'"),
         (("--range-max", "2"), "range_max must leave num_negatives = 3 candidates after range_min = 0; got 2"),
@@ -544,9 +544,12 @@ def test_columns_of_pairs_that_are_not_three(capsys, notes):
 
 
 def test_columns_that_a_file_does_not_have(capsys, pairs, tmp_path):
-    there = "there are ['answer', 'other', 'question']; choose others with --columns"
+    there = (
+        "there are ['answer', 'other', 'question']; a file without a header line needs names= (--names); "
+        "choose others with --columns"
+    )
     message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", pairs)
-    assert message == f"jaxemb: error: {pairs}:2: no field 'sentence1' (for column 'first'); {there}"
+    assert message == f"jaxemb: error: {pairs}: no field 'sentence1' (for column 'first'); {there}"
     assert there in fail(capsys, 2, "mine", pairs, "--columns", "question,title", "--out", tmp_path / "x.jsonl")
     corpus = ("--corpus", pairs, "--corpus-column", "title")
     message = fail(capsys, 2, "mine", pairs, "--columns", "question,answer", *corpus, "--out", tmp_path / "x.jsonl")

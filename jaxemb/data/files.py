@@ -248,8 +248,7 @@ def header_of(
         )
     check_unique(names, f"{lines.file.name}:{lines.number}: the header")
     if names and mapping:
-        hint = "; if the file has no header line, say what its columns are called: names=, of the command --names"
-        require(mapping, names, f"{lines.file.name}: ", hint)
+        require(mapping, names, f"{lines.file.name}: ", "; a file without a header line needs names= (--names)")
     return names
 
 

@@ -238,7 +238,7 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
 
 _BEIR = (
     "expected a directory of corpus.jsonl, queries.jsonl and qrels/: in the first two lines such as "
-    '{"_id": "d1", "text": "..."}, in qrels/test.tsv the header query-id, corpus-id, score and lines such as q1, d1, 1, '
+    '{"_id": "d1", "text": "..."}, in qrels/test.tsv the header query-id, corpus-id, score and lines as q1, d1, 1, '
     "between tabs; from Python, jaxemb.evaluate.RetrievalSet takes the same as dicts"
 )
 

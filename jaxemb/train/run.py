@@ -159,8 +159,9 @@ class Run:
         made = self.embedder()
         if absent := [name for name in ("model", "replace", "save") if not hasattr(made, name)]:
             raise TypeError(
-                f"Run.embedder must make what has model, replace and save, as jaxemb.load does; got {type(made).__name__} "
-                f"without {', '.join(absent)}: of any other model, return jaxemb.checkpoints.Parameters(model)"
+                "Run.embedder must make what has model, replace and save, as jaxemb.load does; got "
+                f"{type(made).__name__} without {', '.join(absent)}: of any other model, return "
+                "jaxemb.checkpoints.Parameters(model)"
             )
         for name, leaf in by_path(made.model).items():
             if not is_array(leaf):
