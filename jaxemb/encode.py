@@ -124,9 +124,7 @@ def encode(
     rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 32_768)
 
-    # Which tokens are of the prompt, only some encoders ask.
-    asks = getattr(getattr(model.encoder, "config", None), "prefix_attention", False)
-    of_prompt = tokenizer.prompt_length(prompt) if asks else 0
+    of_prompt = _prompt_length(model, tokenizer, prompt)
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
     tokenise = lambda start: _encoded(tokenizer, [prompt + t for t in texts[start : start + window]], start, max_length)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
@@ -149,8 +147,7 @@ def encode(
         for start in range(0, len(texts), window):
             encoding = ahead.result()
             truncated += encoding.truncated
-            if start + window < len(texts):
-                ahead = thread.submit(tokenise, start + window)
+            ahead = thread.submit(tokenise, start + window) if start + window < len(texts) else ahead
             for batch in plan(encoding.ids, batch_tokens * shards, max_length, shards):
                 tokens = _prompted(batch.tokens, of_prompt)
                 tokens = tokens if rows is None else parallel.put(tokens, rows)
@@ -161,8 +158,7 @@ def encode(
                     fetch(advance)
         while in_flight:
             fetch(advance)
-    if truncated:
-        _warn_of_cut(truncated, len(texts), max_length)
+    _warn_of_cut(truncated, len(texts), max_length)
     if out is None:
         return vectors
     if gathered is not None:
@@ -172,7 +168,8 @@ def encode(
 
 @functools.cache  # evaluations of one run cut the same texts again and again
 def _warn_of_cut(truncated: int, texts: int, max_length: int) -> None:
-    logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, texts, max_length)
+    if truncated:
+        logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, texts, max_length)
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length: int) -> Encoded:
@@ -182,6 +179,12 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length:
         if not len(ids):
             raise ValueError(f"texts[{start + i}] must have tokens, of which a vector is made; got {texts[i]!r:.60}")
     return encoded
+
+
+def _prompt_length(model: Embedder, tokenizer: Tokenizer, prompt: str) -> int:
+    """How many tokens of each text are of the prompt, which only some encoders ask; 0 for the others."""
+    asks = getattr(getattr(model.encoder, "config", None), "prefix_attention", False)
+    return tokenizer.prompt_length(prompt) if asks else 0
 
 
 def _prompted(tokens: Tokens, length: int) -> Tokens:
