@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import jaxemb
+from jaxemb import parallel
 from jaxemb.data import batches, from_list, mixture, python_code
 from jaxemb.evaluate import (
     RetrievalScores,
@@ -70,6 +70,7 @@ def run(
       seed: of the order of the pairs.
       limit: use at most this many pairs of a split.
     """
+    mesh = parallel.default_mesh()
     return Run(
         embedder=lambda: _load(model, max_length),
         data=lambda embedder: batches(
@@ -81,11 +82,12 @@ def run(
             seed=seed,
             pack=2 * train_length,
             # Nearly all batches have the same numbers of rows: every other is a compilation.
-            row_multiple=math.lcm(11, jax.device_count()),
+            row_multiple=math.lcm(11, mesh.size if mesh else 1),
         ),
         objective=on_columns(functools.partial(info_nce, temperature=temperature), "query", "body"),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
+        mesh=mesh,
         evaluators={"validation": lambda embedder: _validate(embedder, pairs("validation", limit))},
         evaluate_every=max(1, steps // 2),
         checkpoint_every=steps,

@@ -69,9 +69,12 @@ def test_a_run_keeps_its_own_mesh(four):
     assert compile_run(elsewhere, four).mesh == {"data": 4, "fsdp": 1, "tensor": 1}
 
 
-def test_a_model_too_large_for_this_machine_is_not_made(four):
+def test_a_model_too_large_for_this_machine_is_not_made(four, capsys):
     run = toy_run(embedder=lambda: Parameters({"w": jnp.zeros(5), "more": jnp.zeros((2**18, 2**20))}))
     report = compile_run(run, four)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" s  ")[1].partition(" ")[0] for line in said] == ["reading", "tracing", "compiling"]
+    assert said[2].endswith("s  compiling it for v5e:2x2, the longest part: minutes for large models")
     assert not report.fits and report.program is None and report.seconds is None
     assert report.parameters == 2**38 + 5 and report.memory.arguments == pytest.approx(3 * 2**40, rel=1e-3)
     assert report.memory.peak > report.memory.capacity
