@@ -1,11 +1,11 @@
-"""PEG's recipe: a BERT-large, 80,000 records a batch with 5 hard negatives each, weighted by their difficulty.
+"""PEG's recipe: a BERT-large, 80,000 records a batch with 5 hard negatives each.
 
     jaxemb compile tpu/peg.py --topology v5e:16x16
     jaxemb train tpu/peg.py --out /mnt/run --distributed --set data=/mnt/mined.parquet
 
 Every query is compared with all documents and all hard negatives of the batch: 6 x 80,128 candidates. The batch is the
-next multiple of 256 chips. The weights' alpha would follow a schedule
-(`jaxemb.transforms.progressive_learning`); its value does not change what a step costs.
+next multiple of 256 chips. Records are weighted by their difficulty where `alpha` is not 0 (for noisy pairs below 0, see
+experiments/results/peg), or follows a schedule (`jaxemb.transforms.progressive_learning`); that costs a step nothing.
 Without `data` the weights are random and the texts made up.
 """
 
@@ -24,7 +24,7 @@ def run(
     length=128,
     chunk=16_384,
     tile=512,
-    alpha=-2.0,
+    alpha=0.0,
     dropout=0.0,
     fsdp=1,
     tensor=1,
