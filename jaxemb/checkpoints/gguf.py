@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from jaxemb.checkpoints.sentence_transformers import DirectoryFormat, ModelDirectory, check_vocabulary, mapped
+from jaxemb.checkpoints.sentence_transformers import DirectoryFormat, ModelDirectory, check_vocabulary, with_overrides
 from jaxemb.checkpoints.weights import ONE_DEVICE, Placement, load_weights
 from jaxemb.checks import checked
 from jaxemb.data.tokenizer import Tokenizer
@@ -140,10 +140,8 @@ def read_gguf(
         raise CheckpointError(f"{path}: not a complete GGUF file ({error}); fetch or write it again") from error
     meta, tensors = Settings(plain, str(path)), {tensor.name: tensor for tensor in reader.tensors}
     hf_config = Settings(_config(meta, tensors), str(path))
-    if (causal := overrides.get("causal")) is not None:
-        hf_config = Settings({**hf_config.plain, "is_causal": causal}, str(path))
     family = family_of(hf_config)
-    config = mapped(hf_config, family, overrides)
+    hf_config, config = with_overrides(hf_config, family, overrides)
     names = _named(hf_config, tensors)
     try:
         encoder, format = load_weights(config, names, family, hf_config.plain, placement)

@@ -208,14 +208,28 @@ def load_encoder(
         raise CheckpointError(f"{path}: config.json is missing; expected a Hugging Face model directory")
     hf_config = _settings(path / "config.json")
     family = family_of(hf_config)
-    if (causal := overrides.get("causal")) is not None:  # is part of what the model is, and written back with it
-        hf_config = Settings({**hf_config.plain, "is_causal": causal}, hf_config.where)
-    config = mapped(hf_config, family, overrides)
+    hf_config, config = with_overrides(hf_config, family, overrides)
     tensors = read_tensors(path)
     try:
         return load_weights(config, tensors, family, hf_config.plain, placement)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def with_overrides(
+    hf_config: Settings, family: Family, overrides: Mapping[str, Any]
+) -> tuple[Settings, TransformerConfig]:
+    """What a family makes of a `config.json`, some fields replaced, and the `config.json` that says so.
+
+    Which way a decoder sees is part of what the model is, so that it is written back with it, where the family asks.
+    Raises as `mapped` does.
+    """
+    if (causal := overrides.get("causal")) is not None:
+        changed = Settings({**hf_config.plain, "is_causal": causal}, hf_config.where)
+        config = mapped(changed, family, overrides)
+        if "is_causal" in changed.asked:
+            return changed, config
+    return hf_config, mapped(hf_config, family, overrides)
 
 
 def mapped(hf_config: Settings, family: Family, overrides: Mapping[str, Any]) -> TransformerConfig:

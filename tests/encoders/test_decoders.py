@@ -112,6 +112,9 @@ def test_both_styles_of_rope_keys_are_read():
     assert full.frequencies[0] == 0.125 and full.base == 2e6 and sliding.base == 9e3 and sliding.frequencies is None
     longer = _config(SMOL | {"max_position_embeddings": 100, "rope_scaling": {"type": "dynamic", "factor": 2.5}})
     assert longer.max_positions == 250 and longer.ropes[0].trained_length == 100
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    lengths = {"max_position_embeddings": 40_960, "rope_scaling": yarn}
+    assert _config(QWEN_3 | lengths).max_positions == 131_072
 
 
 def test_phi_3_has_long_and_short_frequencies():
@@ -133,6 +136,10 @@ def test_phi_3_has_long_and_short_frequencies():
         (SMOL | {"num_key_value_heads": 2}, "kv_heads must divide heads; got heads=9, kv_heads=2"),
         (SMOL | {"is_causal": "no"}, "is_causal must be true or false; got 'no'"),
         (GEMMA_2_2B | {"use_bidirectional_attention": True}, "use_bidirectional_attention must be false; got true"),
+        (
+            EMBEDDING_GEMMA | {"is_causal": True},
+            "is_causal must be false, as use_bidirectional_attention is true; got true",
+        ),
         (GEMMA_3_270M | {"layer_types": ["full_attention"]}, "layer_types must be 18 of ['full_attention', "),
         (GEMMA_3_270M | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be null; got 50.0"),
         (PHI_3 | {"partial_rotary_factor": 0.01}, "partial_rotary_factor must leave an even number in 2..96 of"),

@@ -64,7 +64,7 @@ def decoder_config(
         "causal": causal,
         "windows": sliding_windows(c, kinds, causal) if "windows" not in fields else (),
         "ropes": (scaled,),
-        "max_positions": _longest(scaled, positions),
+        "max_positions": _longest(c, positions),
         "norm": "rms",
         "norm_bias": False,
         "norm_eps": number(c, "rms_norm_eps", eps, above=0),
@@ -105,11 +105,14 @@ def decoder_rope(
     return rope(both, base, head_dim, positions, scaling)
 
 
-def _longest(scaled: RopeConfig | None, positions: int) -> int:
-    """What texts can have, in tokens: such a scaling begins where the positions end."""
-    if scaled is None or scaled.dynamic_factor is None or scaled.trained_length is None:
+def _longest(c: HfConfig, positions: int) -> int:
+    """The longest text, in tokens: where a scaling begins as the positions end, it is as much longer."""
+    parameters = inner(c, "rope_scaling") or inner(c, "rope_parameters")
+    factor, scaling = number(parameters, "factor", None), parameters.get("rope_type") or parameters.get("type")
+    if factor is None or scaling not in ("dynamic", "yarn"):
         return positions
-    return max(positions, int(scaled.dynamic_factor * scaled.trained_length))
+    trained = size(parameters, "original_max_position_embeddings", positions) if scaling == "yarn" else positions
+    return max(positions, int(factor * trained))
 
 
 def kinds_of_layers(c: HfConfig, is_sliding: Sequence[bool]) -> tuple[str, ...]:

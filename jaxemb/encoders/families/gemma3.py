@@ -18,7 +18,7 @@ from jaxemb.encoders.families.family import LAYER_KINDS, Family, HfConfig, requi
 from jaxemb.encoders.families.gemma2 import SANDWICH_TABLE, sandwich_fields
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.nn import RopeConfig
-from jaxemb.settings import flag, inner, layers, number, size
+from jaxemb.settings import flag, inner, layers, number, read, size
 
 
 def gemma3_config(c: HfConfig) -> TransformerConfig:
@@ -29,6 +29,7 @@ def gemma3_config(c: HfConfig) -> TransformerConfig:
     is_sliding = [kind == LAYER_KINDS[1] for kind in kinds]
     own: dict[str, Any] = {"ropes": _ropes(c), "rope_of_layer": tuple(map(int, is_sliding)), "query_key_norm": True}
     if flag(c, "use_bidirectional_attention", None):
+        read(c, "is_causal", None, "false, as use_bidirectional_attention is true", lambda value: value is False)
         half = size(c, "sliding_window", 4096) // 2  # |i - j| <= half: this key says how wide both sides are together
         own |= {"causal": False, "windows": tuple(half if sliding else 0 for sliding in is_sliding)}
     return decoder_config(c, kinds=kinds, positions=131_072, **own, **sandwich_fields(c))
