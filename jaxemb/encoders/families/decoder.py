@@ -33,7 +33,9 @@ def decoder_config(
     positions: int = 2048,
     eps: float = 1e-6,
     base: float = 10_000.0,
+    act: tuple[str, str] = ("hidden_act", "silu"),
     kinds: Sequence[str] = (),
+    ropes: tuple[RopeConfig, ...] | None = None,
     **fields: Any,
 ) -> TransformerConfig:
     """The transformer that a decoder's `config.json` describes in the keys that all of them have.
@@ -41,41 +43,37 @@ def decoder_config(
     Args:
       c: the `config.json`. Its `is_causal: false` makes attention bidirectional, as in transformers.
       kv_heads, head_dim, positions, eps, base: what an absent key means.
+      act: the key of the activation, and what it means if it is absent.
       kinds: of each layer, one of `LAYER_KINDS`; () is full attention everywhere.
+      ropes: rotary embeddings; None for the one that `decoder_rope` reads.
       **fields: what the family has otherwise.
     """
-    dim, heads = size(c, "hidden_size"), size(c, "num_attention_heads")
+    dim, heads, causal = size(c, "hidden_size"), size(c, "num_attention_heads"), flag(c, "is_causal", True)
     head_dim, positions = size(c, "head_dim", head_dim), size(c, "max_position_embeddings", positions)
-    causal = fields.pop("causal", None) is not False and flag(c, "is_causal", True)
-    scaled = decoder_rope(c, base, head_dim or dim // heads, positions) if "ropes" not in fields else None
-    plain = {
-        "vocab_size": size(c, "vocab_size"),
-        "dim": dim,
-        "layers": layers(c, "num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": size(c, "num_key_value_heads", kv_heads),
-        "head_dim": head_dim,
-        "mlp_dim": size(c, "intermediate_size"),
-        "activation": activation(c, "hidden_act", "silu") if "activation" not in fields else None,
-        "gated": True,
-        "mlp_bias": False,
-        "qkv_bias": False,
-        "out_bias": False,
-        "causal": causal,
-        "windows": sliding_windows(c, kinds, causal) if "windows" not in fields else (),
-        "ropes": (scaled,),
-        "max_positions": _longest(c, positions),
-        "norm": "rms",
-        "norm_bias": False,
-        "norm_eps": number(c, "rms_norm_eps", eps, above=0),
-        "norm_placement": "pre",
-        "embedding_norm": False,
-        "final_norm": True,
-        "dropout": 0.0,
-        "attention_dropout": rate(c, "attention_dropout", 0.0),
-        "initializer_range": spread(c, "initializer_range", 0.02),
-    }
-    return TransformerConfig(**{**plain, **fields})
+    plain = {"mlp_bias": False, "qkv_bias": False, "out_bias": False, "norm_placement": "pre", "dropout": 0.0}
+    return TransformerConfig(
+        vocab_size=size(c, "vocab_size"),
+        dim=dim,
+        layers=layers(c, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=size(c, "num_key_value_heads", kv_heads),
+        head_dim=head_dim,
+        mlp_dim=size(c, "intermediate_size"),
+        activation=activation(c, *act),
+        gated=True,
+        causal=causal,
+        windows=sliding_windows(c, kinds, causal),
+        ropes=ropes or (decoder_rope(c, base, head_dim or dim // heads, positions),),
+        max_positions=_longest(c, positions),
+        norm="rms",
+        norm_bias=False,
+        norm_eps=number(c, "rms_norm_eps", eps, above=0),
+        embedding_norm=False,
+        final_norm=True,
+        attention_dropout=rate(c, "attention_dropout", 0.0),
+        initializer_range=spread(c, "initializer_range", 0.02),
+        **{**plain, **fields},
+    )
 
 
 def decoder_rope(

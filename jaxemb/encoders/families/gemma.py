@@ -3,22 +3,21 @@
 Gemma Team 2024 (arXiv:2403.08295).
 """
 
+import dataclasses
 from typing import Any
 
 from jaxemb.encoders.families.decoder import BUFFERS, PREFIXES, decoder_config, decoder_heads, decoder_table
-from jaxemb.encoders.families.family import Family, HfConfig, activation
+from jaxemb.encoders.families.family import Family, HfConfig
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.settings import flag, size
 
 
 def gemma_config(c: HfConfig) -> TransformerConfig:
     """The transformer that a Gemma `config.json` describes."""
-    # The first files say "gelu", but it was trained with the approximation, as `hidden_activation` says in others.
     key = "hidden_activation" if c.get("hidden_activation") is not None else "hidden_act"
-    named = activation(c, key, "gelu_pytorch_tanh")
-    return decoder_config(
-        c, kv_heads=16, **gemma_fields(c), activation="gelu_tanh" if named == "gelu" else named, positions=8192
-    )
+    config = decoder_config(c, kv_heads=16, positions=8192, act=(key, "gelu_pytorch_tanh"), **gemma_fields(c))
+    # The first files say "gelu", but the models were trained with its approximation, as later ones say.
+    return dataclasses.replace(config, activation="gelu_tanh") if config.activation == "gelu" else config
 
 
 def gemma_fields(c: HfConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxemb.encoders.families.decoder import (
     decoder_table,
     kinds_of_layers,
 )
-from jaxemb.encoders.families.family import Family, HfConfig, activation, norm
+from jaxemb.encoders.families.family import Family, HfConfig, norm
 from jaxemb.encoders.families.gemma import gemma_fields
 from jaxemb.encoders.transformer import TransformerConfig
 from jaxemb.settings import layers, number, read
@@ -32,7 +32,7 @@ def sandwich_fields(c: HfConfig) -> dict[str, Any]:
     return {
         **gemma_fields(c),
         "kv_heads": 4,
-        "activation": activation(c, "hidden_activation", "gelu_pytorch_tanh"),
+        "act": ("hidden_activation", "gelu_pytorch_tanh"),
         "attention_scale": number(c, "query_pre_attn_scalar", 256, above=0) ** -0.5,
         "norm_placement": "sandwich",
     }

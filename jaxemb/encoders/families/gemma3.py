@@ -4,7 +4,7 @@ Five of six layers slide, with a base of rotary positions of their own. Gemma Te
 2025 (arXiv:2509.20354).
 """
 
-from typing import Any
+import dataclasses
 
 from jaxemb.encoders.families.decoder import (
     BUFFERS,
@@ -27,12 +27,21 @@ def gemma3_config(c: HfConfig) -> TransformerConfig:
     every = size(c, "sliding_window_pattern", 6)
     kinds = kinds_of_layers(c, [(layer + 1) % every > 0 for layer in range(layers(c, "num_hidden_layers"))])
     is_sliding = [kind == LAYER_KINDS[1] for kind in kinds]
-    own: dict[str, Any] = {"ropes": _ropes(c), "rope_of_layer": tuple(map(int, is_sliding)), "query_key_norm": True}
-    if flag(c, "use_bidirectional_attention", None):
-        read(c, "is_causal", None, "false, as use_bidirectional_attention is true", lambda value: value is False)
-        half = size(c, "sliding_window", 4096) // 2  # |i - j| <= half: this key says how wide both sides are together
-        own |= {"causal": False, "windows": tuple(half if sliding else 0 for sliding in is_sliding)}
-    return decoder_config(c, kinds=kinds, positions=131_072, **own, **sandwich_fields(c))
+    config = decoder_config(
+        c,
+        kinds=kinds,
+        positions=131_072,
+        ropes=_ropes(c),
+        rope_of_layer=tuple(map(int, is_sliding)),
+        query_key_norm=True,
+        **sandwich_fields(c),
+    )
+    if not flag(c, "use_bidirectional_attention", None):
+        return config
+    read(c, "is_causal", None, "false, as use_bidirectional_attention is true", lambda value: value is False)
+    half = size(c, "sliding_window", 4096) // 2  # |i - j| <= half: this key says how wide both sides are together
+    windows = tuple(half if sliding else 0 for sliding in is_sliding)
+    return dataclasses.replace(config, causal=False, windows=windows)
 
 
 def _ropes(c: HfConfig) -> tuple[RopeConfig, RopeConfig]:
