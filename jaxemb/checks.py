@@ -11,11 +11,13 @@ import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
 P = ParamSpec("P")
@@ -23,18 +25,20 @@ R = TypeVar("R")
 T = TypeVar("T")
 _PART = 1 << 16  # numbers that stay in the processor's cache
 Check = Callable[[str, Any], None]
+Fits = Callable[[Mapping[str, Any]], None]
 
 
-def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked(fits: Fits | None = None, /, **checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: a call whose arguments are not what annotations and `checks` say raises before it does anything.
 
     Args:
-      checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
-        None or left at its default, is not asked.
+      fits: what raises an error for arguments, by name, that do not fit together, such as `shapes`; some may be traced.
+      checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, what is
+        left at its default, and None where the annotation has it, is not asked.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        check = checker(function, checks)
+        check = checker(function, checks, fits)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,8 +50,10 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Callable[..., dict[str, Any]]:
-    """What checks the arguments of a call of `function`, and gives them by name.
+def checker(
+    function: Callable, checks: Mapping[str, Check] | None = None, fits: Fits | None = None
+) -> Callable[..., dict[str, Any]]:
+    """What checks the arguments of a call of `function`, and gives them by name: types, what `fits`, then `checks`.
 
     Raises:
       TypeError: `function` has no argument of a name in `checks`.
@@ -56,12 +62,16 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
     checks = dict(checks or {})
     if unknown := checks.keys() - signature.parameters.keys():
         raise TypeError(f"{function.__name__} has no argument {', '.join(sorted(unknown))}")
-    kinds, implied = {}, {}
+    kinds, implied, with_none, on_device = {}, {}, set(), set()
     for name, parameter in signature.parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if not several and (kind := kind_of(parameter.annotation)) is not None:
-            kinds[name] = kind
-        if name not in checks and (found := _implied(name, parameter.annotation)) is not None:
+        if (kind := kind_of(parameter.annotation)) is not None:
+            kinds[name] = Kind("several", lambda value: True, parts=kind) if several else kind
+        if jax.Array in (parameter.annotation, *get_args(parameter.annotation)):
+            on_device.add(name)
+        if kind is None and "None" not in str(parameter.annotation):
+            with_none.add(name)  # which no kind has refused
+        if not several and name not in checks and (found := _implied(name, parameter.annotation)) is not None:
             implied[name] = found
 
     def check(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -69,16 +79,23 @@ def checker(function: Callable, checks: Mapping[str, Check] | None = None) -> Ca
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:  # which names the argument, and not whose it is
             raise TypeError(f"{function.__qualname__}: {error}") from None
+        asked = []
         for name, value in given.items():
             if value is signature.parameters[name].default:
                 continue
-            is_plain = value is not None and not isinstance(value, jax.core.Tracer)
+            is_plain = (value is not None or name in with_none) and not isinstance(value, jax.core.Tracer)
             if is_plain and name in implied:  # which says more than the kind
                 implied[name](name, value)
             elif name in kinds:
                 kinds[name].check(name, value)
+            if name in on_device:
+                in_32_bits(name, value)
             if is_plain and name in checks:
-                checks[name](name, value)
+                asked.append(name)
+        if fits is not None:
+            fits(given)
+        for name in asked:
+            checks[name](name, given[name])
         return given
 
     return check
@@ -92,6 +109,10 @@ def _implied(name: str, annotation: Any) -> Check | None:
         return random_key
     if annotation in (float, float | None):
         return _no_nan
+    if float in get_args(annotation):
+        return functools.partial(_not_nan, kind=kind_of(annotation))
+    if annotation in (str, str | None):
+        return _text
     return path if annotation in (str | Path, str | Path | None) else None
 
 
@@ -101,49 +122,87 @@ class Kind(NamedTuple):
     Attributes:
       expected: in words.
       holds: whether a value is of this kind, but for its parts.
-      parts: what the parts of a list or tuple are, where that is told.
+      parts: what the parts of a list or tuple, or the values of a mapping, are, where that is told.
+      kinds: those that it is one of.
     """
 
     expected: str
     holds: Callable[[Any], bool]
     parts: "Kind | None" = None
+    kinds: "tuple[Kind, ...]" = ()
 
     def check(self, name: str, value: Any) -> None:
         """Raises a TypeError unless the value, and each of its parts, is of this kind."""
         if not self.holds(value):
             raise TypeError(f"{name} must be {self.expected}; got {described(value)}")
-        if self.parts is not None and isinstance(value, list | tuple):
-            for i, part in enumerate(value):
-                if not self.parts.holds(part):
-                    self.parts.check(f"{name}[{i}]", part)
+        wrong = None
+        for kind in self.kinds or (self,):
+            if kind.holds(value):
+                if (found := kind.wrong_part(value)) is None:
+                    return
+                wrong = wrong or found
+        if wrong is not None:
+            parts, key, part = wrong
+            parts.check(f"{name}[{key!r}]", part)
+
+    def wrong_part(self, value: Any) -> "tuple[Kind, Any, Any] | None":
+        """What the parts are, and where the first one is that is something else, and this."""
+        if self.parts is None or not isinstance(value, list | tuple | Mapping):
+            return None
+        parts, holds = value.items() if isinstance(value, Mapping) else enumerate(value), self.parts.holds
+        return next(((self.parts, key, part) for key, part in parts if not holds(part)), None)
 
 
+@functools.cache
 def kind_of(annotation: Any) -> Kind | None:
     """What an annotation asks for; None where that is not told from a value (a name, a protocol, anything)."""
     if annotation == ArrayLike:
         return Kind("numbers", _is_numbers)
+    if annotation == ArrayLike | None:
+        return Kind("numbers or None", lambda value: value is None or _is_numbers(value))
+    if annotation == DTypeLike:
+        return Kind("a type of numbers, such as jnp.float32", _is_dtype)
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in map(kind_of, args) if kind is not None]
         if len(kinds) < len(args):
             return None
         expected = dict.fromkeys(kind.expected for kind in kinds)
-        parts = next((kind.parts for kind in kinds if kind.parts), None)
         in_words = " or ".join(sorted(expected, key="None".__eq__))  # None last
-        return Kind(in_words, lambda value: any(kind.holds(value) for kind in kinds), parts)
+        return Kind(in_words, lambda value: any(kind.holds(value) for kind in kinds), kinds=tuple(kinds))
     if origin is Literal:
         # A name that is none of these is refused by who knows what it is for.
         return Kind(f"one of {args}", lambda value: isinstance(value, str) or any(value is name for name in args))
     base = origin or annotation
-    if base is Sequence and args:
-        return Kind(f"a sequence{_PLURALS.get(args[0], '')}", _is_sequence, kind_of(args[0]))
+    if base in (Sequence, list) and args:
+        return _KINDS[base]._replace(expected=f"{_KINDS[base].expected}{_of(args[0])}", parts=kind_of(args[0]))
+    if base is Mapping and args:
+        return _KINDS[Mapping]._replace(parts=kind_of(args[1]))
+    if base is tuple and args:
+        return _of_tuple(args)
     if base in _KINDS:
         return _KINDS[base]
     is_told = not getattr(base, "_is_protocol", False) or getattr(base, "_is_runtime_protocol", False)
     if isinstance(base, type) and base not in _UNTOLD and is_told:
         article = "an" if base.__name__[0] in "AEIO" else "a"
-        return Kind(f"{article} {base.__name__}", lambda value: isinstance(value, base))
+        # A text has `encode`, which is no model's.
+        is_text = lambda value: isinstance(value, str) and not issubclass(base, str)
+        return Kind(f"{article} {base.__name__}", lambda value: isinstance(value, base) and not is_text(value))
     return None
+
+
+def _of_tuple(args: tuple[Any, ...]) -> Kind:
+    """What `tuple[args]` asks for: any number of one kind, or these."""
+    parts = kind_of(args[0]) if len({*args} - {...}) == 1 else None
+    if ... in args:
+        return _KINDS[tuple]._replace(expected=f"a tuple{_of(args[0])}", parts=parts)
+    is_one = _KINDS[tuple].holds
+    expected = f"a tuple of {len(args)}"
+    return Kind(expected, lambda value: is_one(value) and len(value) == len(args), parts)
+
+
+def _of(part: Any) -> str:
+    return _PLURALS.get(part, "")
 
 
 def described(value: Any) -> str:
@@ -229,6 +288,93 @@ def having(*attributes: str) -> Check:
     return check
 
 
+def each(check: Check) -> Check:
+    """The check of every value of a list, a tuple or a mapping."""
+
+    def check_all(name: str, values: Any) -> None:
+        if not isinstance(values, Mapping) and not _is_sequence(values):
+            raise TypeError(f"{name} must be a sequence or a mapping; got {described(values)}")
+        for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            check(f"{name}[{key!r}]", value)
+
+    return check_all
+
+
+def arrays(name: str, tree: Any) -> None:
+    """Raises a TypeError unless the value is a tree of arrays, such as a model or a batch; some may be None."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise TypeError(f"{name} must be a tree of arrays; got {described(tree)}, which has none")
+    for path, leaf in leaves:
+        if not is_array(leaf):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be an array of a tree; got {described(leaf)}")
+
+
+def numbers(name: str, tree: Any) -> None:
+    """Raises a TypeError unless every leaf of a tree is an array or a number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, bool | float) and not is_array(leaf):
+            whole(f"{name}{jax.tree_util.keystr(path)}", leaf, -(2**31), 2**31 - 1)
+
+
+def having_keys(*keys: str) -> Check:
+    """The check that a mapping, such as columns by name, has these keys."""
+
+    def check(name: str, value: Any) -> None:
+        if absent := [key for key in keys if key not in value]:
+            raise ValueError(f"{name} must have {', '.join(map(repr, absent))}; got {list(value)!r:.60}")
+
+    return check
+
+
+def shapes(**axes: str) -> Fits:
+    """The check that arrays have axes of these names: those of one name must be of one length in all of them.
+
+    >>> shapes(queries="N D", negatives="N K D")({"queries": np.ones((2, 8)), "negatives": np.ones((2, 5, 4))})
+    Traceback (most recent call last):
+    ...
+    ValueError: negatives must be [N, K, D] with N = 2, D = 8 as in queries; got (2, 5, 4)
+
+    Args:
+      axes: of an argument's name; "..." stands for any axes before the others (those of "...a" need not be those of
+        "...b"), and " | " between what is allowed. Who comes first says how long an axis is. What is None or left out
+        is not asked.
+    """
+    allowed = {name: [each.split() for each in text.split("|")] for name, text in axes.items()}
+
+    def check(given: Mapping[str, Any]) -> None:
+        lengths: dict[str, Any] = {}
+        owners: dict[str, str] = {}  # who says how long
+        for name, choices in allowed.items():
+            if (value := given.get(name)) is None:
+                continue
+            fitting = (found for each in choices if (found := _axes(np.shape(value), each, lengths)) is not None)
+            if (found := next(fitting, None)) is None:
+                expected = " or ".join(f"[{', '.join(each)}]" for each in choices)
+                told = dict[str, list[str]]()
+                for axis in (axis for axis in lengths if any(axis in each for each in choices)):
+                    told.setdefault(owners[axis], []).append(f"{axis} = {lengths[axis]}")
+                known = " and ".join(f"{', '.join(axes)} as in {owner}" for owner, axes in told.items())
+                raise ValueError(f"{name} must be {expected}{known and f' with {known}'}; got {np.shape(value)}")
+            owners |= {axis: name for axis in found.keys() - owners.keys()}
+            lengths = found
+
+    return check
+
+
+def _axes(shape: tuple[int, ...], names: list[str], lengths: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The lengths of the axes by name; None if they are others than `lengths` says."""
+    if names[0].startswith("..."):
+        first = max(0, len(shape) - len(names) + 1)
+        shape = (shape[:first], *shape[first:])  # type: ignore[assignment]
+    if len(shape) != len(names):
+        return None
+    found = dict(lengths)
+    if all(found.setdefault(name, length) == length for name, length in zip(names, shape, strict=True)):
+        return found
+    return None
+
+
 def encodable(name: str, text: str) -> None:
     """Raises a ValueError for a text that UTF-8 cannot hold: one with half of a surrogate pair, as of a cut emoji."""
     try:
@@ -237,14 +383,14 @@ def encodable(name: str, text: str) -> None:
         raise ValueError(f"{name} has a lone surrogate, half a character, at {error.start}: {text!a:.60}") from None
 
 
-def check_types(config: Any) -> None:
-    """Raises a TypeError for the first field of a dataclass that is not what its annotation says."""
-    hints = _hints(config.__class__)
+def check_types(config: Any, *names: str) -> None:
+    """Raises, as `checked`, for the first field of a dataclass, or of those named, that is not what it says."""
     for field in dataclasses.fields(config):
-        instance(field.name, getattr(config, field.name), hints[field.name])
-
-
-_hints = functools.cache(get_type_hints)
+        if not names or field.name in names:
+            value = getattr(config, field.name)
+            instance(field.name, value, field.type)
+            if value is not None and (check := _implied(field.name, field.type)) is not None:
+                check(field.name, value)
 
 
 def check_fields(config: Any, expected: str, holds: Callable[[Any], bool], *names: str) -> None:
@@ -275,12 +421,21 @@ def is_finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
+def filled(name: str, array: Any) -> None:
+    """Raises a ValueError for an array without elements."""
+    if 0 in (shape := np.shape(array)):
+        raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
+
+
 def in_32_bits(name: str, value: Any) -> None:
-    """Raises a ValueError for an array of whole numbers beyond 32 bits, which devices would make others of."""
+    """Raises a ValueError for whole numbers beyond 32 bits, which devices would make others of."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype.itemsize > 4 and value.size:
-        for extreme in (value.min(), value.max()):
-            if not -(2**31) <= extreme < 2**31:
-                raise ValueError(f"{name} must be whole numbers of 32 bits; got {extreme}")
+        extremes = (value.min(), value.max())
+    else:
+        extremes = (value,) if isinstance(value, int) else ()
+    for extreme in extremes:
+        if not -(2**31) <= extreme < 2**31:
+            raise ValueError(f"{name} must be whole numbers of 32 bits; got {extreme}")
 
 
 def is_array(value: Any) -> bool:
@@ -290,6 +445,10 @@ def is_array(value: Any) -> bool:
         "S",
         "U",
     )
+
+
+def _is_real(value: Any) -> bool:
+    return is_array(value) and not jax.dtypes.issubdtype(value.dtype, np.complexfloating)
 
 
 def _is_whole(value: Any) -> bool:
@@ -309,11 +468,19 @@ def _is_numbers(value: Any) -> bool:
         return False
 
 
+def _is_dtype(value: Any) -> bool:
+    try:
+        return value is not None and any(jnp.issubdtype(jnp.dtype(value), kind) for kind in (jnp.number, jnp.bool))
+    except (TypeError, ValueError, UnicodeError):  # what is called by no name of a type
+        return False
+
+
 def _is_sequence(value: Any) -> bool:
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping)
 
 
 def _scalar(name: str, value: Any) -> np.ndarray:
+    in_32_bits(name, value)
     if not _is_number(value):
         what = f"an array of shape {np.shape(value)}" if is_array(value) else described(value)
         raise (ValueError if is_array(value) else TypeError)(f"{name} must be one number; got {what}")
@@ -324,6 +491,19 @@ def _no_nan(name: str, value: Any) -> None:
     _KINDS[float].check(name, value)
     if np.isnan(value):
         raise ValueError(f"{name} must be a number; got {value}")
+
+
+def _not_nan(name: str, value: Any, kind: Kind | None) -> None:
+    """Raises for NaN where a number is one of several kinds."""
+    if kind is not None:
+        kind.check(name, value)
+    if isinstance(value, float) and np.isnan(value):
+        raise ValueError(f"{name} must be a number; got {value}")
+
+
+def _text(name: str, value: Any) -> None:
+    _KINDS[str].check(name, value)
+    encodable(name, value)
 
 
 def _seed(name: str, value: Any) -> None:
@@ -339,8 +519,8 @@ _KINDS: dict[Any, Kind] = {
     float: Kind("a number", _is_number),
     str: Kind("a string", lambda value: isinstance(value, str)),
     Path: Kind("a path", lambda value: isinstance(value, os.PathLike)),
-    np.ndarray: Kind("an array", lambda value: hasattr(value, "shape") and hasattr(value, "dtype")),
-    jax.Array: Kind("an array", is_array),
+    np.ndarray: Kind("an array of real numbers", _is_real),
+    jax.Array: Kind("an array of real numbers", _is_real),
     Sequence: Kind("a sequence", _is_sequence),
     tuple: Kind("a tuple", lambda value: isinstance(value, tuple | list)),
     list: Kind("a list", lambda value: isinstance(value, tuple | list)),

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import parallel
-from jaxemb.checks import encodable, one_of, whole
+from jaxemb.checks import encodable, one_of, size
 from jaxemb.data.packing import FINE, bucket, pack, pad
 from jaxemb.data.tokenizer import Encoded, Tokenizer
 from jaxemb.embedder import Embedder
@@ -234,7 +234,7 @@ def _finite(rows: np.ndarray, indices: np.ndarray, texts: Sequence[str]) -> np.n
 def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int | None, full: int) -> None:
     one_of("dtype", dtype, ("float32", "float16"))
     if batch_tokens is not None:
-        whole("batch_tokens", batch_tokens, 1)
+        size("batch_tokens", batch_tokens)
     if dim is not None and not 1 <= dim <= full:
         raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
     if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 
 Paired = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -38,9 +38,9 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return x / np.where(norms > 1e-12, norms, 1)
 
 
-@checked()
+@checked(shapes(a="N D | D", b="M D | D"))
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
-    """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`.
+    """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; one vector `[D]` is one row.
 
     Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1.
 
@@ -48,8 +48,6 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray
       ValueError: for an unknown kind or vectors of different dimension.
     """
     a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
-    if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a and b must have the same dimension; got {a.shape} and {b.shape}")
     match kind:
         case "cosine":
             return unit_rows(a) @ unit_rows(b).T

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
-from jaxemb import losses, transforms
-from jaxemb.checks import at_least, checked, checker, encodable, having, one_of
+from jaxemb import losses, nn, transforms
+from jaxemb.checks import arrays, at_least, checked, checker, each, encodable, having, having_keys, one_of, shapes
+from jaxemb.text_encoder import TextEncoder
 
 GOOD: list[tuple[Any, list[Any]]] = [
     (int, [3, np.int64(3)]),
@@ -23,7 +25,9 @@ GOOD: list[tuple[Any, list[Any]]] = [
     (jax.Array, [jnp.zeros(2), np.zeros(2), jax.random.key(0)]),
     (Sequence[str], [["a"], ("a",), np.array(["a"])]),
     (Iterable[int], [[1], iter([1])]),
-    (Mapping[str, int], [{}]),
+    (Mapping[str, int], [{}, {"a": 1}]),
+    (tuple[int, int], [(1, 2), [1, 2]]),
+    (DTypeLike, [jnp.bfloat16, "int8", np.dtype(bool)]),
     (Callable[[int], int], [abs]),
     (Literal["a", "b"] | None, ["a", None]),
     (jax.sharding.Mesh | None, [None]),
@@ -41,16 +45,22 @@ BAD: list[tuple[Any, Any, str]] = [
     (bool, "no", "x must be True or False; got str 'no'"),
     (str | Path, 3, "x must be a path; got int 3"),
     (None | int, [], r"x must be a whole number or None; got list \[\]"),
-    (np.ndarray, [1], r"x must be an array; got list \[1\]"),
-    (jax.Array, 1.0, "x must be an array; got float 1.0"),
-    (jax.Array, [[1.0], [2.0]], "x must be an array; got list"),
-    (jax.Array, [jnp.zeros(2)], "x must be an array; got list"),
-    (jax.Array, np.array(["a"]), r"x must be an array; got ndarray <U1 \(1,\)"),
+    (np.ndarray, [1], r"x must be an array of real numbers; got list \[1\]"),
+    (jax.Array, 1.0, "x must be an array of real numbers; got float 1.0"),
+    (jax.Array, [[1.0], [2.0]], "x must be an array of real numbers; got list"),
+    (jax.Array, [jnp.zeros(2)], "x must be an array of real numbers; got list"),
+    (jax.Array, np.array(["a"]), r"x must be an array of real numbers; got ndarray <U1 \(1,\)"),
     (Sequence[str], "abc", "x must be a sequence of strings; got str 'abc'"),
     (Sequence[str], iter("abc"), "x must be a sequence of strings; got str_ascii_iterator"),
     (Sequence[str] | None, ["a", 1], r"x\[1\] must be a string; got int 1"),
-    (Sequence[tuple[int, int]], [[1, 2], 3], r"x\[1\] must be a tuple; got int 3"),
+    (Sequence[tuple[int, int]], [[1, 2], 3], r"x\[1\] must be a tuple of 2; got int 3"),
     (Mapping[str, int], [], "x must be a mapping; got list"),
+    (Mapping[str, int], {"a": "b"}, r"x\['a'\] must be a whole number; got str 'b'"),
+    (tuple[int, int], (1, 2, 3), "x must be a tuple of 2; got tuple"),
+    (tuple[int, ...], (1, "a"), r"x\[1\] must be a whole number; got str 'a'"),
+    (jax.Array, np.zeros(2, complex), r"x must be an array of real numbers; got ndarray complex128 \(2,\)"),
+    (DTypeLike, "text", "x must be a type of numbers, such as jnp.float32; got str 'text'"),
+    (TextEncoder, "a model", "x must be a TextEncoder; got str 'a model'"),
     (Callable[[int], int], "abs", "x must be a function; got str 'abs'"),
     (jax.sharding.Mesh | None, 1, "x must be a Mesh or None; got int 1"),
 ]
@@ -121,6 +131,49 @@ def test_options_and_texts():
         encodable("texts[3]", "half \ud83d")
 
 
+def test_shapes_must_fit_together():
+    check = shapes(queries="N D", negatives="N K D | N D", weights="... N")
+    fitting = {"queries": SOME, "negatives": np.ones((2, 5, 3)), "weights": np.ones((7, 2))}
+    check(fitting), check(fitting | {"negatives": SOME, "weights": None}), check({"queries": SOME})
+    for wrong, message in (
+        ({"queries": SOME[0]}, r"queries must be \[N, D\]; got \(3,\)"),
+        ({"negatives": SOME[:1]}, r"negatives must be \[N, K, D\] or \[N, D\] with N = 2, D = 3 as in queries; "),
+        ({"weights": np.float32(1)}, r"weights must be \[\.\.\., N\] with N = 2 as in queries; got \(\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(fitting | wrong)
+    square = checked(shapes(R="T T"))(lambda R: R)
+    with pytest.raises(ValueError, match=r"R must be \[T, T\]; got \(2, 3\)"):
+        jax.jit(square)(SOME)
+
+
+def test_parts_and_leaves_are_named():
+    each(arrays)("models", [{"w": SOME, "b": None}, SOME]), having_keys("label")("train", {"label": 1})
+    for check, value, message in (
+        (each(arrays), [{"w": SOME}, {"w": 1.0}], r"models\[1\]\['w'\] must be an array of a tree; got float 1.0"),
+        (each(arrays), {"one": []}, r"models\['one'\] must be a tree of arrays; got list \[\], which has none"),
+        (each(arrays), "text", "models must be a sequence or a mapping; got str 'text'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            check("models", value)
+    with pytest.raises(ValueError, match=r"train must have 'label'; got \['text'\]"):
+        having_keys("label")("train", {"text": 1})
+
+    @checked()
+    def use(*columns: str) -> None: ...
+
+    use(), use("a", "b")
+    with pytest.raises(TypeError, match=r"columns\[1\] must be a string; got int 1"):
+        use("a", 1)
+
+
+def test_numbers_that_a_device_would_make_others_of():
+    with pytest.raises(ValueError, match="a must be whole numbers of 32 bits; got 1099511627776"):
+        nn.dot(np.full((2, 2), 2**40), np.eye(2))
+    with pytest.raises(ValueError, match="scale must be whole numbers of 32 bits"):
+        losses.cosent(SOME, SOME, SOME[:, 0], scale=2**62)
+
+
 EMPTY = np.zeros((0, 3), np.float32)
 SOME = np.ones((2, 3), np.float32)
 
@@ -136,15 +189,15 @@ def test_a_loss_of_an_empty_batch_is_refused(name, jit):
 
 def test_a_loss_names_what_is_no_array():
     for arguments, message in (
-        ((None, SOME), "queries must be an array; got NoneType None"),
-        ((SOME, [SOME[0], SOME[1]]), "documents must be an array; got list"),
-        ((SOME, [[1.0, 2.0], [3.0]]), "documents must be an array; got list"),
-        ((SOME, {"a": 1}), "documents must be an array; got dict"),
-        ((SOME, SOME, "no"), "negatives must be an array or None; got str 'no'"),
+        ((None, SOME), "queries must be an array of real numbers; got NoneType None"),
+        ((SOME, [SOME[0], SOME[1]]), "documents must be an array of real numbers; got list"),
+        ((SOME, [[1.0, 2.0], [3.0]]), "documents must be an array of real numbers; got list"),
+        ((SOME, {"a": 1}), "documents must be an array of real numbers; got dict"),
+        ((SOME, SOME, "no"), "negatives must be an array of real numbers or None; got str 'no'"),
     ):
         with pytest.raises(TypeError, match=message):
             losses.info_nce(*arguments)
-    with pytest.raises(TypeError, match="temperature must be a number or an array; got str '1'"):
+    with pytest.raises(TypeError, match="temperature must be a number or an array of real numbers; got str '1'"):
         losses.info_nce(SOME, SOME, temperature="1")
     with pytest.raises(TypeError, match="k must be a whole number; got str '2'"):
         losses.k_sparse(SOME, "2")

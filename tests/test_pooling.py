@@ -148,7 +148,7 @@ def test_splade_does_not_keep_the_logits_of_all_tokens():
     ("message", "options"),
     [
         ("reduce must be 'max' or 'sum'; got 'mean'", {"reduce": "mean"}),
-        ("at least 1; got 0 and 32", {"saturations": 0}),
+        ("saturations must be in 1..100; got 0", {"saturations": 0}),
     ],
 )
 def test_bad_splade_options_are_named(message, options):

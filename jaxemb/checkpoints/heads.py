@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxemb.checkpoints.weights import CheckpointFormat, is_exact
-from jaxemb.checks import checked
+from jaxemb.checks import checked, one_of
 from jaxemb.encoders.families import HeadKind, Weight, family_of
 
 _ARCHITECTURES: Mapping[HeadKind, str] = {"masked_language": "ForMaskedLM", "language": "ForCausalLM"}
@@ -35,6 +35,7 @@ def write_head(format: CheckpointFormat, kind: HeadKind, leaves: Mapping[str, np
     Tensors that only repeat what is stored elsewhere are left out: who reads the checkpoint ties them.
     """
     family = family_of(format.config)
+    one_of("kind", kind, family.heads)
     rows = {weight.name: weight for weight in family.heads[kind].table}
     unused = {}
     for name, tensor in format.unused.items():

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxemb.checks import checked, size
 from jaxemb.nn import Linear, Module, uniform_linear
 
 
@@ -20,6 +21,7 @@ class Classifier(Module):
     head: Linear = nnx.data()
 
     @classmethod
+    @checked(dim=size, classes=size)
     def init(cls, key: jax.Array, encoder: Any, dim: int, classes: int) -> "Classifier":
         """The encoder, whose features are `[N, dim]`, with a new layer, uniform in `±1 / sqrt(dim)`.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import check_finite, checked, size
+from jaxemb.checks import check_finite, checked, shapes, size
 from jaxemb.nn import unit
 from jaxemb.nn.classes import check_labels
 
@@ -162,7 +162,7 @@ def nmc_predict(
     return jnp.argmax(nmc_logits(state, features, metric, class_mask), axis=-1).astype(jnp.int32)
 
 
-@checked()
+@checked(shapes(features="S B D", labels="S B"))
 def nmc_prequential(
     state: NMCState, features: jax.Array, labels: jax.Array, metric: Metric = "euclidean"
 ) -> tuple[NMCState, jax.Array]:
@@ -174,7 +174,11 @@ def nmc_prequential(
 
     Returns:
       The state after the stream, and the accuracy of each batch, f32 `[S]`; 0 as long as no class was seen.
+
+    Raises:
+      ValueError: for shapes that do not fit; outside of `jit` also for a label outside 0..C-1.
     """
+    check_labels(labels, len(state.counts))
 
     def one(state: NMCState, batch: tuple[jax.Array, jax.Array]) -> tuple[NMCState, jax.Array]:
         x, y = batch

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked, size
+from jaxemb.checks import checked, shapes, size
 from jaxemb.classifiers.nearest_mean import NMCState, check_seen, nmc_init, nmc_means, nmc_update
 
 
@@ -34,7 +34,7 @@ def _products(features: jax.Array) -> jax.Array:
     return jnp.matmul(x.T, x, precision="highest")
 
 
-@checked()
+@checked(shapes(features="B D"))
 def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) -> jax.Array:
     """`f·w_c - M_c·w_c / 2` with `w_c = S⁻¹ M_c`, f32 `[B, C]`: log-posteriors, classes being equally frequent.
 
@@ -54,6 +54,8 @@ def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) 
     """
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage must be in (0, 1]; got {shrinkage}")
+    if features.shape[1] != (dim := state.products.shape[0]):
+        raise ValueError(f"features must be [B, {dim}]; got {features.shape}")
     check_seen(state.classes, features)
     return _logits(state, features, shrinkage)
 

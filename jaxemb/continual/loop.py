@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxemb import parallel
-from jaxemb.checks import checked
+from jaxemb.checks import checked, numbers, size
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.files import checked_path, locked
 from jaxemb.objectives import Objective
@@ -83,7 +83,7 @@ def _table(names: Sequence[str], R: np.ndarray) -> str:
     return "\n".join(line.rstrip() for line in (row("", (*names, "so far")), *lines))
 
 
-@checked()
+@checked(model=numbers, batch_size=size, steps=size)
 def run_stream(
     experiences: Sequence[Experience],
     model: PyTree,

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 
 Kind = Literal["chaudhry", "mammoth", "avalanche"]
 
 
-@checked()
+@checked(shapes(R="T T", weights="T"))
 def average_accuracy(R: ArrayLike, weights: ArrayLike | None = None) -> float:
     """`ACC = mean_j R[T-1, j]`; `weights` `[T]`, such as test set sizes, weight the tasks.
 
@@ -28,7 +28,7 @@ def average_accuracy(R: ArrayLike, weights: ArrayLike | None = None) -> float:
     return float(np.average(_used(_square(R)[-1]), weights=None if weights is None else np.asarray(weights)))
 
 
-@checked()
+@checked(shapes(R="T T"))
 def average_incremental_accuracy(R: ArrayLike) -> float:
     """`AIA = mean_i mean_{j <= i} R[i, j]`, every task with the same weight.
 
@@ -37,7 +37,7 @@ def average_incremental_accuracy(R: ArrayLike) -> float:
     return float(np.mean([np.mean(_used(row[: i + 1])) for i, row in enumerate(_square(R))]))
 
 
-@checked()
+@checked(shapes(R="T T"))
 def learning_accuracy(R: ArrayLike) -> float:
     """`LA = mean_j R[j, j]`: how well each task is learnt when it comes.
 
@@ -46,7 +46,7 @@ def learning_accuracy(R: ArrayLike) -> float:
     return float(np.mean(_used(np.diag(_square(R)))))
 
 
-@checked()
+@checked(shapes(R="T T"))
 def backward_transfer(R: ArrayLike) -> float:
     """`BWT = mean_{j < T-1} (R[T-1, j] - R[j, j])`; negative where tasks are forgotten.
 
@@ -59,7 +59,7 @@ def backward_transfer(R: ArrayLike) -> float:
     return float(np.mean(_used(R[-1] - np.diag(R))[:-1]))
 
 
-@checked()
+@checked(shapes(R="T T", b="T"))
 def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
     """`FWT = mean_{j >= 1} (R[j-1, j] - b[j])`: what a task gains from those before it.
 
@@ -69,10 +69,10 @@ def forward_transfer(R: ArrayLike, b: ArrayLike) -> float:
     Source: Lopez-Paz and Ranzato 2017, equation 4.
     """
     R = _square(R, least=2)
-    return float(np.mean(_used(np.diag(R, 1) - _per_task(b, R)[1:])))
+    return float(np.mean(_used(np.diag(R, 1) - np.asarray(b, np.float64)[1:])))
 
 
-@checked()
+@checked(shapes(R="T T"))
 def forgetting(R: ArrayLike, kind: Kind = "chaudhry") -> float:
     """The mean over the tasks before the last of the best score minus the last.
 
@@ -102,33 +102,34 @@ def forgetting(R: ArrayLike, kind: Kind = "chaudhry") -> float:
     return float(np.mean(_used(best - last)))
 
 
-@checked()
+@checked(shapes(R="T T", joint="T"))
 def intransigence(R: ArrayLike, joint: ArrayLike) -> np.ndarray:
     """`I_j = R_joint[j] - R[j, j]`, `[T]`: what learning task j lacks against training on all data at once.
 
     Source: Chaudhry et al. 2018, section 3.2.
     """
     R = _square(R)
-    return _used(_per_task(joint, R) - np.diag(R))
+    return _used(np.asarray(joint, np.float64) - np.diag(R))
 
 
-@checked()
+@checked(shapes(P="T T"))
 def probe_retention(P: ArrayLike) -> float:
     """`mean_{j < T-1} P[T-1, j] / P[j, j]` of probe scores P, as `jaxemb.continual.probe` makes them.
 
     Source: Davari et al. 2022, arXiv 2203.13381.
     """
-    P = _square(P, least=2)
-    return float(np.mean(_used(P[-1, :-1]) / _used(np.diag(P)[:-1])))
+    P = _square(P, least=2, name="P")
+    return float(np.mean(_used(P[-1, :-1], "P") / _used(np.diag(P)[:-1], "P")))
 
 
-@checked()
+@checked(shapes(P="T T"))
 def representation_forgetting(P: ArrayLike) -> float:
     """`mean_{j < T-1} (P[j, j] - P[T-1, j])` of probe scores P: what the features have lost, whatever the head does.
 
     Source: Davari et al. 2022, arXiv 2203.13381.
     """
-    return forgetting(P, "avalanche")
+    P = _square(P, least=2, name="P")
+    return float(np.mean(_used((np.diag(P) - P[-1])[:-1], "P")))
 
 
 class Estimate(NamedTuple):
@@ -159,7 +160,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(numbers)), error, numbers)
 
 
-@checked()
+@checked(shapes(R="S T T | T T", b="S T | T"))
 def summarise(R: ArrayLike, b: ArrayLike | None = None, *, kind: Kind = "chaudhry") -> dict[str, Estimate]:
     """All measures of the matrices of S seeds.
 
@@ -173,8 +174,8 @@ def summarise(R: ArrayLike, b: ArrayLike | None = None, *, kind: Kind = "chaudhr
     """
     matrices = np.asarray(R, np.float64)
     matrices = matrices[None] if matrices.ndim == 2 else matrices
-    if matrices.ndim != 3 or not len(matrices):
-        raise ValueError(f"R must be [T, T] or [seeds, T, T]; got {np.shape(R)}")
+    if not len(matrices):
+        raise ValueError(f"R must be of at least one seed; got {np.shape(R)}")
     measures: dict[str, Callable[[np.ndarray], float]] = {
         "acc": average_accuracy,
         "aia": average_incremental_accuracy,
@@ -189,23 +190,14 @@ def summarise(R: ArrayLike, b: ArrayLike | None = None, *, kind: Kind = "chaudhr
     return summary
 
 
-def _square(R: ArrayLike, least: int = 1) -> np.ndarray:
+def _square(R: ArrayLike, least: int = 1, name: str = "R") -> np.ndarray:
     matrix = np.asarray(R, np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"R must be [T, T]; got {matrix.shape}")
     if len(matrix) < least:
-        raise ValueError(f"this measure needs at least {least} tasks; got {len(matrix)}")
+        raise ValueError(f"{name} must be of at least {least} tasks; got {len(matrix)}")
     return matrix
 
 
-def _per_task(values: ArrayLike, R: np.ndarray) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if array.shape != R.shape[:1]:
-        raise ValueError(f"scores must be one for each of {len(R)} tasks; got shape {array.shape}")
-    return array
-
-
-def _used(values: np.ndarray) -> np.ndarray:
+def _used(values: np.ndarray, name: str = "R") -> np.ndarray:
     if np.isnan(values).any():
-        raise ValueError("the measure uses scores that are NaN: tasks that were not scored")
+        raise ValueError(f"{name} must not be NaN where the measure uses it: tasks that were not scored")
     return values

@@ -68,7 +68,7 @@ def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", scor
     figure = _figure(6, 4)
     axis = figure.add_subplot()
     for name, R in methods.items():
-        seeds = _over_seeds(R)
+        seeds = _over_seeds(R, f"methods[{name!r}]")
         steps = range(1, seeds.shape[1] + 1)
         points = [estimate([one[i - 1, :i].mean() for one in seeds]) for i in steps]
         error = np.nan_to_num([point.standard_error for point in points])
@@ -80,11 +80,11 @@ def scores_over_tasks(methods: Mapping[str, ArrayLike], *, title: str = "", scor
     return figure
 
 
-def _over_seeds(R: ArrayLike) -> np.ndarray:
+def _over_seeds(R: ArrayLike, name: str = "R") -> np.ndarray:
     matrices = np.asarray(R, np.float64)
     matrices = matrices[None] if matrices.ndim == 2 else matrices
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or not matrices.size:
-        raise ValueError(f"R must be [T, T] or [seeds, T, T]; got {np.shape(R)}")
+        raise ValueError(f"{name} must be [T, T] or [seeds, T, T]; got {np.shape(R)}")
     return matrices
 
 

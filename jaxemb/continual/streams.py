@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, having_keys, size
 
 Columns = Mapping[str, Any]
 COLLECTION = "collection"
+_labels, _inputs = having_keys("label"), having_keys("input", "label")
 """Where the `test` of a task of embeddings has what it is scored on."""
 
 
@@ -59,7 +60,7 @@ class Experience:
                 )
 
 
-@checked()
+@checked(train=_labels, test=_labels, valid=_labels)
 def split_by_class(
     train: Columns,
     test: Columns,
@@ -98,7 +99,7 @@ def split_by_class(
     return [one(group) for group in groups]
 
 
-@checked()
+@checked(train=_labels, test=_labels)
 def blurry(train: Columns, test: Columns, tasks: int, *, overlap: float, seed: int = 0) -> list[Experience]:
     """As `split_by_class`, but a part of each class's training data comes in the other tasks.
 
@@ -133,7 +134,7 @@ def blurry(train: Columns, test: Columns, tasks: int, *, overlap: float, seed: i
     return [one(t, task) for t, task in enumerate(sharp)]
 
 
-@checked()
+@checked(train=_inputs, test=_inputs, valid=_inputs, tasks=size)
 def permuted(
     train: Columns,
     test: Columns,
@@ -165,7 +166,7 @@ def permuted(
     return _changed(train, test, valid, names, [change(order) for order in orders])
 
 
-@checked()
+@checked(train=_inputs, test=_inputs, valid=_inputs, tasks=size)
 def rotated(
     train: Columns,
     test: Columns,
@@ -200,7 +201,7 @@ def rotated(
     return _changed(train, test, valid, [f"{angle:.0f}°" for angle in angles], [turn(angle) for angle in angles])
 
 
-@checked()
+@checked(classes=size)
 def from_domains(domains: Mapping[str, tuple[Columns, Columns]], *, classes: int | None = None) -> list[Experience]:
     """Every domain is a task, in the order given.
 
@@ -212,7 +213,7 @@ def from_domains(domains: Mapping[str, tuple[Columns, Columns]], *, classes: int
     Raises:
       ValueError: for fewer than 2 domains, or a domain whose test has a class that its training data lacks.
     """
-    _check_tasks(len(domains))
+    _check_tasks(len(domains), "domains")
     if classes is None and all("label" in train for train, _ in domains.values()):
         classes = 1 + max(int(np.max(train["label"])) for train, _ in domains.values())
 
@@ -234,7 +235,7 @@ def embedding_stream(domains: Mapping[str, tuple[Columns, Any]]) -> list[Experie
     Raises:
       ValueError: for fewer than 2 domains.
     """
-    _check_tasks(len(domains))
+    _check_tasks(len(domains), "domains")
     return [Experience(name, train, {COLLECTION: collection}) for name, (train, collection) in domains.items()]
 
 
@@ -247,6 +248,8 @@ def separate_heads(stream: Sequence[Experience]) -> list[Experience]:
     Raises:
       ValueError: if a task has no classes.
     """
+    if not stream:
+        raise ValueError("stream must have tasks; got none")
     for task in stream:
         if task.classes is None:
             raise ValueError(f"task {task.name!r} has no classes")
@@ -270,7 +273,9 @@ def joint(stream: Sequence[Experience], *, name: str = "joint") -> Experience:
       ValueError: if the tasks have different columns.
     """
     if len(names := {frozenset(task.train) for task in stream}) != 1:
-        raise ValueError(f"tasks must have the same columns; got {sorted(map(sorted, names))}")
+        raise ValueError(
+            f"the tasks of stream must be one or more, of the same columns; got {sorted(map(sorted, names))}"
+        )
 
     def union(split: str) -> Columns | None:
         parts = [getattr(task, split) for task in stream]
@@ -339,6 +344,6 @@ def _mask(members: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     return mask
 
 
-def _check_tasks(tasks: int) -> None:
+def _check_tasks(tasks: int, name: str = "tasks") -> None:
     if tasks < 2:
-        raise ValueError(f"a stream must have at least 2 tasks; got {tasks}")
+        raise ValueError(f"{name}: a stream must have at least 2 tasks; got {tasks}")

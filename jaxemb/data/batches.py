@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxemb.checks import at_least, checked
+from jaxemb.checks import at_least, checked, size, whole
 from jaxemb.data import packing
 from jaxemb.data.collation import Batch, Collator, LazyBatches, complete, planned_rows, sample_of
 from jaxemb.data.columns import Column, Columns, Layout
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import grain
 
     from jaxemb.data.windows import Window
+
+_MOST_WORKERS = 4096  # processes of one machine
 
 
 @checked(batch_size=at_least(1), max_length=at_least(1), epochs=at_least(1), window=at_least(1), prefetch=at_least(0))
@@ -127,6 +129,9 @@ def batches(
     if rows is not None and not pack:
         raise ValueError(f"rows are those of packed columns, but pack is off; got {rows}")
     row_length = max(int(pack), max_length) if pack else None
+    if row_length is not None:
+        size("pack", row_length)
+    whole("workers", workers, 0, _MOST_WORKERS)
     layout = Layout(tokenizer, max_length, row_length, tuple(buckets), math.lcm(row_multiple, count))
     mixed = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))
     names, recipes = mixed.names, []
@@ -384,6 +389,6 @@ def _check_arguments(batch_size, drop_remainder, index, count) -> None:
     if not 0 <= index < count:
         raise ValueError(f"process_index must be in [0, process_count); got {index} of {count}")
     if batch_size % count:
-        raise ValueError(f"batch_size must be a multiple of the {count} processes; got {batch_size}")
+        raise ValueError(f"batch_size must be a multiple of process_count, {count}; got {batch_size}")
     if count > 1 and not drop_remainder:
         raise ValueError(f"drop_remainder must be true with {count} processes: a smaller batch does not divide")

@@ -175,6 +175,7 @@ class TextPair(Texts):
 
     def __post_init__(self):
         _check_sizes(self)
+        check_types(self)
 
     def complete(self, value: Any) -> "TextPair":
         if self.per_record is not None:
@@ -238,6 +239,9 @@ class Vector:
     dtype: str | None = None
     size: int | None = None
 
+    def __post_init__(self):
+        check_types(self)
+
     def complete(self, value: Any) -> "Vector":
         numbers = _vector(value) if _is_vector(value) else np.zeros(1)
         dtype = self.dtype or ("float32" if numbers.dtype.kind == "f" else "int32")
@@ -287,7 +291,7 @@ def _check_range(value: Any, dtype: Any) -> None:
         raise ValueError(f"expected numbers in the range of {dtype}; got {described(value)}")
 
 
-Columns = Sequence[str] | Mapping[str, Column]
+Columns = Sequence[str] | Mapping[str, Column | None]
 
 
 def tells(value: Any) -> bool:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked, size
 from jaxemb.types import Tokens
 
 
-@checked()
+@checked(per_octave=at_least(1), shortest=at_least(1))
 def length_buckets(per_octave: int, shortest: int, longest: int) -> tuple[int, ...]:
     """Row lengths, ascending: from each power of two to the next `per_octave` equal steps, of at least eight tokens.
 
@@ -41,7 +41,7 @@ def bucket(n: int, buckets: Sequence[int] = MEDIUM) -> int:
     return int(buckets[i]) if i < len(buckets) else -(-n // buckets[-1]) * int(buckets[-1])
 
 
-@checked()
+@checked(multiple=at_least(1))
 def row_bucket(n: int, multiple: int = 1) -> int:
     """`n` rows rounded up to one of eight steps per octave (8, 9, ..., 16, 18, ..., 32, 36, ...): at most 1/8 more.
 
@@ -65,7 +65,7 @@ class Placement(NamedTuple):
         return int(self.row.max(initial=-1)) + 1
 
 
-@checked()
+@checked(length=size)
 def pad(
     sequences: Sequence[np.ndarray],
     *,
@@ -96,7 +96,7 @@ def pad(
     return _scatter(sequences, lengths, one_each, (len(sequences), length), type_ids)
 
 
-@checked()
+@checked(row_length=size, rows=size, row_multiple=size, texts_per_row=size)
 def pack(
     sequences: Sequence[np.ndarray],
     *,
@@ -231,6 +231,8 @@ def _scatter(
     texts_per_row: int = 1,
 ) -> Tokens:
     """Writes each sequence into its row from its start on."""
+    if type_ids is not None and len(type_ids) != len(sequences):
+        raise ValueError(f"type_ids must be those of each of {len(sequences)} sequences; got {len(type_ids)}")
     arrays: list[Any] = [np.zeros(shape, np.int32) for _ in range(3 if type_ids is None else 4)]
     if lengths.sum():
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -80,6 +80,7 @@ class Source:
         """The source of the records at `indices`, in that order."""
         return dataclasses.replace(self, rows=_Selection(self.rows, indices))
 
+    @checked()
     def with_columns(self, columns: Fields) -> "Source":
         """Renames: `{"query": "question"}` makes records of one column "query" from the field "question".
 

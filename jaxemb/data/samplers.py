@@ -12,10 +12,11 @@ import hashlib
 import heapq
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxemb.checks import check_types
 from jaxemb.data.files import Record, RecordError
 from jaxemb.data.records import Source
 
@@ -65,6 +66,7 @@ class Plan(NamedTuple):
     most: int
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Decides which records of a source share a batch."""
 
@@ -88,6 +90,9 @@ class NoDuplicates:
     """
 
     columns: Sequence[str] | None = None
+
+    def __post_init__(self):
+        check_types(self)
 
     def plan(self, source: Source, texts: Sequence[str], batch_size: int, drop_remainder: bool) -> Plan:
         columns = texts if self.columns is None else self.columns
@@ -220,6 +225,9 @@ class GroupByLabel:
 
     column: str = "label"
 
+    def __post_init__(self):
+        check_types(self)
+
     def plan(self, source: Source, texts: Sequence[str], batch_size: int, drop_remainder: bool) -> Plan:
         _require_columns(source, (self.column,))
         codes: dict = {}
@@ -302,6 +310,9 @@ class GroupByLength:
 
     columns: Sequence[str] | None = None
     batches: int = 50
+
+    def __post_init__(self):
+        check_types(self)
 
     def plan(self, source: Source, texts: Sequence[str], batch_size: int, drop_remainder: bool) -> Plan:
         columns = texts if self.columns is None else self.columns

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, path
 from jaxemb.data.files import (
     MAX_RATIO,
     Fields,
@@ -65,10 +65,12 @@ class Stream:
     def __repr__(self) -> str:
         return f"Stream({self.name!r})"
 
+    @checked()
     def map(self, function: Callable[[Record], Record]) -> "Stream":
         """The stream whose records are `function(record)`, computed when they are read."""
         return dataclasses.replace(self, transforms=(*self.transforms, function))
 
+    @checked()
     def with_columns(self, columns: Fields) -> "Stream":
         """Renames or selects fields, as `Source.with_columns`.
 
@@ -186,9 +188,11 @@ def stream(
     if one and glob.has_magic(str(paths)):
         found = sorted(glob.glob(str(paths)))
     if not found:
-        raise FileNotFoundError(f"no files: {paths}")
-    files = [Path(path) for path in found]
-    formats = [checked_format(path, format, names, delimiter, types, on_error) for path in files]
+        raise FileNotFoundError(f"paths: no files: {paths}")
+    for one_path in found:
+        path("paths", one_path)
+    files = [Path(one_path) for one_path in found]
+    formats = [checked_format(file, format, names, delimiter, types, on_error) for file in files]
     mapping = None if columns is None else mapping_of(columns)
     name = str(paths) if one else f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
     pairs = tuple(zip(files, formats, strict=True))

@@ -12,7 +12,8 @@ import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
-from jaxemb.checks import checked, encodable
+from jaxemb.checks import at_least, checked, described, encodable, instance
+from jaxemb.checks import size as check_size
 from jaxemb.data import chat
 from jaxemb.files import parse_json, write_bytes, write_json, write_text
 from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, size, text
@@ -160,6 +161,7 @@ class Tokenizer:
         """Ids of each text, int32 `[length <= max_length]`; see `encode`."""
         return self.encode(texts, max_length).ids
 
+    @checked(max_length=at_least(1))
     def encode(self, texts: Sequence[str], max_length: int | None = None, *, special_tokens: bool = True) -> Encoded:
         """Token ids of `texts` and how many were cut to `max_length` tokens.
 
@@ -171,11 +173,9 @@ class Tokenizer:
           ValueError: a text has a lone surrogate, which is no character; `max_length` leaves no room for a token beside
             the special tokens.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of str; got a single str")
         for i, one in enumerate(texts):
-            if not isinstance(one, str):
-                raise TypeError(f"texts[{i}] must be str; got {type(one).__name__}")
+            if not isinstance(one, str):  # of an array, whose parts have not been looked at
+                raise TypeError(f"texts[{i}] must be a string; got {described(one)}")
             encodable(f"texts[{i}]", one)
         prefix, suffix = (self._n_prefix, self._n_suffix) if special_tokens else (0, 0)
         if max_length is not None and max_length <= prefix + suffix:
@@ -198,6 +198,7 @@ class Tokenizer:
         """
         return len(self.encode([prompt]).ids[0]) - self._n_suffix if prompt else 0
 
+    @checked(max_length=at_least(1))
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_length: int | None = None) -> Encoded:
         """Token ids and token types of pairs of texts that are read as one, as the checkpoint's tokenizer joins them.
 
@@ -210,9 +211,8 @@ class Tokenizer:
             each text beside the special tokens.
         """
         for i, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                kinds = "one str" if isinstance(pair, str) else [type(text).__name__ for text in pair]
-                raise TypeError(f"pairs[{i}] must be two str; got {kinds}")
+            if not all(isinstance(text, str) for text in pair):
+                raise TypeError(f"pairs[{i}] must be two strings; got {described(pair)}")
             for one in pair:
                 encodable(f"pairs[{i}]", one)
         n_special = self.backend.num_special_tokens_to_add(True)
@@ -259,7 +259,7 @@ class Tokenizer:
         return cls(backend, special_ids={role: there[0] for role, there in found.items() if there})
 
     @classmethod
-    @checked()
+    @checked(vocab_size=check_size)
     def train(
         cls,
         texts: Iterable[str],
@@ -277,8 +277,11 @@ class Tokenizer:
           special_tokens: those of BERT, in the order of their ids from 0 (MPNet's padding must have the id 1).
         """
         backend = tokenizers.BertWordPieceTokenizer(lowercase=lower_case)
+        if absent := [token for token in SPECIAL_TOKENS if token not in special_tokens]:
+            raise ValueError(f"special_tokens must have {', '.join(SPECIAL_TOKENS)}; it lacks {', '.join(absent)}")
+        named = (instance(f"texts[{i}]", text, str) for i, text in enumerate(texts))
         backend.train_from_iterator(
-            texts, vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False
+            named, vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False
         )
         ids = backend.get_vocab()
         return cls.word_piece(sorted(ids, key=ids.__getitem__), lower_case=lower_case)
@@ -302,6 +305,7 @@ class Tokenizer:
         return cls(backend, special_ids={token.strip("[]").lower(): ids[token] for token in SPECIAL_TOKENS})
 
     @classmethod
+    @checked()
     def from_directory(cls, directory: str | Path, *, lower_case: bool = False) -> "Tokenizer":
         """The tokenizer of a checkpoint directory: its `tokenizer.json`, else WordPiece from its `vocab.txt`.
 

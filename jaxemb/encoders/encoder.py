@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import jax
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A module that gives a state to each part of what is in a batch: a token of a text, a patch of an image."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, having, size
 from jaxemb.similarity import unit_rows
 from jaxemb.text_encoder import Configured, Evaluator
 
@@ -103,7 +103,7 @@ class Grid:
         return lines
 
 
-@checked()
+@checked(embedder=having("encode", "model"), batch_tokens=size)
 def grid(
     embedder: "SentenceEmbedder",
     evaluator: Evaluator,

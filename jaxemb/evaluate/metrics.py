@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes, size
 
 MapDenominator = Literal["relevant", "min_k_relevant"]
 
@@ -45,7 +45,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     return _undefined() if _is_constant(x) or _is_constant(y) else float(stats.spearmanr(x, y).statistic)
 
 
-@checked()
+@checked(shapes(gains="... R", judged="... J"))
 def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     """`DCG@k / ideal DCG@k` with `DCG@k = sum_{r <= k} gain_r / log2(r + 1)`; the ideal ranks all judged documents.
 
@@ -56,7 +56,7 @@ def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     return _ratio(_dcg(_levels(gains), k), _dcg(ideal, k))
 
 
-@checked()
+@checked(shapes(gains="... R", judged="... J"))
 def average_precision_at_k(
     gains: ArrayLike, judged: ArrayLike, k: int | None = None, *, denominator: MapDenominator = "relevant"
 ) -> np.ndarray:
@@ -78,7 +78,7 @@ def average_precision_at_k(
     return _ratio((precision * hits).sum(-1), relevant)
 
 
-@checked()
+@checked(shapes(gains="... R"))
 def reciprocal_rank_at_k(gains: ArrayLike, k: int | None = None) -> np.ndarray:
     """`1 / rank` of the first relevant document within k, else 0; its mean is MRR@k.
 
@@ -89,7 +89,7 @@ def reciprocal_rank_at_k(gains: ArrayLike, k: int | None = None) -> np.ndarray:
     return (hits / np.arange(1, hits.shape[-1] + 1)).max(-1, initial=0.0)
 
 
-@checked()
+@checked(shapes(gains="... R", judged="... J"))
 def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     """Share of the relevant documents that are within the first k.
 
@@ -99,26 +99,26 @@ def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     return _ratio(_hits(gains, k).sum(-1), _n_relevant(judged))
 
 
-@checked()
+@checked(shapes(gains="... R"))
 def precision_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """Share of the first k ranks that hold a relevant document."""
     return np.asarray(_hits(gains, k).sum(-1) / k)
 
 
-@checked()
+@checked(shapes(gains="... R"))
 def success_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """1 if any of the first k documents is relevant, else 0 (sentence-transformers' accuracy@k)."""
     return np.asarray(_hits(gains, k).any(-1), np.float64)
 
 
-@checked()
+@checked(shapes(values="N"))
 def standard_error(values: ArrayLike) -> float:
     """Standard error of the mean of independent `values` `[N]`: `std / sqrt(N)`; nan for fewer than two."""
     values = np.asarray(values, np.float64)
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("nan")
 
 
-@checked()
+@checked(resamples=size)
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -5,11 +5,11 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxemb.checks import check_types, checked, encodable, instance
+from jaxemb.checks import check_types, checked, encodable, instance, one_of
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
@@ -225,6 +225,8 @@ def read_beir(directory: str | Path, split: str = "test", *, qrels: str | Path |
     directory = Path(directory)
     _check_layout(directory, qrels is None)
     if qrels is None:
+        if not split or Path(split).name != split:
+            raise ValueError(f"split must be the name of a file in qrels, such as 'test'; got {split!r}")
         qrels = _file(directory / "qrels" / f"{split}.tsv")
     corpus, queries = (_texts(_file(directory / f"{name}.jsonl")) for name in ("corpus", "queries"))
     judgements: dict[str, dict[str, int]] = {}
@@ -328,6 +330,7 @@ def _score(
     map_denominator: metrics.MapDenominator,
 ) -> dict[str, np.ndarray]:
     """Every metric at every k, `[Q]` each."""
+    one_of("map_denominator", map_denominator, get_args(metrics.MapDenominator))
     gains = np.zeros((len(rankings), max(ks)))
     judged = np.zeros((len(rankings), max(map(len, judgements), default=0) or 1))
     for row, (ranking, levels) in enumerate(zip(rankings, judgements, strict=True)):

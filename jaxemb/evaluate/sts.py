@@ -102,6 +102,8 @@ def read_sts(
     Raises:
       ValueError: naming file and line of a malformed row, as a score that is no finite number.
     """
+    if len(columns) != 3:
+        raise ValueError(f"columns must be three, of the texts and the score; got {list(columns)}")
     first, second, score = columns
     mapping = {"first": first, "second": second, "score": score}
     source = read(path, format=format, columns=mapping, names=names, types={"score": _finite})

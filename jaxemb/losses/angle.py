@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import positive
+from jaxemb.checks import positive, shapes
 from jaxemb.losses.cosent import pair_ranking
 from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import unit
 
 
-@one_program()
+@one_program(shapes(first="N D", second="N D"))
 def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     """How alike two embeddings are when their first half holds real and their second half imaginary parts.
 
@@ -32,15 +32,13 @@ def angle_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
     References:
       Li & Li 2024, https://arxiv.org/abs/2309.12871.
     """
-    if first.ndim != 2 or first.shape != second.shape:
-        raise ValueError(f"first and second must both be [N, D]; got {first.shape} and {second.shape}")
     odd = first.shape[1] % 2
     u, v = (unit(jnp.pad(x, ((0, 0), (0, odd)))) for x in (first, second))
     (a, b), (c, d) = jnp.split(u, 2, axis=1), jnp.split(v, 2, axis=1)
     return jnp.abs(jnp.sum(a * c + b * d + b * c - a * d, axis=1))
 
 
-@one_program(scale=positive)
+@one_program(shapes(first="N D", second="N D", scores="N"), scale=positive)
 def angle(first: jax.Array, second: jax.Array, scores: jax.Array, *, scale: float = 20.0) -> jax.Array:
     """Ranks pairs of texts by their scores: `pair_ranking` of `s_i = angle_similarity(first_i, second_i)`.
 
@@ -63,7 +61,7 @@ def angle(first: jax.Array, second: jax.Array, scores: jax.Array, *, scale: floa
     return pair_ranking(angle_similarity(first, second), scores, scale=scale)
 
 
-@one_program(scale=positive)
+@one_program(shapes(queries="N D", documents="N D", negatives="N K D | N D"), scale=positive)
 def angle_with_negatives(
     queries: jax.Array, documents: jax.Array, negatives: jax.Array, *, scale: float = 20.0
 ) -> jax.Array:
@@ -83,11 +81,6 @@ def angle_with_negatives(
     if negatives.ndim == 2:
         negatives = negatives[:, None, :]
     n, dim = queries.shape
-    if documents.shape != (n, dim) or negatives.ndim != 3 or (negatives.shape[0], negatives.shape[2]) != (n, dim):
-        raise ValueError(
-            f"queries and documents must be [N, D], negatives [N, K, D]; "
-            f"got {queries.shape}, {documents.shape} and {negatives.shape}"
-        )
     candidates = jnp.concatenate([documents[:, None, :], negatives], axis=1)
     per_query = candidates.shape[1]
     similarities = angle_similarity(jnp.repeat(queries, per_query, axis=0), candidates.reshape(-1, dim))

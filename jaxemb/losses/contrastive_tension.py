@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxemb.checks import positive
+from jaxemb.checks import positive, shapes
 from jaxemb.losses.info_nce import symmetric_info_nce
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.program import one_program
@@ -13,7 +13,7 @@ from jaxemb.nn.classes import check_shares
 from jaxemb.nn.similarity import Similarity, dot, paired
 
 
-@one_program(labels=check_shares)
+@one_program(shapes(first="N D", second="N D", labels="N"), labels=check_shares)
 def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether two sentences are the same one, told by the inner product of one model's and the other model's embedding:
 
@@ -37,16 +37,11 @@ def contrastive_tension(first: jax.Array, second: jax.Array, labels: jax.Array) 
     References:
       Carlsson et al. 2021, https://openreview.net/forum?id=Ov_sMNau-PF.
     """
-    if first.ndim != 2 or first.shape != second.shape or jnp.shape(labels) != first.shape[:1]:
-        raise ValueError(
-            f"first and second must both be [N, D], labels [N]; "
-            f"got {first.shape}, {second.shape} and {jnp.shape(labels)}"
-        )
     labels = jnp.asarray(labels, jnp.float32)
     return len(labels) * optax.losses.sigmoid_binary_cross_entropy(paired(dot, first, second), labels)
 
 
-@one_program(temperature=positive)
+@one_program(shapes(first="N D", second="N D"), temperature=positive)
 def contrastive_tension_in_batch(
     first: jax.Array,
     second: jax.Array,

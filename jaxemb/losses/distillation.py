@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from jaxemb.checks import positive
+from jaxemb.checks import positive, shapes
 from jaxemb.losses.masks import Mask
 from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
@@ -257,7 +257,11 @@ def embed_distill(
     return distances.mean(axis=1)
 
 
-@one_program(temperature=positive, teacher_temperature=positive)
+@one_program(
+    shapes(queries="N D", documents="N D", teacher_queries="N D_t", teacher_documents="N D_t"),
+    temperature=positive,
+    teacher_temperature=positive,
+)
 def clip_distill(
     queries: jax.Array,
     documents: jax.Array,
@@ -288,11 +292,6 @@ def clip_distill(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    shapes = (queries.shape, documents.shape, teacher_queries.shape, teacher_documents.shape)
-    if {len(shape) for shape in shapes} != {2} or shapes[:1] + shapes[2:3] != shapes[1:2] + shapes[3:]:
-        raise ValueError(f"queries and documents must both be [N, D], the teacher's both [N, D_t]; got {shapes}")
-    if shapes[0][0] != shapes[2][0]:
-        raise ValueError(f"the teacher must have the same N as the student; got {shapes[2][0]} and {shapes[0][0]}")
     one_way = lambda a, b, teacher_a, teacher_b: soft_target_contrastive(
         a, b, _in_batch_targets(teacher_a, teacher_b, teacher_temperature, tile), temperature=temperature, tile=tile
     )

@@ -2,14 +2,18 @@
 
 import jax
 
-from jaxemb.checks import non_negative, positive
+from jaxemb.checks import non_negative, positive, shapes
 from jaxemb.losses.info_nce import Direction, info_nce
 from jaxemb.losses.masks import guided
 from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import TILE
 
 
-@one_program(temperature=positive, margin=non_negative)
+@one_program(
+    shapes(guide_queries="N G", guide_documents="N G", guide_negatives="N K G | N G"),
+    temperature=positive,
+    margin=non_negative,
+)
 def gist(
     queries: jax.Array,
     documents: jax.Array,

@@ -248,8 +248,9 @@ def m3_unified(
             f"dense, sparse and multi_vector must all be [N, M] with M >= N; "
             f"got {dense.shape}, {sparse.shape} and {multi_vector.shape}"
         )
-    if len(ensemble_weights) != 3 or len(loss_weights) != 3:
-        raise ValueError(f"there must be three weights, one per head; got {ensemble_weights} and {loss_weights}")
+    for name, weights in {"ensemble_weights": ensemble_weights, "loss_weights": loss_weights}.items():
+        if len(weights) != 3:
+            raise ValueError(f"{name} must be three numbers, one per head; got {len(weights)}")
     heads = [scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) for scores in (dense, sparse, multi_vector)]
     combine = lambda weights, terms: sum(weight * term for weight, term in zip(weights, terms, strict=True))
     ensemble = combine(ensemble_weights, heads)

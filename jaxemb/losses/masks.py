@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, non_negative
+from jaxemb.checks import checked, non_negative, shapes
 from jaxemb.losses.program import one_program
 from jaxemb.losses.reductions import at
 from jaxemb.nn.similarity import dot, paired, unit
@@ -125,7 +125,7 @@ class Mask:
                     )
 
 
-@one_program()
+@one_program(shapes(query_ids="N", document_ids="N", negative_ids="N K | N", known="N P"))
 def duplicates(
     query_ids: jax.Array,
     document_ids: jax.Array,
@@ -152,16 +152,13 @@ def duplicates(
     Raises:
       ValueError: for shapes that do not fit, or per_query < 1.
     """
-    queries, documents, negatives = _columns("ids", query_ids, document_ids, negative_ids)
+    queries, documents, negatives = _columns(query_ids, document_ids, negative_ids)
     if per_query < 1:
         raise ValueError(f"per_query must be at least 1; got {per_query}")
     n = queries.shape[0]
     related = [queries[:, None], _documents_of_query(queries, documents, min(per_query, n))]
     if known is not None:
-        known = jnp.asarray(known)
-        if known.ndim != 2 or known.shape[0] != n:
-            raise ValueError(f"known must be [N, P] with N = {n}; got {known.shape}")
-        related.append(known)
+        related.append(jnp.asarray(known))
     nobody = jnp.full_like(negatives, -1)
     # The partner of a text is the other text of its record; a hard negative has none.
     return Mask(
@@ -197,7 +194,7 @@ def _documents_of_query(queries: jax.Array, documents: jax.Array, count: int) ->
     return jnp.concatenate([documents[:, None], others], axis=1)
 
 
-@one_program()
+@one_program(shapes(labels="N", negative_labels="N K | N"))
 def same_label(labels: jax.Array, negative_labels: jax.Array | None = None) -> Mask:
     """Masks the texts of records with the same label; labels of -1 are unknown, and equal to none.
 
@@ -208,7 +205,7 @@ def same_label(labels: jax.Array, negative_labels: jax.Array | None = None) -> M
     Raises:
       ValueError: for shapes that do not fit.
     """
-    labels, _, negatives = _columns("labels", labels, labels, negative_labels)
+    labels, _, negatives = _columns(labels, labels, negative_labels)
     return Mask(_has_label, record=labels, query=labels, document=_candidates(labels, negatives))
 
 
@@ -216,7 +213,7 @@ def _has_label(pairs: Pairs) -> jax.Array:
     return (pairs.record[:, None] == pairs.column[None, :]) & (pairs.column != -1)[None, :]
 
 
-@one_program(margin=non_negative)
+@one_program(shapes(queries="N D", documents="N D", negatives="N K D | N D"), margin=non_negative)
 def guided(
     queries: jax.Array,
     documents: jax.Array,
@@ -243,7 +240,7 @@ def guided(
       Solatorio 2024, arXiv 2402.16829.
     """
     _check_strategy(strategy)
-    queries, documents, negatives = _columns("guide embeddings", queries, documents, negatives)
+    queries, documents, negatives = _columns(queries, documents, negatives)
     queries, documents, negatives = unit(queries), unit(documents), unit(negatives)
     own = paired(dot, queries, documents)
     return Mask(
@@ -299,7 +296,7 @@ def dense(allowed: jax.Array) -> Mask:
     """
     allowed = jnp.asarray(allowed, bool)
     if allowed.ndim != 2 or allowed.shape[1] % allowed.shape[0]:
-        raise ValueError(f"mask must be [N, N (1 + K)]; got {allowed.shape}")
+        raise ValueError(f"allowed must be [N, N (1 + K)]; got {allowed.shape}")
     n, m = allowed.shape
     index = jnp.arange(m).reshape(-1, n).T
     return Mask(
@@ -374,20 +371,13 @@ def _candidates(documents: jax.Array, negatives: jax.Array) -> jax.Array:
     return jnp.concatenate([documents[:, None], negatives], axis=1)
 
 
-def _columns(what: str, queries, documents, negatives) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The facts of queries and documents `[N, ...]` and of hard negatives `[N, K, ...]`, checked."""
+def _columns(queries, documents, negatives) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The facts of queries and documents `[N, ...]` and of hard negatives `[N, K, ...]`."""
     queries, documents = jnp.asarray(queries), jnp.asarray(documents)
-    if queries.ndim < 1 or queries.shape != documents.shape:
-        raise ValueError(f"{what} of queries and documents must have one shape; got {queries.shape}, {documents.shape}")
     if negatives is None:
         return queries, documents, jnp.zeros_like(documents)[:, None][:, :0]
     negatives = jnp.asarray(negatives)
-    if negatives.ndim == documents.ndim:
-        negatives = negatives[:, None]
-    if (negatives.shape[:1], negatives.shape[2:]) != (documents.shape[:1], documents.shape[1:]):
-        shape = ("N", "K", *documents.shape[1:])
-        raise ValueError(f"{what} of negatives must be {shape} with N = {len(documents)}; got {np.shape(negatives)}")
-    return queries, documents, negatives
+    return queries, documents, negatives[:, None] if negatives.ndim == documents.ndim else negatives
 
 
 def _check_strategy(strategy: str) -> None:

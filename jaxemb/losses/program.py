@@ -2,21 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
-from jaxemb.checks import Check, checker, in_32_bits
+from jaxemb.checks import Check, Fits, checker, filled, in_32_bits
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def one_program(
-    fits: Callable[[Mapping[str, Any]], None] | None = None, /, **checks: Check
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def one_program(fits: Fits | None = None, /, **checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: the function is one program where it is called eagerly, its backward pass another; inside of other
     programs it becomes a part of them.
 
@@ -29,13 +27,13 @@ def one_program(
     must fit into 32 bits: a ValueError.
 
     Args:
-      fits: what raises an error for arguments, by name, that do not fit together; some may be traced.
+      fits: what raises an error for arguments, by name, that do not fit together, such as `shapes`; some may be traced.
       checks: of an argument's name, what raises an error if its value is not allowed. What is being traced, and what is
         left at None or at its default, is not checked.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        check = checker(function, checks)
+        check = checker(function, checks, fits)
         single = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL]
         arrays = [p.name for p in single if p.annotation is jax.Array and p.default is p.empty]
 
@@ -53,12 +51,9 @@ def one_program(
             args, kwargs = jax.tree.map(_as_array, (args, kwargs), is_leaf=_is_numbers)
             given = check(*args, **kwargs)
             for name in arrays:
-                if 0 in (shape := np.shape(given.get(name, 1))):
-                    raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
+                filled(name, given.get(name, 1))
             for name, value in given.items():
                 in_32_bits(name, value)
-            if fits is not None:
-                fits(given)
             leaves, structure = jax.tree.flatten((args, kwargs))
             static = structure, tuple(_DATA if _is_data(leaf) else leaf for leaf in leaves)
             return program(static, [leaf for leaf in leaves if _is_data(leaf)])

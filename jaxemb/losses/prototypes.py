@@ -9,19 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, rows_of
 from jaxemb.nn.similarity import cosine, unit
 
 
 def _check_lengths(name: str, prototypes) -> None:
-    zero = np.flatnonzero(~np.any(np.asarray(prototypes).reshape(len(prototypes), -1), axis=1))
+    if np.ndim(prototypes) != 2 or not np.size(prototypes):
+        raise ValueError(f"{name} must be [C, D], not empty; got {np.shape(prototypes)}")
+    zero = np.flatnonzero(~np.any(np.asarray(prototypes), axis=1))
     if zero.size:
         raise ValueError(f"{name} must not be zero vectors; that of class {zero[0]} is")
 
 
-@checked()
+@checked(shapes(features="N D", prototypes="C D", labels="N"), prototypes=_check_lengths)
 def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
     """`loss_i = 1 - cos(sg(f_i), p_{y_i})`: trains the prototypes alone, and nothing pushes them apart.
 
@@ -40,9 +42,6 @@ def prototype_pull(features: jax.Array, prototypes: jax.Array, labels: jax.Array
     References:
       Asadi et al. 2023, arXiv 2303.14771, the prototype loss as in the released code (`losses`, method "repe").
     """
-    _check(features, prototypes)
-    if jnp.shape(labels) != features.shape[:1]:
-        raise ValueError(f"labels must be one for each of {features.shape[0]} features; got shape {jnp.shape(labels)}")
     check_labels(labels, len(prototypes))
     return _pull(features, prototypes, labels)
 
@@ -53,7 +52,11 @@ def _pull(features, prototypes, labels):
     return 1 - jnp.sum(jax.lax.stop_gradient(unit(features)) * own, axis=-1)
 
 
-@checked()
+@checked(
+    shapes(features="N D", prototypes="C D", old_features="N D", old_prototypes="C D", groups="C"),
+    prototypes=_check_lengths,
+    old_prototypes=_check_lengths,
+)
 def relation_distillation(
     features: jax.Array,
     prototypes: jax.Array,
@@ -93,20 +96,11 @@ def relation_distillation(
     References:
       Asadi et al. 2023, arXiv 2303.14771, the relation distillation loss.
     """
-    _check(features, prototypes)
-    _check(old_features, old_prototypes)
-    if old_features.shape != features.shape or old_prototypes.shape != prototypes.shape:
-        raise ValueError(
-            f"old features and prototypes must be {features.shape} and {prototypes.shape}, as the new ones; "
-            f"got {old_features.shape} and {old_prototypes.shape}"
-        )
     classes = len(prototypes)
-    if jnp.shape(groups) != (classes,):
-        raise ValueError(f"groups must be one for each of {classes} prototypes; got shape {jnp.shape(groups)}")
-    if not isinstance(groups, jax.core.Tracer) and not np.all(
-        (np.asarray(groups) >= -1) & (np.asarray(groups) < classes)
-    ):
-        raise ValueError(f"groups must be in -1..{classes - 1}; got {np.asarray(groups).tolist()}")
+    if not isinstance(groups, jax.core.Tracer):
+        numbers = np.asarray(groups)
+        if numbers.dtype.kind not in "iu" or not np.all((numbers >= -1) & (numbers < classes)):
+            raise ValueError(f"groups must be whole numbers in -1..{classes - 1}; got {numbers.tolist()}")
     if relation_axis not in ("class", "sample"):
         raise ValueError(f"relation_axis must be 'class' or 'sample'; got {relation_axis!r}")
     if not temperature > 0:
@@ -134,7 +128,7 @@ def _relations(features, prototypes, old_features, old_prototypes, groups, tempe
     return terms.sum(axis=0)
 
 
-@one_program(prototypes=_check_lengths)
+@one_program(shapes(features="N D", prototypes="C D", classes="C | N C"), prototypes=_check_lengths)
 def prototype_logits(
     features: jax.Array, prototypes: jax.Array, classes: jax.Array | np.ndarray | None = None
 ) -> jax.Array:
@@ -148,10 +142,8 @@ def prototype_logits(
     Raises:
       ValueError: for shapes that do not fit.
     """
-    _check(features, prototypes)
-    shape = (len(features), len(prototypes))
-    if classes is not None and jnp.shape(classes) not in (shape, shape[1:]):
-        raise ValueError(f"classes must be [C] or [N, C] for logits {shape}; got shape {jnp.shape(classes)}")
+    if classes is not None and classes.dtype != bool:
+        raise ValueError(f"classes must be bool; got {classes.dtype}")
     logits = cosine(features, prototypes)
     return logits if classes is None else jnp.where(classes, logits, -jnp.inf)
 
@@ -162,10 +154,3 @@ def _log_softmax_of_segments(scores: jax.Array, segments: jax.Array) -> jax.Arra
     highest = jax.lax.stop_gradient(jax.ops.segment_max(scores, segments, count))[segments]
     shifted = scores - highest
     return shifted - jnp.log(jax.ops.segment_sum(jnp.exp(shifted), segments, count)[segments])
-
-
-def _check(features: jax.Array, prototypes: jax.Array) -> None:
-    if features.ndim != 2 or prototypes.ndim != 2 or features.shape[1] != prototypes.shape[1]:
-        raise ValueError(f"features must be [N, D], prototypes [C, D]; got {features.shape} and {prototypes.shape}")
-    if not isinstance(prototypes, jax.core.Tracer):
-        _check_lengths("prototypes", prototypes)

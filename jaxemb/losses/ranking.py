@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, positive
+from jaxemb.checks import checked, finite, positive, shapes, size
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, check_shares, one_hot
 
@@ -129,7 +129,7 @@ def multiple_negatives(
     return -_log_softmax(activation(scores) / temperature, mask)[:, 0]
 
 
-@one_program()
+@one_program(n=size)
 def random_negatives(key: jax.Array, n: int, count: int = 4, *, columns: int = 1) -> jax.Array:
     """For each of N queries, documents of other queries, drawn without replacement.
 
@@ -239,13 +239,13 @@ def adr_mse(
 # Pairs of a list
 
 
-@checked()
+@checked(shapes(gains="N L", discounts="L"))
 def ndcg_loss1(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`G_i / D_i`, for all pairs of documents: a loose bound of NDCG (NDCG-Loss1)."""
     return (gains / discounts)[:, :, None]
 
 
-@checked()
+@checked(shapes(gains="N L", discounts="L"))
 def ndcg_loss2(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`|1 / D_|i-j| - 1 / D_(|i-j|+1)| |G_i - G_j|`: a tighter bound (NDCG-Loss2)."""
     place = jnp.arange(discounts.shape[0])
@@ -254,13 +254,13 @@ def ndcg_loss2(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     return jnp.where(distance > 0, steps, 0.0) * _differences(gains)
 
 
-@checked()
+@checked(shapes(gains="N L", discounts="L"))
 def lambda_rank(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     """`|1 / D_i - 1 / D_j| |G_i - G_j|`: the change of NDCG when i and j swap places."""
     return _differences(1 / discounts[None]) * _differences(gains)
 
 
-@checked()
+@checked(shapes(gains="N L", discounts="L"), mu=finite)
 def ndcg_loss2pp(gains: jax.Array, discounts: jax.Array, *, mu: float = 10.0) -> jax.Array:
     """`lambda_rank + mu ndcg_loss2`: NDCG-Loss2++."""
     return lambda_rank(gains, discounts) + mu * ndcg_loss2(gains, discounts)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxemb.checks import in_32_bits, non_negative, positive
+from jaxemb.checks import checked, in_32_bits, non_negative, positive, shapes
 from jaxemb.losses.info_nce import info_nce
 from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
@@ -36,8 +36,10 @@ def _check_weights(name: str, weights) -> None:
     if isinstance(weights, Targets):
         return
     values = np.asarray(weights)
-    if values.ndim == 2 and (not (values >= 0).all() or not (values.sum(axis=1) > 0).all()):
-        raise ValueError("weights must be >= 0 with a positive sum in every row")
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        raise ValueError(f"{name} must be [N, N]; got {values.shape}")
+    if not (values >= 0).all() or not (values.sum(axis=1) > 0).all():
+        raise ValueError(f"{name} must be >= 0 with a positive sum in every row")
 
 
 @one_program()
@@ -46,30 +48,26 @@ def affine(features: jax.Array) -> Targets:
     return _of_features(_affine, features)
 
 
+@checked(shapes(features="N D"), temperature=positive)
 def exponential(features: jax.Array, temperature: float = 0.1) -> Targets:
     """`exp((cos(f_i, f_j) - 1) / temperature)` of features `[N, D]`; normalised, a softmax of the cosines."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {temperature}")
     return _of_features(_Exponential(temperature), features)
 
 
+@checked(shapes(labels="N"), labels=in_32_bits)
 def equal(labels: jax.Array) -> Targets:
     """1 where labels `[N]` are equal, else 0."""
-    in_32_bits("labels", labels)
     labels = jnp.asarray(labels)
     return Targets(_equal, labels, labels)
 
 
+@checked(shapes(weights="N N"), weights=_check_weights)
 def given(weights: jax.Array) -> Targets:
     """The weights `[N, N]` themselves, for small batches.
 
     Raises:
       ValueError: for a shape that is not square, negative weights, or a row that sums to 0.
     """
-    if jnp.ndim(weights) != 2 or jnp.shape(weights)[0] != jnp.shape(weights)[1]:
-        raise ValueError(f"weights must be [N, N]; got {jnp.shape(weights)}")
-    if not isinstance(weights, jax.core.Tracer):
-        _check_weights("weights", weights)
     return Targets(_given, jnp.asarray(weights), jnp.arange(len(weights)))
 
 
@@ -110,7 +108,7 @@ def soft_target_contrastive(
     return total - aligned / weight
 
 
-@one_program(temperature=positive, reverse_weight=non_negative)
+@one_program(shapes(locked="N D", learned="N D", features="N F"), temperature=positive, reverse_weight=non_negative)
 def cwcl(
     locked: jax.Array,
     learned: jax.Array,

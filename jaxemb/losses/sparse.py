@@ -15,11 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked, non_negative
+from jaxemb.checks import checked, non_negative, shapes
 from jaxemb.losses.program import one_program
 
 
-@one_program()
+@one_program(shapes(activations="N V | N K V"))
 def flops(activations: jax.Array, *, threshold: int | None = None) -> jax.Array:
     """The FLOPS regulariser: the expected number of multiplications of a search, smoothed:
 
@@ -46,8 +46,6 @@ def flops(activations: jax.Array, *, threshold: int | None = None) -> jax.Array:
       Paria et al. 2020, https://arxiv.org/abs/2004.05665; Formal et al. 2021 (SPLADE),
       https://arxiv.org/abs/2107.05720.
     """
-    if activations.ndim not in (2, 3):
-        raise ValueError(f"activations must be [N, V] or [N, K, V]; got {activations.shape}")
     if threshold is not None and threshold < 0:
         raise ValueError(f"threshold must be >= 0 or None; got {threshold}")
     texts = _f32(activations).reshape(-1, activations.shape[-1])
@@ -84,7 +82,7 @@ def flops_ramp(peak: float, total_steps: int, *, fraction: float = 1 / 3) -> Cal
     return lambda step: peak * jnp.square(jnp.minimum(step / steps, 1.0))
 
 
-@one_program()
+@one_program(shapes(latents="... H"))
 def k_sparse(latents: jax.Array, k: int) -> jax.Array:
     """`relu` of the k largest entries of each row, 0 elsewhere: the activation of a k-sparse autoencoder.
 
@@ -105,12 +103,12 @@ def k_sparse(latents: jax.Array, k: int) -> jax.Array:
       Makhzani & Frey 2014, https://arxiv.org/abs/1312.5663.
     """
     if not 1 <= k <= latents.shape[-1]:
-        raise ValueError(f"k must be in 1..{latents.shape[-1]}; got {k}")
+        raise ValueError(f"k must be in 1..{latents.shape[-1]}; got {k} for latents {latents.shape}")
     values, indices = jax.lax.top_k(latents, k)
     return jnp.put_along_axis(jnp.zeros_like(latents), indices, jax.nn.relu(values), axis=-1, inplace=False)
 
 
-@one_program(aux_weight=non_negative)
+@one_program(shapes(embeddings="N D", from_k="N D", from_4k="N D", residual_from_dead="N D"), aux_weight=non_negative)
 def csr_reconstruction(
     embeddings: jax.Array,
     from_k: jax.Array,
@@ -144,8 +142,6 @@ def csr_reconstruction(
       Wen et al. 2025, Beyond Matryoshka, https://arxiv.org/abs/2503.01776; Gao et al. 2024 (the auxiliary term),
       https://arxiv.org/abs/2406.04093.
     """
-    others = [from_k, from_4k] if residual_from_dead is None else [from_k, from_4k, residual_from_dead]
-    _check_same(embeddings, *others)
     error = lambda y: jnp.mean(jnp.square(_f32(embeddings) - _f32(y)), axis=1)
     losses = error(from_k) + error(from_4k) / 8
     if residual_from_dead is None:
@@ -154,7 +150,7 @@ def csr_reconstruction(
     return losses + aux_weight * normalized_mse(residual_from_dead, residual)
 
 
-@one_program()
+@one_program(shapes(reconstructions="N D", targets="N D"))
 def normalized_mse(reconstructions: jax.Array, targets: jax.Array) -> jax.Array:
     """Squared errors relative to the targets' variance in the batch:
 
@@ -172,7 +168,6 @@ def normalized_mse(reconstructions: jax.Array, targets: jax.Array) -> jax.Array:
     Raises:
       ValueError: for shapes that do not fit.
     """
-    _check_same(reconstructions, targets)
     reconstructions, targets = _f32(reconstructions), _f32(targets)
     variance = jnp.mean(jnp.square(targets - targets.mean(axis=0)))
     variance = jnp.where((variance == 0) | jnp.all(targets == targets[:1]), 1.0, variance)
@@ -181,8 +176,3 @@ def normalized_mse(reconstructions: jax.Array, targets: jax.Array) -> jax.Array:
 
 def _f32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _check_same(*arrays: jax.Array) -> None:
-    if arrays[0].ndim != 2 or len({array.shape for array in arrays}) != 1:
-        raise ValueError(f"embeddings and reconstructions must all be [N, D]; got {[a.shape for a in arrays]}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxemb.checks import positive
+from jaxemb.checks import positive, shapes
 from jaxemb.losses.masks import same_label
 from jaxemb.losses.program import one_program
 from jaxemb.losses.records import Tile, make_records
@@ -19,7 +19,7 @@ def _some_alike(name: str, labels) -> None:
         raise ValueError(f"no two of the {len(labels)} {name} are the same, so that no text has a positive")
 
 
-@one_program(labels=_some_alike, temperature=positive)
+@one_program(shapes(embeddings="N D", labels="N"), labels=_some_alike, temperature=positive)
 def supcon(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -56,8 +56,6 @@ def supcon(
     References:
       Khosla et al. 2020, arXiv 2004.11362, equation 2 (without the factor temperature / base temperature, which is 1).
     """
-    if embeddings.ndim != 2 or jnp.shape(labels) != embeddings.shape[:1]:
-        raise ValueError(f"embeddings must be [N, D], labels [N]; got {embeddings.shape} and {jnp.shape(labels)}")
     records = make_records(embeddings, embeddings, similarity=similarity, mask=same_label(labels))
     entries = Partial(_by_label, 1 / jnp.float32(temperature))
     total, positives, count = records.reduce(entries, (LOG_SUM_EXP, SUM, constant(SUM)), tile=tile)

@@ -7,12 +7,12 @@ Only differences of distances matter, so that d is minus the similarity, and not
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import non_negative
+from jaxemb.checks import non_negative, shapes
 from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import Similarity, similarity_function
 
 
-@one_program(margin=non_negative)
+@one_program(shapes(anchors="N D", positives="N D", negatives="N K D | N D"), margin=non_negative)
 def triplet(
     anchors: jax.Array,
     positives: jax.Array,
@@ -44,16 +44,12 @@ def triplet(
     """
     if negatives.ndim == 2:
         negatives = negatives[:, None, :]
-    shapes = (anchors.shape, positives.shape, negatives.shape)
-    fits = anchors.ndim == 2 and positives.shape == anchors.shape and negatives.ndim == 3
-    if not fits or negatives.shape[::2] != anchors.shape or not negatives.shape[1]:
-        raise ValueError(f"anchors and positives must be [N, D], negatives [N, K, D] with K >= 1; got {shapes}")
     candidates = jnp.concatenate([positives[:, None, :], negatives], axis=1)
     distances = -similarity_function(similarity)(anchors[:, None, :], candidates)[:, 0, :]
     return jax.nn.relu(distances[:, :1] - distances[:, 1:] + margin).mean(axis=1)
 
 
-@one_program(margin=non_negative)
+@one_program(shapes(embeddings="N D", labels="N", mask="N N"), margin=non_negative)
 def batch_all_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -96,7 +92,7 @@ def batch_all_triplet(
     return len(labels) * violations.sum(axis=1) / jnp.maximum(count, 1.0)
 
 
-@one_program(margin=non_negative)
+@one_program(shapes(embeddings="N D", labels="N", mask="N N"), margin=non_negative)
 def batch_hard_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -139,7 +135,7 @@ def batch_hard_triplet(
     return jnp.where(complete, losses, 0.0)
 
 
-@one_program(margin=non_negative)
+@one_program(shapes(embeddings="N D", labels="N", mask="N N"), margin=non_negative)
 def batch_semi_hard_triplet(
     embeddings: jax.Array,
     labels: jax.Array,
@@ -183,12 +179,7 @@ def batch_semi_hard_triplet(
 
 def _batch(embeddings, labels, similarity, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
     """All distances, and which are those of an anchor (row) to a positive and to a negative, `[N, N]` each."""
-    n = embeddings.shape[0]
-    if embeddings.ndim != 2 or jnp.shape(labels) != (n,):
-        raise ValueError(f"embeddings must be [N, D] and labels [N]; got {embeddings.shape} and {jnp.shape(labels)}")
-    if mask is not None and mask.shape != (n, n):
-        raise ValueError(f"mask must be [N, N] = {(n, n)}; got {mask.shape}")
     labels = jnp.asarray(labels)
     same = labels[:, None] == labels[None, :]
     negative = ~same if mask is None else ~same & mask
-    return -similarity_function(similarity)(embeddings, embeddings), same & ~jnp.eye(n, dtype=bool), negative
+    return -similarity_function(similarity)(embeddings, embeddings), same & ~jnp.eye(len(labels), dtype=bool), negative

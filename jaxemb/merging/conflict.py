@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import arrays, checked, each
 from jaxemb.merging.trees import match_vectors, wide
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
@@ -28,7 +28,7 @@ class Interference(NamedTuple):
     norm_ratio: np.ndarray
 
 
-@checked()
+@checked(vectors=each(arrays))
 def interference_report(vectors: Sequence[PyTree]) -> Interference:
     """Compares task vectors, over all of their tensors.
 
@@ -46,7 +46,7 @@ def interference_report(vectors: Sequence[PyTree]) -> Interference:
     return Interference(*map(np.asarray, (_cosines(products), conflict, ratio)))
 
 
-@checked()
+@checked(model=arrays)
 def gradient_conflict(
     objectives: Mapping[str, Objective],
     model: PyTree,
@@ -66,7 +66,8 @@ def gradient_conflict(
     """
     if not objectives or set(objectives) != set(batches):
         raise ValueError(
-            f"batches must be one for each task and tasks at least one; got {list(batches)} for {list(objectives)}"
+            "batches must be one for each task of objectives, and these at least one; "
+            f"got {list(batches)} for {list(objectives)}"
         )
 
     @jax.jit

@@ -8,11 +8,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import check_finite, checked
+from jaxemb.checks import arrays, check_finite, checked, each, finite, positive
 from jaxemb.merging.trees import (
     Match,
     apply_task_vectors,
     match_vectors,
+    numbered,
     stacked_layers,
     wide,
 )
@@ -21,7 +22,7 @@ from jaxemb.trees import PyTree, Where, by_path, selects
 _LINEAR = 0.9995  # of the cosine: beyond it SLERP is a linear interpolation
 
 
-@checked()
+@checked(models=each(arrays))
 def merge_average(
     models: Sequence[PyTree], weights: Sequence[float] | None = None, *, include: Where | None = None
 ) -> PyTree:
@@ -39,12 +40,12 @@ def merge_average(
       ValueError: if there are no models, they do not match, a tensor that is merged is not floating-point, or the
         weights are not n numbers with a positive sum.
     """
-    match = Match.of(models, "model", include)
+    match = Match.of(numbered("models", models), include)
     shares = _shares(weights, len(models))
     return match.map(lambda path, *xs: sum(w * x for w, x in zip(shares, xs, strict=True)))
 
 
-@checked()
+@checked(base=arrays, vectors=each(arrays), scale=finite)
 def merge_task_arithmetic(base: PyTree, vectors: Sequence[PyTree], scale: float = 0.3) -> PyTree:
     """`base + scale * sum_i tau_i` (Ilharco et al. 2023, arXiv 2212.04089); scales of 0.3 to 0.4 are typical.
 
@@ -54,7 +55,7 @@ def merge_task_arithmetic(base: PyTree, vectors: Sequence[PyTree], scale: float 
     return apply_task_vectors(base, vectors, jnp.ones(len(vectors)), scale)
 
 
-@checked()
+@checked(base=arrays, vectors=each(arrays), scale=finite)
 def merge_ties(
     base: PyTree,
     vectors: Sequence[PyTree],
@@ -104,7 +105,7 @@ def merge_ties(
     return match.map(lambda path, leaf, *_: leaf + scale * vector[path].reshape(leaf.shape))
 
 
-@checked()
+@checked(vector=arrays)
 def dare(
     key: jax.Array,
     vector: PyTree,
@@ -132,11 +133,11 @@ def dare(
         raise ValueError(f"drop_rate must be in [0, 1); got {drop_rate}")
     if rescale not in ("inverse", "l1", None):
         raise ValueError(f"rescale must be 'inverse', 'l1' or None; got {rescale!r}")
-    match = Match.of([vector], "vector")
+    match = Match.of({"vector": vector})
     keys = dict(zip(match.paths, jax.random.split(key, len(match.paths)), strict=True))
 
     def drop(path, x):
-        kept = jnp.where(jax.random.bernoulli(keys[path], 1 - drop_rate, x.shape), x, 0)
+        kept = jnp.where(jax.random.bernoulli(keys[path], 1.0 - drop_rate, x.shape), x, 0)
         if rescale == "l1":
             before, after = (jnp.abs(_rows(path, y, stacked)).sum(axis=1, keepdims=True) for y in (x, kept))
             return (_rows(path, kept, stacked) * jnp.where(after > 0, before / after, 1)).reshape(x.shape)
@@ -145,7 +146,7 @@ def dare(
     return match.map(drop)
 
 
-@checked()
+@checked(first=arrays, second=arrays)
 def merge_slerp(
     first: PyTree, second: PyTree, t: float = 0.5, *, include: Where | None = None, stacked: Where = stacked_layers
 ) -> PyTree:
@@ -180,10 +181,10 @@ def merge_slerp(
         of_second = jnp.where(curved, jnp.sin(t * omega) / jnp.sin(omega), t)
         return (of_first * rows[0] + of_second * rows[1]).reshape(a.shape)
 
-    return Match.of((first, second), "model", include).map(interpolate)
+    return Match.of({"first": first, "second": second}, include).map(interpolate)
 
 
-@checked()
+@checked(models=each(arrays), fishers=each(arrays), floor=positive)
 def merge_fisher(
     models: Sequence[PyTree],
     fishers: Sequence[PyTree],
@@ -207,9 +208,7 @@ def merge_fisher(
     """
     if len(fishers) != len(models):
         raise ValueError(f"fishers must be one for each of {len(models)} models; got {len(fishers)}")
-    if not floor > 0:
-        raise ValueError(f"floor must be > 0; got {floor}")
-    match = Match.of((*models, *fishers), "model and fisher", include) if models else Match.of(models, "model")
+    match = Match.of(numbered("models", models) | numbered("fishers", fishers), include)
     shares = _shares(weights, len(models))
 
     def merge(path, *xs):
@@ -219,7 +218,7 @@ def merge_fisher(
     return match.map(merge)
 
 
-@checked()
+@checked(models=each(arrays))
 def merge_regmean(
     models: Sequence[PyTree],
     grams: Sequence[Mapping[str, jax.Array]],
@@ -246,7 +245,7 @@ def merge_regmean(
       ValueError: if there are no models, or not one set of matrices for each, the trees do not match, a matrix has
         another shape or no kernel, or a number is out of its range.
     """
-    match = Match.of(models, "model", include)
+    match = Match.of(numbered("models", models), include)
     if len(grams) != len(models):
         raise ValueError(f"grams must be one set of matrices for each of {len(models)} models; got {len(grams)}")
     if not 0 <= alpha <= 1:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.checks import check_types, checked
+from jaxemb.checks import arrays, check_types, checked, each
 from jaxemb.merging.trees import apply_task_vectors, check_groups, match_vectors
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
@@ -97,7 +97,7 @@ class SelfPositionResult:
     history: SelfPositionHistory
 
 
-@checked()
+@checked(base=arrays, vectors=each(arrays))
 def self_position(
     objectives: Mapping[str, Objective],
     base: PyTree,
@@ -239,6 +239,7 @@ def _next_batches(iterators: Mapping[str, Iterator[Any]], number: int) -> tuple[
     for name, iterator in iterators.items():
         try:
             batches.append(next(iterator))
+            arrays(f"probes[{name!r}][{number}]", batches[-1])
         except StopIteration:
             raise ValueError(f"probes must have a batch for every step; those of {name!r} end after {number}") from None
     return tuple(batches)

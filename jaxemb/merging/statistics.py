@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.checks import checked
+from jaxemb.checks import arrays, checked
 from jaxemb.nn import Linear
 from jaxemb.objectives import Objective
 from jaxemb.objectives.classification import competing
 from jaxemb.trees import PyTree, by_path
 
 
-@checked()
+@checked(model=arrays)
 def collect_fisher(
     objective: Objective, model: PyTree, batches: Iterable[PyTree], key: jax.Array | None = None
 ) -> PyTree:
@@ -48,6 +48,7 @@ def collect_fisher(
     total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(x.dtype, jnp.float32)), model)
     count = 0
     for number, batch in enumerate(batches):
+        arrays(f"batches[{number}]", batch)
         total, examples = add(total, model, batch, None if key is None else jax.random.fold_in(key, number))
         count += int(examples)
     if not count:
@@ -79,7 +80,7 @@ def sampled_labels(objective: Objective, classes: str = "classes") -> Objective:
     return sampled
 
 
-@checked()
+@checked(model=arrays)
 def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: Iterable[PyTree]) -> dict[str, jax.Array]:
     """`G = X^T X` of the inputs of every `Linear` of the model, by the path of its kernel.
 
@@ -116,7 +117,8 @@ def collect_grams(forward: Callable[[Any, Any], Any], model: PyTree, batches: It
     leaves = list(nodes.values())
     shapes = {path: leaves[i].kernel.shape for i, path in paths.items()}
     total = zeros = {path: jnp.zeros((*shape[:-2], shape[-2], shape[-2])) for path, shape in shapes.items()}
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        arrays(f"batches[{number}]", batch)
         total = add(total, leaves, batch)
     if total is zeros:
         raise ValueError("batches must be at least one; got 0")

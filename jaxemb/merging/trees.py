@@ -2,14 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import check_finite, checked
+from jaxemb.checks import arrays, check_finite, checked, each, finite, having
 from jaxemb.trees import PyTree, Where, by_path, map_with_path, selects
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def stacked_layers(path: str) -> bool:
     return re.search(r"(^|\.)layers\.(?!\d)", path) is not None  # a number is that of one layer of a list
 
 
-@checked()
+@checked(params=arrays, base=arrays)
 def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -> PyTree:
     """`params - base`, in float32 or wider.
 
@@ -38,11 +38,11 @@ def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -
     Raises:
       ValueError: if the trees do not match, or a tensor that is included is not floating-point.
     """
-    match = Match.of((base, params), "model", include)
+    match = Match.of({"base": base, "params": params}, include)
     return match.build([None if ts is None else wide(ts[1]) - wide(ts[0]) for ts in match.tensors])
 
 
-@checked()
+@checked(base=arrays, vectors=each(arrays), scale=finite)
 def apply_task_vectors(
     base: PyTree,
     vectors: Sequence[PyTree],
@@ -84,14 +84,14 @@ def apply_task_vectors(
     return match.build(result)
 
 
-@checked()
+@checked(params=arrays)
 def tensor_groups(params: PyTree) -> PyTree:
     """A group for every tensor: for coefficients of its own."""
     leaves, structure = jax.tree.flatten(params)
     return jax.tree.unflatten(structure, np.arange(len(leaves)))
 
 
-@checked()
+@checked(params=arrays)
 def layer_groups(params: PyTree, stacked: Where = stacked_layers) -> PyTree:
     """Group l for layer l of the stacked tensors, and one more group, the last, for all other tensors.
 
@@ -101,12 +101,12 @@ def layer_groups(params: PyTree, stacked: Where = stacked_layers) -> PyTree:
     is_stacked = selects(stacked)
     depths = {leaf.shape[0] for path, leaf in by_path(params).items() if is_stacked(path)}
     if len(depths) != 1:
-        raise ValueError(f"stacked tensors must have one number of layers; got {sorted(depths)}")
+        raise ValueError(f"the stacked tensors of params must have one number of layers; got {sorted(depths)}")
     (depth,) = depths
     return map_with_path(lambda path, leaf: np.arange(depth) if is_stacked(path) else np.int64(depth), params)
 
 
-@checked()
+@checked(embedders=each(having("model", "tokenizer")))
 def models_of(embedders: "Sequence[SentenceEmbedder]") -> "list[Embedder]":
     """The models of embedders that may be merged: those that number texts alike.
 
@@ -141,27 +141,25 @@ class Match:
     structure: Any
 
     @classmethod
-    def of(cls, trees: Sequence[PyTree], what: str, include: Where | None = None) -> "Match":
-        """Flattens `trees` together; `what` one of them is, for the messages.
+    def of(cls, trees: Mapping[str, PyTree], include: Where | None = None) -> "Match":
+        """Flattens trees, by what they are called, together.
 
         Raises:
-          ValueError: if there is none, or they differ in structure or shapes, or integers would be merged.
+          ValueError: if they differ in structure or shapes, or integers would be merged.
         """
-        if not trees:
-            raise ValueError(f"{what}s must be at least one; got 0")
-        structure = _structure(trees[0])
-        named = [by_path(tree, _is_none) for tree in trees]
-        for i, tree in enumerate(trees):
-            if _structure(tree) != structure:
-                different = sorted(named[0].keys() ^ named[i].keys())
-                where = f"only one of them has {different[0]}" if different else "their static configurations differ"
-                raise ValueError(f"{what} {i} must have the structure of {what} 0; {where}")
+        (first, tree), *others = trees.items()
+        leaves = {name: by_path(tree, _is_none) for name, tree in trees.items()}
+        for name, other in others:
+            if _structure(other) != _structure(tree):
+                different = sorted(leaves[first].keys() ^ leaves[name].keys())
+                where = f"only one of them has {different[0]!r}" if different else "their static configurations differ"
+                raise ValueError(f"{name} must have the structure of {first}; {where}")
         is_included = selects("" if include is None else include)
         tensors = tuple(
-            _checked(path, column, what) if is_included(path) else None
-            for path, *column in zip(named[0], *(leaves.values() for leaves in named), strict=True)
+            _checked(path, {name: leaves[name][path] for name in trees}) if is_included(path) else None
+            for path in leaves[first]
         )
-        return cls(tuple(named[0]), tensors, tuple(named[0].values()), structure)
+        return cls(tuple(leaves[first]), tensors, tuple(leaves[first].values()), _structure(tree))
 
     def build(self, leaves: Iterable[Any]) -> PyTree:
         """A tree of this structure."""
@@ -186,8 +184,16 @@ def match_vectors(base: PyTree, vectors: Sequence[PyTree]) -> Match:
     kept = [set(by_path(vector)) for vector in vectors]
     for i, paths in enumerate(kept):
         if paths != kept[0]:
-            raise ValueError(f"vector {i} must have the tensors of vector 0; differs at {sorted(paths ^ kept[0])[0]}")
-    return Match.of((base, *vectors), "vector", include=lambda path: path in kept[0])
+            different = sorted(paths ^ kept[0])[0]
+            raise ValueError(f"vectors[{i}] must have the tensors of vectors[0]; differs at {different}")
+    return Match.of({"base": base} | numbered("vectors", vectors), include=lambda path: path in kept[0])
+
+
+def numbered(name: str, trees: Sequence[PyTree]) -> dict[str, PyTree]:
+    """The trees by what they are called in messages; raises a ValueError if there is none."""
+    if not trees:
+        raise ValueError(f"{name} must be at least one; got 0")
+    return {f"{name}[{i}]": tree for i, tree in enumerate(trees)}
 
 
 def check_groups(base: PyTree, groups: PyTree | None) -> list[Any]:
@@ -224,22 +230,21 @@ def _is_none(leaf: Any) -> bool:
     return leaf is None
 
 
-def _checked(path: str, column: Sequence[Any], what: str) -> tuple[Any, ...] | None:
-    """The arrays at one path; None where the trees have none."""
-    missing = [leaf is None for leaf in column]
-    if all(missing):
+def _checked(path: str, column: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The arrays of the trees, by their names, at one path; None where they have none."""
+    missing = [name for name, leaf in column.items() if leaf is None]
+    if len(missing) == len(column):
         return None
-    if any(missing):
-        raise ValueError(f"{what}s must all have a tensor at {path}, or none; {what} {missing.index(True)} has none")
-    for i, leaf in enumerate(column):
-        if jnp.shape(leaf) != jnp.shape(column[0]):
-            raise ValueError(
-                f"{what} {i}: {path} must have shape {jnp.shape(column[0])}, as {what} 0; got {jnp.shape(leaf)}"
-            )
+    if missing:
+        raise ValueError(f"{', '.join(column)} must all have a tensor at {path}, or none; {missing[0]} has none")
+    first = next(iter(column))
+    for name, leaf in column.items():
+        if jnp.shape(leaf) != (shape := jnp.shape(column[first])):
+            raise ValueError(f"{name}: {path} must have shape {shape}, as {first}; got {jnp.shape(leaf)}")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"{what} {i}: {path} is {jnp.result_type(leaf)}, and only floating-point tensors can be merged; "
+                f"{name}: {path} is {jnp.result_type(leaf)}, and only floating-point tensors can be merged; "
                 "leave it out with include"
             )
-        check_finite(f"{what} {i}: {path}", leaf)
-    return tuple(map(jnp.asarray, column))
+        check_finite(f"{name}: {path}", leaf)
+    return tuple(map(jnp.asarray, column.values()))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, described
+from jaxemb.checks import checked, described, in_32_bits
 from jaxemb.nn.dense_attention import blockwise, dense, guarded, library
 from jaxemb.nn.splash_attention import splash
 
@@ -44,7 +44,7 @@ class Windows(NamedTuple):
     which: jax.Array
 
 
-@checked()
+@checked(window=in_32_bits, soft_cap=in_32_bits)
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -156,6 +156,9 @@ def _known(window: Any) -> Any:
 def _check(q, k, v, segments, window, bias, prefix, dropout, soft_cap) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or (k.shape[:2], k.shape[3]) != (q.shape[:2], q.shape[3]):
         raise ValueError(f"q must be [B, T, H, h], k and v [B, T, G, h]; got {q.shape}, {k.shape} and {v.shape}")
+    for name, array in {"q": q, "k": k, "v": v}.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a float type; got {array.dtype}")
     if 0 in (*q.shape, k.shape[2]):
         raise ValueError(f"q, k and v must have at least one row, token and head; got {q.shape} and {k.shape}")
     if q.shape[2] % k.shape[2]:

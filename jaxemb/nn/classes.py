@@ -6,16 +6,16 @@ import numpy as np
 import optax
 
 
-def check_labels(labels: jax.Array | np.ndarray, classes: int) -> None:
+def check_labels(labels: jax.Array | np.ndarray, classes: int, name: str = "labels") -> None:
     """Raises a ValueError, but for what is being traced, unless all `labels` are integers in 0..classes - 1."""
     if isinstance(labels, jax.core.Tracer):
         return
     values = np.asarray(labels)
     if values.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers, the numbers of classes; got {values.dtype}")
+        raise ValueError(f"{name} must be integers, the numbers of classes; got {values.dtype}")
     outside = values[(values < 0) | (values >= classes)]
     if outside.size:
-        raise ValueError(f"labels must be in 0..{classes - 1}; got {outside.flat[0]}")
+        raise ValueError(f"{name} must be in 0..{classes - 1}; got {outside.flat[0]}")
 
 
 def check_shares(name: str, values: jax.Array | np.ndarray) -> None:

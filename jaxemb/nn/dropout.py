@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 
 _STEPS = 2**16  # probabilities are multiples of 1 / _STEPS
 
 
-@checked()
+@checked(shapes(x="... D"))
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """`x` with a share `rate` of its elements set to 0 and the others divided by the share that is kept.
 
@@ -17,8 +17,13 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
       x: of any shape.
       rate: in [0, 1); it is rounded as `share_kept` says.
       key: None turns dropout off.
+
+    Raises:
+      ValueError: for a rate outside of [0, 1).
     """
-    if key is None or rate == 0.0:
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1); got {rate}")
+    if key is None or rate == 0.0 or not x.size:
         return x
     return jnp.where(kept(key, rate, x.shape), x / share_kept(rate), 0.0).astype(x.dtype)
 

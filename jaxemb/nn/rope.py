@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import check_fields, checked
+from jaxemb.checks import check_fields, check_types, checked, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class RopeConfig:
 
     def __post_init__(self):
         check_fields(self, "finite and > 0", lambda x: 0 < x < math.inf, "base", "attention_factor")
+        check_types(self)
         check_fields(self, "finite and > 0, or None", lambda x: x is None or 0 < x < math.inf, "dynamic_factor")
         if (self.trained_length is not None) != (self.long_frequencies is not None or self.dynamic_factor is not None):
             raise ValueError("trained_length goes with long_frequencies or dynamic_factor; got one without the other")
@@ -90,10 +91,17 @@ def text_lengths(segments: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(positions, last, axis=1) + 1
 
 
-@checked()
+@checked(shapes(x="B T H h"))
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """`x` `[B, T, H, h]` turned by the angles of `RopeConfig.tables`, rotate-half layout, in f32."""
     cos, sin = tables
+    rows, length, _, size = x.shape
+    for name, table in {"tables[0]": cos, "tables[1]": sin}.items():
+        if table.shape[:-1] not in ((rows, length, 1), (1, length, 1)) or not 0 < table.shape[-1] <= size:
+            expected = f"[B, T, 1, 2 pairs] with B, T = {(rows, length)} and at most {size} for x {x.shape}"
+            raise ValueError(f"{name} must be {expected}; got {table.shape}")
+    if cos.shape != sin.shape or cos.shape[-1] % 2:
+        raise ValueError(f"tables must be two of one shape, even in its last axis; got {cos.shape} and {sin.shape}")
     y, rest = x[..., : cos.shape[-1]].astype(jnp.float32), x[..., cos.shape[-1] :]
     first, second = jnp.split(y, 2, axis=-1)
     turned = (y * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)

@@ -1,23 +1,37 @@
 """Similarities of embeddings: every row of one side with every row of the other; larger is more alike.
 
-Each takes `a` `[..., N, D]` and `b` `[..., M, D]` and returns `[..., N, M]`, computed in f32 at full matmul precision
-(a TF32 or one-pass bf16 product is off by 1e-3, which a temperature of 0.01 turns into 0.1 nat). Values and gradients
-are finite for zero vectors.
+Each takes `a` `[..., N, D]` and `b` `[..., M, D]`, whose leading axes broadcast, and returns `[..., N, M]`, computed in
+f32 at full matmul precision (a TF32 or one-pass bf16 product is off by 1e-3, which a temperature of 0.01 turns into 0.1
+nat). Values and gradients are finite for zero vectors. Other shapes are a ValueError.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 
 Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 
 _TINY_NORM = 1e-12  # shorter vectors count as zero
+_sides = shapes(a="...a N D", b="...b M D")
 
 
-@checked()
+def _fit(given: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless the sides are of one D, and their leading axes broadcast."""
+    _sides(given)
+    of_a, of_b = np.shape(given["a"])[:-2], np.shape(given["b"])[:-2]
+    if of_a != of_b:
+        try:
+            np.broadcast_shapes(of_a, of_b)
+        except ValueError:
+            raise ValueError(f"a and b must have leading axes that broadcast; got {of_a} and {of_b}") from None
+
+
+@checked(_fit)
 @jax.jit
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products `<a_i, b_j>`."""
@@ -25,14 +39,14 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("...nd,...md->...nm", a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-@checked()
+@checked(_fit)
 @jax.jit
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
     return dot(unit(a), unit(b))
 
 
-@checked()
+@checked(_fit)
 @jax.jit
 def euclidean(a: jax.Array, b: jax.Array) -> jax.Array:
     """Negative distances `-|a_i - b_j|_2`; the gradient is 0 where the two coincide."""
@@ -71,7 +85,7 @@ def similarity_function(similarity: str | Similarity) -> Similarity:
     return SIMILARITIES[similarity]
 
 
-@checked()
+@checked(shapes(a="N D", b="N D"))
 def paired(similarity: Similarity, a: jax.Array, b: jax.Array) -> jax.Array:
     """The similarity of row i with row i only: `[N, D]` and `[N, D]` to `[N]`."""
     if similarity in (cosine, dot, euclidean):
@@ -89,7 +103,7 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
-@checked()
+@checked(shapes(x="... D"))
 @jax.jit
 def unit(x: jax.Array) -> jax.Array:
     """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12.

@@ -89,6 +89,7 @@ class StackConfig:
         # What float32 holds: a smaller one is 0, and a larger one is all that is left of a state.
         check_fields(self, "in 1.2e-38..1", lambda x: 1.2e-38 <= x <= 1, "norm_eps")
         check_fields(self, "finite and >= 0", lambda x: 0 <= x < math.inf, "initializer_range")
+        check_fields(self, "finite", math.isfinite, "norm_weight_offset")
         optional = ("attention_scale", "attention_soft_cap")
         check_fields(self, "None, or finite and > 0", lambda x: x is None or 0 < x < math.inf, *optional)
         for name, options in _NAMES.items():
@@ -109,6 +110,7 @@ class StackConfig:
         check_types(self)
 
     def _check_layers(self) -> None:
+        check_types(self, "windows", "rope_of_layer", "ropes")
         for name in ("windows", "rope_of_layer"):
             if (n := len(getattr(self, name))) not in (0, self.layers):
                 raise ValueError(f"{name} must have one entry per layer ({self.layers}) or none; got {n}")

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked, shapes
 from jaxemb.nn.classes import class_cross_entropy
 from jaxemb.objectives.chunks import in_chunks
 from jaxemb.objectives.columns import Objective
 
 
-@checked()
+@checked(chunk=at_least(1))
 def classification(
     input: str = "input", label: str = "label", classes: str = "classes", *, chunk: int | None = None
 ) -> Objective:
@@ -74,7 +74,7 @@ def _in_chunks(chunk: int):
     return lambda model, inputs, key: (encode(model, inputs, key), ())
 
 
-@checked()
+@checked(shapes(logits="N C", classes="C | N C"))
 def competing(logits: jax.Array, classes: jax.Array | np.ndarray | None) -> jax.Array:
     """The logits `[N, C]`, with -inf for what is not in `classes` (bool `[C]` or `[N, C]`; None for all classes)."""
     return logits if classes is None else jnp.where(classes, logits, -jnp.inf)

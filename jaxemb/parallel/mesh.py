@@ -6,6 +6,8 @@ a layer. Programs are written for the global arrays; XLA inserts the collectives
 
 import contextlib
 import contextvars
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, numbers, whole
 from jaxemb.trees import PyTree, map_with_path
 
 AXES = ("data", "fsdp", "tensor")
@@ -161,13 +163,20 @@ def sharded_init(init: Callable[..., PyTree], *args: Any, mesh: Mesh | None, rul
       args: its arguments; their arrays must lie on the mesh, or on no particular device.
       mesh: None for the default device.
       rules: path rules, of the paths in the result.
+
+    Raises:
+      TypeError: `init` does not take these arguments.
     """
+    try:
+        inspect.signature(init).bind(*args)
+    except TypeError as error:
+        raise TypeError(f"args must be those of init: {error}") from None
     if mesh is None:
         return jax.jit(init)(*args)
     return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *args), mesh, rules))(*args)
 
 
-@checked()
+@checked(tree=numbers)
 def place(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
     """Puts every leaf of `tree` where `rules` say; of several processes each brings the whole tree.
 
@@ -196,7 +205,7 @@ def lies_on(tree: PyTree, mesh: Mesh) -> bool:
     return bool(arrays) and all(map(on_mesh, arrays))
 
 
-@checked()
+@checked(tree=numbers)
 def put(tree: PyTree, sharding: Sharding | None) -> PyTree:
     """`jax.device_put` of arrays of the host; of several processes each brings the whole tree.
 
@@ -242,7 +251,10 @@ def from_parts(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
-@checked()
+_axis = functools.partial(whole, least=0, most=63)
+
+
+@checked(axis=_axis)
 def shard_batch(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
     """Splits `axis` of every array over `data` and `fsdp`; each process brings its own part of the batch.
 

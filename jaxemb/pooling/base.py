@@ -1,11 +1,11 @@
 """What a pooling is, and how it reads rows that several texts share."""
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 from jaxemb.nn import Module
 from jaxemb.types import Tokens
 
@@ -50,17 +50,15 @@ class Concatenation(Pooling):
 
 
 @checked()
-def members(tokens: Tokens, dtype=jnp.float32) -> jax.Array:
+def members(tokens: Tokens, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """1 where token t belongs to text s of its row, `[B, S, T]`, S = `tokens.texts_per_row`."""
     slots = jnp.arange(1, tokens.texts_per_row + 1)
     return (tokens.segment_ids[:, None, :] == slots[None, :, None]).astype(dtype)
 
 
-@checked()
+@checked(shapes(states="B T D", weights="B S T"))
 def weighted_sum(states: jax.Array, weights: jax.Array) -> jax.Array:
     """`sum_t w_st x_t`, f32 `[B, S, D]`, of states `[B, T, D]` and weights `[B, S, T]`."""
-    chex.assert_rank(states, 3)
-    chex.assert_equal_shape_prefix([states, weights.swapaxes(1, 2)], 2)
     return jnp.einsum("bst,btd->bsd", weights, states, preferred_element_type=jnp.float32)
 
 
@@ -75,6 +73,8 @@ def of_texts(by_slot: jax.Array, tokens: Tokens) -> jax.Array:
 def to_slots(by_text: jax.Array, tokens: Tokens) -> jax.Array:
     """What belongs to texts, `[N, ...]`, by the text slots of rows, `[B, S, ...]`; zeros where no text is."""
     rows, per_row = tokens.ids.shape[0], tokens.texts_per_row
+    if by_text.shape[:1] != (tokens.count,):
+        raise ValueError(f"by_text must be [N, ...] with N = {tokens.count}, the texts of tokens; got {by_text.shape}")
     if tokens.slots is not None:
         empty = jnp.zeros((rows * per_row, *by_text.shape[1:]), by_text.dtype)
         by_text = empty.at[tokens.slots].set(by_text)

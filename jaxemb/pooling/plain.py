@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxemb.checks import checked
 from jaxemb.pooling.base import Concatenation, Pooling, members, of_texts, weighted_sum
 from jaxemb.types import Tokens
 
@@ -96,6 +97,7 @@ POOLINGS: Mapping[str, type[Pooling]] = {
 }
 
 
+@checked()
 def named(names: Sequence[str]) -> Pooling:
     """The pooling of these names of `POOLINGS`; of several their concatenation.
 
@@ -103,11 +105,12 @@ def named(names: Sequence[str]) -> Pooling:
       ValueError: for no name, or one that is not in `POOLINGS`.
     """
     if not names or isinstance(names, str) or not set(names) <= POOLINGS.keys():
-        raise ValueError(f"pooling must be one or several of {sorted(POOLINGS)}; got {names!r}")
+        raise ValueError(f"names of a pooling must be one or several of {sorted(POOLINGS)}; got {names!r}")
     parts = tuple(POOLINGS[name]() for name in names)
     return parts[0] if len(parts) == 1 else Concatenation(parts)
 
 
+@checked()
 def names_of(pooling: Pooling) -> tuple[str, ...] | None:
     """The names of which `named` makes this pooling; None if there are none."""
     parts = pooling.parts if isinstance(pooling, Concatenation) else (pooling,)

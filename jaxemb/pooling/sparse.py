@@ -1,18 +1,20 @@
 """Pooling over the vocabulary: a weight for each word, most of them 0."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked, shapes, whole
 from jaxemb.pooling.base import of_texts
 from jaxemb.types import Tokens
 
+_few = functools.partial(whole, least=1, most=100)
 
-@checked()
+
+@checked(shapes(states="B T D"), saturations=_few, chunk=at_least(1))
 def splade(
     states: jax.Array,
     tokens: Tokens,
@@ -47,9 +49,8 @@ def splade(
     """
     if reduce not in ("max", "sum"):
         raise ValueError(f"reduce must be 'max' or 'sum'; got {reduce!r}")
-    if saturations < 1 or chunk < 1:
-        raise ValueError(f"saturations and chunk must be at least 1; got {saturations} and {chunk}")
-    chex.assert_rank(states, 3)
+    if states.shape[:2] != tokens.ids.shape or not states.size:
+        raise ValueError(f"states must be [B, T, D] with B, T = {tokens.ids.shape}, not empty; got {states.shape}")
     slots = jnp.arange(1, tokens.texts_per_row + 1)
 
     def saturated(weights):

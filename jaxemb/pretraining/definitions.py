@@ -26,11 +26,11 @@ from flax import nnx
 
 from jaxemb import isotropy
 from jaxemb.checkpoints.heads import read_head
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, check_finite, checked, having, shapes
 from jaxemb.embedder import Dense, Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.nn import Linear, Module
-from jaxemb.nn.classes import class_cross_entropy
+from jaxemb.nn.classes import check_labels, class_cross_entropy
 from jaxemb.objectives.columns import Batch, Objective
 from jaxemb.pretraining.masked_language_model import MaskedLanguageModel
 from jaxemb.types import Tokens
@@ -157,7 +157,7 @@ def definition_to_entry(
     return objective
 
 
-@checked()
+@checked(shapes(projected="N D", entry="N", entries="V D"), chunk=at_least(1))
 def entry_cross_entropy(
     projected: jax.Array, entry: jax.Array, entries: jax.Array, *, chunk: int | None = None
 ) -> jax.Array:
@@ -165,20 +165,14 @@ def entry_cross_entropy(
 
     Args:
       projected: v, `[N, D]`.
-      entry: e, int `[N]`; one outside of 0..V-1 gives NaN, which ends training.
+      entry: e, int `[N]`; in traced code one outside of 0..V-1 gives NaN, which ends training.
       entries: E, `[V, D]`; may be split over devices.
       chunk: logits exist of so many entries at a time, in the gradient too, which computes them again; None for all.
 
     Raises:
-      ValueError: if D or N do not agree, or the chunk is below 1.
+      ValueError: if D or N do not agree, the chunk is below 1, or, outside of traced code, for an entry out of range.
     """
-    if projected.shape[-1] != entries.shape[-1] or projected.shape[:1] != entry.shape:
-        raise ValueError(
-            f"projected [N, D], entry [N] and entries [V, D] must agree; got {projected.shape}, {entry.shape} and "
-            f"{entries.shape}"
-        )
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1; got {chunk}")
+    check_labels(entry, len(entries), name="entry")
     count = entries.shape[0]
     size = count if chunk is None else min(chunk, count)
 
@@ -198,7 +192,7 @@ def entry_cross_entropy(
     return normaliser - jnp.einsum("nd,nd->n", projected, own, preferred_element_type=jnp.float32)
 
 
-@checked()
+@checked(embedder=having("encode", "model"), definitions=having("entries", "entry", "texts"), at_a_time=at_least(1))
 def entry_embeddings(
     embedder: "SentenceEmbedder", definitions: "Definitions", *, at_a_time: int = 65_536
 ) -> np.ndarray:
@@ -219,7 +213,7 @@ def entry_embeddings(
     return (sums / counts[:, None]).astype(np.float32)
 
 
-@checked()
+@checked(shapes(entries="V D"), entries=check_finite, max_iterations=at_least(1))
 def isotropic_entries(
     entries: np.ndarray, *, scale: float | None = 100.0, seed: int = 42, max_iterations: int = 1000
 ) -> np.ndarray:
@@ -238,7 +232,11 @@ def isotropic_entries(
     Raises:
       ValueError: if there are no more rows than such directions.
     """
-    variances = np.square(scipy.linalg.svdvals(entries - entries.mean(axis=0, dtype=np.float64)))
+    variances = np.square(
+        scipy.linalg.svdvals(entries - entries.mean(axis=0, dtype=np.float64)) if len(entries) else []
+    )
+    if not variances.max(initial=0) > 0:
+        raise ValueError("entries must be rows that differ")
     rank = int((variances > 2e-10 * variances[0]).sum())
     reduced = isotropy.whiten(entries, rank)(entries)
     components = isotropy.ica(reduced, seed=seed, max_iterations=max_iterations)(reduced)
@@ -253,6 +251,8 @@ def prompted(texts: Sequence[str], mask: str = "[MASK]") -> list[str]:
 
     Raises ValueError for a text that has a mask token itself.
     """
+    if not mask:
+        raise ValueError("mask must be a token; got ''")
     if (found := next((text for text in texts if mask in text), None)) is not None:
         raise ValueError(f"texts must not contain {mask}; got {found!r}")
     return [f'This sentence : "{text}" means {mask} . ' for text in texts]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, filled, having, shapes
 from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.transformer import Transformer, layout_of, split_key
 from jaxemb.nn import ACTIVATIONS, Layer, Linear, Module, Norm, make_norm
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SPECIAL, START, CONTINUATION = 0, 1, 2
 
 
-@checked()
+@checked(tokenizer=having("backend", "special_ids"))
 def word_pieces(tokenizer: "Tokenizer") -> np.ndarray:
     """What each token is: `SPECIAL` (such as [CLS] and padding), the `START` of a word, or its `CONTINUATION`.
 
@@ -49,7 +49,7 @@ def word_pieces(tokenizer: "Tokenizer") -> np.ndarray:
     return pieces
 
 
-@checked()
+@checked(shapes(pieces="V"), pieces=filled)
 def delete_words(tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array, *, ratio: float = 0.6) -> Tokens:
     """The texts with each word deleted with probability `ratio`, but at least one word of each left.
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, filled, shapes
 from jaxemb.embedder import transformer_of
 from jaxemb.encoders.transformer import layout_of, split_key
 from jaxemb.nn import Layer, Module
@@ -103,7 +103,7 @@ class MaskedAutoEncoder(Module):
         return jax.lax.map(of_size, (jnp.where(kept, states, 0), keys)).mean(axis=0)
 
 
-@checked()
+@checked(shapes(pieces="V"), pieces=filled)
 def mask_words(
     tokens: Tokens, key: jax.Array, pieces: np.ndarray | jax.Array, ratios: Sequence[float]
 ) -> tuple[jax.Array, ...]:
@@ -157,7 +157,7 @@ def mask_words(
     return tuple(jnp.take_along_axis(t, word, axis=1) & (kind != SPECIAL) for t in of_word)
 
 
-@checked()
+@checked(shapes(pieces="V"), pieces=filled)
 def masked_autoencoding(
     column: str,
     pieces: np.ndarray,

@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 from jaxemb.checkpoints.heads import add_head, read_head, write_head
-from jaxemb.checks import checked
+from jaxemb.checks import checked, filled, shapes
 from jaxemb.embedder import Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.encoders.transformer import TransformerConfig
@@ -146,7 +146,7 @@ class MaskedLanguageModel(Module):
         return of_text * (tokens.count / jnp.maximum(jnp.sum(where < hidden.size), 1))
 
 
-@checked()
+@checked(shapes(pieces="V"), pieces=filled)
 def mask_tokens(
     tokens: Tokens,
     key: jax.Array,
@@ -180,7 +180,7 @@ def mask_tokens(
     _check(ratio, random, kept, mask_id, len(pieces))
     key_hidden, key_replaced = jax.random.split(key)
     can_hide = tokens.mask & (jnp.asarray(pieces)[tokens.ids] != SPECIAL)
-    hidden = can_hide & jax.random.bernoulli(key_hidden, ratio, tokens.ids.shape)
+    hidden = can_hide & jax.random.bernoulli(key_hidden, 1.0 * ratio, tokens.ids.shape)
     return replace_masked(tokens, hidden, key_replaced, len(pieces), mask_id, random=random, kept=kept), hidden
 
 
@@ -202,7 +202,7 @@ def replace_masked(
     return dataclasses.replace(tokens, ids=jnp.where(hidden & (how < 1 - kept), replaced, tokens.ids))
 
 
-@checked()
+@checked(shapes(pieces="V"), pieces=filled)
 def masked_language_modelling(
     column: str, pieces: np.ndarray, mask_id: int, *, ratio: float = 0.15, random: float = 0.1, kept: float = 0.1
 ) -> Objective:

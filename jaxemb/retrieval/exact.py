@@ -240,7 +240,7 @@ def _check(queries, corpus, metric, exclude_ids) -> tuple[np.ndarray, np.ndarray
         if metric == "cosine":
             finite &= np.isfinite(np.square(queries).sum(axis=1))
     if not finite.all():
-        raise ValueError(f"query {int(np.argmin(finite))} holds values that are not finite, or too large to compare")
+        raise ValueError(f"queries must be finite, and not too large to compare; row {int(np.argmin(finite))} is not")
     exclude = np.full((len(queries), 0), -1, np.int32) if exclude_ids is None else np.asarray(exclude_ids)
     if exclude.ndim != 2 or len(exclude) != len(queries) or not np.issubdtype(exclude.dtype, np.integer):
         raise ValueError(

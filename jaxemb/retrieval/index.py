@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, encodable, having
+from jaxemb.checks import at_least, checked, encodable, having, whole
 from jaxemb.files import Contents, mapped_array, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.settings import Settings, inner, size
@@ -87,18 +87,20 @@ class SearchIndex:
         of, size = self.manifest, f"{len(self):,} x {self.manifest.dim} {self.manifest.dtype}"
         return f"SearchIndex({str(self.path)!r}, {size}, {of.similarity}, model={of.model!r})"
 
+    @checked()
     def record(self, id: int) -> dict[str, Any]:
         """The record number `id`.
 
         Raises:
-          ValueError: if its line in the file is no JSON object.
+          ValueError: if there is no such record, or its line in the file is no JSON object.
         """
+        whole("id", id, 0, len(self) - 1)
         try:
             return parse_json(self.lines[id], dict, finite=False)
         except ValueError as error:
             raise ValueError(f"{self.path / _RECORDS}:{id + 1}: {error}") from error
 
-    @checked(k=at_least(1))
+    @checked(k=at_least(1), embedder=having("encode", "model", "prompts"))
     def search(
         self,
         queries: Sequence[str],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, one_of
+from jaxemb.checks import at_least, checked, filled, one_of, shapes
 from jaxemb.data.records import Source
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.similarity import PAIRED
@@ -42,7 +42,13 @@ class Negatives(NamedTuple):
     discarded: Mapping[str, int]
 
 
-@checked(num_negatives=at_least(1), range_min=at_least(0), range_max=at_least(1))
+@checked(
+    shapes(queries="Q D", corpus="N D"),
+    num_negatives=at_least(1),
+    range_min=at_least(0),
+    range_max=at_least(1),
+    corpus=filled,
+)
 def hard_negatives(
     queries: np.ndarray,
     corpus: np.ndarray,
@@ -351,6 +357,9 @@ def mine_hard_negatives(
     """
     if not len(records):
         raise ValueError("records must not be empty")
+    for name, column in {"query_column": query_column, "positive_column": positive_column}.items():
+        if not column:
+            raise ValueError(f"{name} must be the name of a column; got ''")
     rows = records.__getitems__(range(len(records))) if isinstance(records, Source) else records
     pairs = [
         (_text(record, query_column, number), _text(record, positive_column, number))

@@ -20,6 +20,8 @@ def stack_batches(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
       ValueError: if they have different numbers of records, or are of different sources.
     """
+    if not batches:
+        raise ValueError("batches must be at least one; got 0")
     if len(names := {batch["source_name"].text for batch in batches if "source_name" in batch}) > 1:
         raise ValueError(f"micro-batches of one step must be of one source; got {sorted(names)}")
     if len(sizes := {len(batch["id"]) for batch in batches}) > 1:

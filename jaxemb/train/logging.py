@@ -139,7 +139,9 @@ def headlines(results: Mapping[str, float], best: str | None = None) -> list[str
 @checked()
 def read_metrics(out: str | Path) -> list[dict[str, float]]:
     """The lines of a run's `metrics.jsonl`. One that is damaged, or was not finished, is left out, with a warning."""
-    return [values for _, values in _intact_lines(Path(out) / "metrics.jsonl")]
+    if not (path := Path(out) / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"no such file: {path}; out must be the directory of a run")
+    return [values for _, values in _intact_lines(path)]
 
 
 def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:

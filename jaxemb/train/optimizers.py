@@ -6,11 +6,11 @@ from typing import Literal
 
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import arrays, checked
 from jaxemb.trees import PyTree, map_with_path
 
 
-@checked()
+@checked(tree=arrays)
 def decayed(tree: PyTree) -> PyTree:
     """True for the arrays that weight decay is for: kernels and embedding tables, not biases and norms."""
     return map_with_path(lambda name, leaf: leaf.ndim >= 2 and not re.search(r"(?i)bias|norm", name), tree)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import optax
 
-from jaxemb.checks import checked, described, is_array
+from jaxemb.checks import check_types, checked, described, is_array
 from jaxemb.objectives import Objective
 from jaxemb.train import description
 from jaxemb.train.state import TrainState
@@ -123,6 +123,7 @@ class Run:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        check_types(self, "tasks", "evaluators", "best", "seed", "evaluated_model", "source", "options")
         for name in ("embedder", "objective"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Run.{name} must be a function; got {getattr(self, name)!r}")
@@ -137,9 +138,6 @@ class Run:
             isinstance(minutes, int | float) and minutes >= 0
         ):
             raise ValueError(f"Run.checkpoint_minutes must be a number of at least 0; got {minutes!r}")
-        for name, evaluator in self.evaluators.items():
-            if not callable(evaluator):
-                raise TypeError(f"Run.evaluators[{name!r}] must be a function of an embedder; got {evaluator!r}")
         if self.best is not None:
             if len(self.best) != 2 or self.best[1] not in ("max", "min"):
                 raise ValueError(f'Run.best must be (name of a result, "max" or "min"); got {self.best!r}')
@@ -178,9 +176,6 @@ class Run:
     def _check_tasks(self) -> None:
         if bool(self.tasks) == (self.data is not None):
             raise TypeError("Run takes data and steps, or tasks; got " + ("both" if self.tasks else "none of them"))
-        for task in self.tasks:
-            if not isinstance(task, RunTask):
-                raise TypeError(f"Run.tasks must be RunTasks; got {task!r}")
         if len(names := [task.name for task in self.tasks]) > len(set(names)):
             raise ValueError(f"Run.tasks must have names of their own; got {names}")
         for where, task in zip([f"Run.tasks[{name!r}]" for name in names] or ["Run"], self.all_tasks, strict=True):
@@ -277,7 +272,7 @@ def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
         signature = inspect.signature(config["run"])
         signature.bind(**options)
     except TypeError as error:
-        raise TypeError(f"{path}: run{signature}: {error}") from None
+        raise TypeError(f"options: {path}: run{signature}: {error}") from None
     run = config["run"](**options)
     if not isinstance(run, Run):
         raise ValueError(f"run() of {path} must return a jaxemb.train.Run; got {type(run).__name__}")

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxemb import parallel
-from jaxemb.checks import checked
+from jaxemb.checks import arrays, checked, numbers
 from jaxemb.objectives import Objective
 from jaxemb.train.state import TrainState, begin_task, end_task, init_state
 from jaxemb.train.step import TrainStep, make_train_step
@@ -147,7 +147,7 @@ class Runner:
         self._done(call.number)
 
 
-@checked()
+@checked(model=numbers)
 def train(
     model: PyTree,
     objective: Objective,
@@ -185,6 +185,8 @@ def train(
     state = place(begin_task(transform, objective, state, task))
     runner = Runner(make_train_step(objective, optimizer, transform), state, mesh=mesh)
     for number, batch in enumerate(batches, 1):
+        if number == 1:
+            arrays("batches[0]", batch)
         ids = np.ravel(batch["id"]) if "id" in batch else _NO_IDS
         runner.start(parallel.put(batch, None) if mesh is None else parallel.shard_batch(batch, mesh), ids)
         if number % _READ_EVERY == 0:

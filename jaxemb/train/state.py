@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxemb import parallel
-from jaxemb.checks import checked
+from jaxemb.checks import checked, numbers
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.transforms import Context, Task, Trained, Transform, trained_arrays
 from jaxemb.transforms.base import call_hook
@@ -43,7 +43,7 @@ class TrainState:
     finite: jax.Array
 
 
-@checked()
+@checked(model=numbers)
 def init_state(
     key: jax.Array,
     model: PyTree,

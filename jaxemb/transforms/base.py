@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import arrays, checked
 from jaxemb.trees import PyTree
 
 State = TypeVar("State")
@@ -363,7 +363,7 @@ def _parts(transform: Transform) -> tuple[Transform, ...]:
     return (transform,) if transform.parts is None else transform.parts
 
 
-@checked()
+@checked(model=arrays)
 def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
     """The mask of the arrays that the transform trains of the model as it is stored; a tree of bools like it.
 
@@ -385,7 +385,7 @@ def find_state(tree: PyTree, kind: type[State]) -> State:
     is_kind = lambda node: isinstance(node, kind)
     found = [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]
     if len(found) != 1:
-        raise ValueError(f"the state must contain exactly one {kind.__name__}; found {len(found)}")
+        raise ValueError(f"tree must be a state with exactly one {kind.__name__}; found {len(found)}")
     return found[0]
 
 

@@ -144,7 +144,7 @@ def test_a_pooling_that_is_named_is_taken(write_encoder, directory, caplog, pool
     assert load(directory, pooling=pooling).model.pooling == expected
     assert load(write_encoder(name="bare"), pooling=pooling).model.pooling == expected
     assert not caplog.text
-    with pytest.raises(ValueError, match=r"pooling must be one or several of .*; got \('median',\)"):
+    with pytest.raises(ValueError, match=r"names of a pooling must be one or several of .*; got \('median',\)"):
         load(directory, pooling="median")
 
 

@@ -80,9 +80,9 @@ def test_one_task_cannot_be_forgotten(measure):
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"R must be \[T, T\]; got \(2, 3\)"):
         metrics.average_accuracy(R[:2])
-    with pytest.raises(ValueError, match=r"one for each of 3 tasks; got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"b must be \[T\] with T = 3 as in R; got \(2,\)"):
         metrics.forward_transfer(R, b[:2])
     with pytest.raises(ValueError, match=r"kind must be .* got 'best'"):
         metrics.forgetting(R, "best")
-    with pytest.raises(ValueError, match=r"R must be \[T, T\] or \[seeds, T, T\]; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"R must be \[S, T, T\] or \[T, T\]; got \(3,\)"):
         metrics.summarise(b)

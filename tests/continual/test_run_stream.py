@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_is_found():
         ({"epochs": None}, "one of epochs and steps; got epochs=None, steps=None"),
         ({"steps": 2}, "one of epochs and steps; got epochs=2, steps=2"),
         ({"epochs": [2]}, r"epochs must be one number, or one for each of 2 tasks; got \[2\]"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 0}, r"batch_size must be in 1\.\.\d+; got 0"),
         ({"compete": "some"}, "compete must be 'task', 'seen' or 'all'; got 'some'"),
     ],
 )

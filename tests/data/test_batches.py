@@ -383,7 +383,7 @@ def batch_with(tokenizer, changes=None, columns=("query", "score"), source=None,
         (
             {"process_index": 0, "process_count": 2},
             ValueError,
-            "batch_size must be a multiple of the 2 processes; got 23",
+            "batch_size must be a multiple of process_count, 2; got 23",
         ),
         (
             {"process_index": 0, "process_count": 2, "batch_size": 2, "drop_remainder": False},

@@ -241,7 +241,6 @@ def test_records_that_fit_into_no_full_batch_are_reported(tokenizer, caplog):
     ("sampler", "options", "error", "message"),
     [
         (NoDuplicates(["answer"]), {}, RecordError, r"train.csv: record 0 has no column 'answer'; it has \['document'"),
-        (NoDuplicates("query"), {}, ValueError, "columns must be a sequence of names, not empty; got 'query'"),
         (NoDuplicates([]), {}, ValueError, r"columns must be a sequence of names, not empty; got \[\]"),
         (GroupByLabel("class"), {}, RecordError, "train.csv: record 0 has no column 'class'"),
         (GroupByLabel(), {"batch_size": 5}, ValueError, "batch_size must be even and at least 4; got 5"),
@@ -258,6 +257,13 @@ def test_records_that_fit_into_no_full_batch_are_reported(tokenizer, caplog):
 def test_samplers_that_cannot_work_are_refused(tokenizer, sampler, options, error, message):
     with pytest.raises(error, match=message):
         drawn(tokenizer, sampler=sampler, **options)
+
+
+def test_a_sampler_is_refused_when_it_is_made():
+    with pytest.raises(TypeError, match="columns must be a sequence of strings or None; got str 'query'"):
+        NoDuplicates("query")
+    with pytest.raises(TypeError, match="batches must be a whole number; got str '5'"):
+        GroupByLength(batches="5")
 
 
 def test_a_label_of_another_kind_is_named(tokenizer):

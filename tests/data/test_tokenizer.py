@@ -53,12 +53,12 @@ def test_a_tokenizer_from_a_vocabulary_saves_a_tokenizer_json(tokenizer, tmp_pat
     [(["a", None], "NoneType"), (["a", 3], "int"), (["a", b"b"], "bytes"), (["a", float("nan")], "float")],
 )
 def test_what_is_no_text_is_named_by_index(tokenizer, texts, kind):
-    with pytest.raises(TypeError, match=rf"texts\[1\] must be str; got {kind}"):
+    with pytest.raises(TypeError, match=rf"texts\[1\] must be a string; got {kind}"):
         tokenizer(texts)
 
 
 def test_a_single_string_is_no_sequence_of_texts(tokenizer):
-    with pytest.raises(TypeError, match="must be a sequence of str; got a single str"):
+    with pytest.raises(TypeError, match="must be a sequence of strings; got str"):
         tokenizer("alpha")
 
 
@@ -76,7 +76,7 @@ def test_no_string_is_taken_for_its_letters(call, message):
 
 
 def test_no_string_is_taken_for_a_pair(tokenizer):
-    with pytest.raises(TypeError, match=r"pairs\[1\] must be two str; got one str"):
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be a tuple of 2; got str 'ab'"):
         tokenizer.encode_pairs([("alpha", "beta"), "ab"])
 
 

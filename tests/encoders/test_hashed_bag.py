@@ -72,7 +72,7 @@ def test_rows_sum_to_one(texts, buckets):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"buckets and sizes must be at least 1; got 0 and \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"buckets must be in 1\.\.\d+; got 0"):
         hashed_ngrams(["a"], buckets=0)
     with pytest.raises(ValueError, match=r"buckets and sizes must be at least 1; got 5 and \(0,\)"):
         hashed_ngrams(["a"], buckets=5, sizes=(0,))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import tempfile
 import types
 import typing
@@ -294,7 +295,7 @@ OWN: dict[str, dict[str, Any]] = {
     "losses.maxsim": _MULTI,
     "losses.xtr": _MULTI,
     "losses.orthogonal_regularization": {"columns": Made(lambda: (_VECTORS, _OTHERS))},
-    "losses.prototype_logits": {"classes": np.array([0, 1])},
+    "losses.prototype_logits": {"classes": np.array([False, True])},
     "losses.progressive_weights": {"difficulty": np.array([0.1, 0.5, 0.9, 0.2], np.float32)},
     "losses.ranking": _RANKED,
     "losses.ranking.bce": {"labels": np.round(np.clip(_SQUARE, 0, 1))},
@@ -507,6 +508,28 @@ MORE: dict[str, tuple[Callable[[], Callable], dict[str, Any]]] = {
 }
 
 
+#: What must be accepted though it is of another shape or range than the good argument, and why.
+LAWFUL: dict[str, str] = {
+    r"nn\.(dot|cosine|euclidean): [ab] = (a row less|no rows)": "both sides have as many rows as they like",
+    r"nn\.(dot|cosine|euclidean): [ab] = an axis more": "leading axes broadcast",
+    r"SentenceEmbedder\.similarity: [ab] = (a row less|no rows|an axis less)": "so they have, and one vector is a row",
+    r"retrieval\.topk_search: (queries|corpus) = (a row less|no rows)": "so they have",
+    r"retrieval\.hard_negatives: (corpus|positives) = (a row less|no rows)": "so they have",
+    r"losses\.prototype_logits: features = a row less": "so they have",
+    r"evaluate\.metrics\..*: judged = (a column less|a ragged list)": "of any number of documents",
+    r"losses\.margin_mse(_scores)?: teacher_scores = a column less": "these are the teacher's margins, [N, K]",
+    r"losses\.(soft_targets\.)?cwcl: features = a column less": "features are of any dimension",
+    r"pooling\.weighted_sum: states = a column less": "states are of any dimension",
+    r"losses\..*: .*ids = (negative numbers|numbers out of range|fractions)": "ids are compared, whatever they are",
+    r"losses\.(soft_targets\.equal|(masks\.)?same_label): labels = .*(numbers|out of range|fractions)": "so are labels",
+    r"losses\.supcon: labels = negative numbers": "a label of -1 is unknown",
+    r"losses\.orthogonal_regularization: \*columns = a nested list": "it is one text of one dimension",
+    r"losses\.ranking\.(ndcg_loss.*|lambda_rank): gains = (a row less|no rows)": "those of any number of queries",
+    r"objectives\.competing: logits = (a row less|no rows)": "those of any number of records",
+    r"losses\.online_contrastive: labels = .*": "a pair of any other label is ignored",
+}
+
+
 def functions() -> Iterator[tuple[str, Callable, dict[str, Any] | None]]:
     """Every public function by name, and its good arguments; None for one of which there is no good call here."""
     for name in ("load", "new"):
@@ -591,7 +614,10 @@ class Call:
                 if isinstance(value, str) and isinstance(good, str) and value == good:
                     continue
                 lawful = _fits(value, hint) and not _is_suspicious(value, hint)
+                if what == "a nested list" and not [n for n in self._arrays() if n != name]:
+                    lawful |= _takes_arrays(hint)
                 shown = (value, repr(value).strip("'")) if isinstance(value, str) and value else ()
+                shown += (repr(value),) if what == "a list of texts" else ()
                 yield self._case(f"{name} = {what}", {name: value}, (name, name.rstrip("s"), *shown), lawful)
             if isinstance(good, np.ndarray | jax.Array) and good.ndim:
                 others = [np.asarray(self.given[n]) for n in self._arrays() if n != name]
@@ -605,7 +631,9 @@ class Call:
         return [name for name, value in self.given.items() if isinstance(value, np.ndarray) and value.ndim]
 
     def _case(self, what: str, changes: dict[str, Any], names: tuple[str, ...], lawful: bool) -> Case:
-        return Case(f"{self.name}: {what}", functools.partial(self, **changes), names, self.expected, lawful)
+        case = f"{self.name}: {what}"
+        lawful |= any(re.fullmatch(pattern, case) is not None for pattern in LAWFUL)
+        return Case(case, functools.partial(self, **changes), names, self.expected, lawful)
 
 
 def calls() -> Iterator[Call]:
@@ -626,10 +654,15 @@ def _used(result: Any) -> Any:
     return jax.block_until_ready(result)
 
 
+def _takes_arrays(hint: Any) -> bool:
+    """Whether an annotation is that of an array, for which losses take lists of numbers."""
+    return hint in (jax.Array, np.ndarray) or any(map(_takes_arrays, typing.get_args(hint)))
+
+
 def _is_suspicious(value: Any, hint: Any) -> bool:
     """Whether a value of the right type is still one that an argument hardly ever has."""
     if isinstance(value, float) and not np.isfinite(value):
-        return True
+        return hint is not Any
     return isinstance(value, str) and value == "" and "Path" in str(hint)
 
 
@@ -669,7 +702,8 @@ def _hints(function: Callable) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that an annotation says."""
     if "_NestedSequence" in str(hint):  # numpy's ArrayLike, which allows texts
-        return isinstance(value, int | float | list | np.ndarray) and not isinstance(value, bool)
+        is_left_out = value is None and type(None) in typing.get_args(hint)
+        return (isinstance(value, int | float | list | np.ndarray) and not isinstance(value, bool)) or is_left_out
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar) or hint is inspect.Parameter.empty:
         return True

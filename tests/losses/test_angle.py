@@ -49,11 +49,11 @@ def test_zero_vectors_have_finite_gradients():
 
 def test_bad_arguments_are_named():
     x = np.ones((3, 4))
-    with pytest.raises(ValueError, match=r"first and second must both be \[N, D\]; got \(3, 4\) and \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"second must be \[N, D\] with N = 3, D = 4 as in first; got \(2, 4\)"):
         angle(x, x[:2], np.ones(3))
-    with pytest.raises(ValueError, match=r"similarities and scores must both be \[N\]; got \(3,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"scores must be \[N\] with N = 3 as in first; got \(2,\)"):
         angle(x, x, np.ones(2))
     with pytest.raises(ValueError, match="scale must be > 0; got 0"):
         angle(x, x, np.ones(3), scale=0)
-    with pytest.raises(ValueError, match=r"negatives \[N, K, D\]; got \(3, 4\), \(3, 4\) and \(3, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"negatives must be \[N, K, D\] or \[N, D\] with .*; got \(3, 2, 5\)"):
         angle_with_negatives(x, x, np.ones((3, 2, 5)))

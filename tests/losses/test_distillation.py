@@ -160,7 +160,7 @@ def test_bad_arguments_are_named():
         embed_distill(x, x, metric="l1")
     with pytest.raises(ValueError, match=r"student must be \[N, D\] or \[N, C, D\].*got \(3, 4\) and \(3, 5\)"):
         embed_distill(x, np.ones((3, 5)))
-    with pytest.raises(ValueError, match=r"the teacher's both \[N, D_t\]; got .*\(3, 5\), \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"teacher_documents must be .* D_t = 5 as in teacher_queries; got \(3, 6\)"):
         clip_distill(x, x, np.ones((3, 5)), np.ones((3, 6)), temperature=1.0, teacher_temperature=1.0)
-    with pytest.raises(ValueError, match="the same N as the student; got 2 and 3"):
+    with pytest.raises(ValueError, match=r"teacher_queries must be \[N, D_t\] with N = 3 as in queries; got \(2, 4\)"):
         clip_distill(x, x, x[:2], x[:2], temperature=1.0, teacher_temperature=1.0)

@@ -82,7 +82,7 @@ def test_any_tile_and_length_of_the_guides_vectors_and_no_gradient_to_the_guide(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guide_queries": QUERIES[:3]}, "guide embeddings of queries and documents must have one shape"),
+        ({"guide_queries": QUERIES[:3]}, r"guide_documents must be \[N, G\] with N = 3, G = 6 as in guide_queries"),
         ({"guide_queries": QUERIES[:3], "guide_documents": DOCUMENTS[:3]}, r"must begin with \(7,\)"),
         ({"negatives": NEGATIVES}, r"must begin with \(7, 2\), for 7 records of 1 hard negatives each"),
         ({"margin": -0.1}, "margin must be >= 0; got -0.1"),

@@ -162,7 +162,10 @@ Q, M = np.ones((2, 3, 4)), np.ones((2, 3), bool)
         (r"negatives must be \[N, K, T, D\] with N = 2.*got \(2, 3, 4\)", lambda: maxsim_info_nce(Q, M, Q, M, Q, M)),
         (r"mask must be .* = \(2, 2\); got \(2, 3\)", lambda: maxsim_info_nce(Q, M, Q, M, mask=M)),
         (r"\[N, M\] with M >= N; got \(3, 2\), \(3, 2\) and \(3, 2\)", lambda: m3_unified(*[np.ones((3, 2))] * 3)),
-        (r"three weights, one per head", lambda: m3_unified(*[np.ones((2, 2))] * 3, loss_weights=(1.0, 1.0))),
+        (
+            r"loss_weights must be three numbers",
+            lambda: m3_unified(*[np.ones((2, 2))] * 3, loss_weights=(1.0, 1.0)),
+        ),
     ],
 )
 def test_bad_arguments_are_named(message, call):

@@ -132,20 +132,26 @@ def test_a_guide_gets_no_gradient():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: masks.duplicates(np.arange(3), np.arange(4)), "ids of queries and documents must have one shape"),
+        (
+            lambda: masks.duplicates(np.arange(3), np.arange(4)),
+            r"document_ids must be \[N\] with N = 3 as in query_ids",
+        ),
         (
             lambda: masks.duplicates(np.arange(3), np.arange(3), np.zeros((4, 1))),
-            r"ids of negatives must be \('N', 'K'\)",
+            r"negative_ids must be \[N, K\] or \[N\] with N = 3",
         ),
         (lambda: masks.duplicates(np.arange(3), np.arange(3), per_query=0), "per_query must be at least 1; got 0"),
         (
             lambda: masks.duplicates(np.arange(3), np.arange(3), known=np.arange(3)),
             r"known must be \[N, P\] with N = 3",
         ),
-        (lambda: masks.guided(np.ones((3, 2)), np.ones((3, 3))), "guide embeddings of queries and documents"),
+        (
+            lambda: masks.guided(np.ones((3, 2)), np.ones((3, 3))),
+            r"documents must be .* N = 3, D = 2 as in queries",
+        ),
         (lambda: masks.guided(np.ones((3, 2)), np.ones((3, 2)), margin=-0.1), "margin must be >= 0; got -0.1"),
         (lambda: masks.near_positive(strategy="ratio"), "strategy must be 'absolute' or 'relative'; got 'ratio'"),
-        (lambda: masks.dense(np.ones((3, 4), bool)), r"mask must be \[N, N \(1 \+ K\)\]"),
+        (lambda: masks.dense(np.ones((3, 4), bool)), r"allowed must be \[N, N \(1 \+ K\)\]"),
         (
             lambda: info_nce(np.ones((3, 2)), np.ones((3, 2)), np.ones((3, 2)), mask=masks.same_label(np.arange(3))),
             r"each document must begin with \(3, 2\), for 3 records of 1 hard negatives each; got shape \(3, 1\)",

@@ -235,7 +235,7 @@ def test_values_are_checked_before_anything_is_traced():
 
 def test_arguments_of_another_type_are_named():
     for arguments, options, message in (
-        ((None, B), {}, "queries must be an array; got NoneType None"),
+        ((None, B), {}, "queries must be an array of real numbers; got NoneType None"),
         ((A, B), {"tile": 2.5}, "tile must be a whole number; got float 2.5"),
     ):
         with pytest.raises(TypeError, match=message):

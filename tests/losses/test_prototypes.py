@@ -86,17 +86,23 @@ def test_what_is_wrong_is_named():
         **{"features": F, "prototypes": P, "old_features": OLD_F, "old_prototypes": OLD_P, "groups": GROUPS} | change
     )
     for call, message in (
-        (lambda: prototype_pull(F, P[:, :4], np.zeros(8, int)), r"\[C, D\]; got \(8, 5\) and \(7, 4\)"),
-        (lambda: prototype_pull(F, P, np.zeros(7, int)), r"one for each of 8 features; got shape \(7,\)"),
+        (
+            lambda: prototype_pull(F, P[:, :4], np.zeros(8, int)),
+            r"prototypes .* D = 5 as in features; got \(7, 4\)",
+        ),
+        (lambda: prototype_pull(F, P, np.zeros(7, int)), r"labels must be \[N\] with N = 8 as in features; got \(7,\)"),
         (lambda: prototype_pull(F, P, np.full(8, 7)), r"labels must be in 0..6; got 7"),
         (lambda: prototype_pull(F, 0 * P, np.zeros(8, int)), "must not be zero vectors; that of class 0 is"),
-        (lambda: relate(old_features=OLD_F[:4]), r"must be \(8, 5\) and \(7, 5\), as the new ones; got \(4, 5\)"),
-        (lambda: relate(groups=GROUPS[:4]), r"one for each of 7 prototypes; got shape \(4,\)"),
-        (lambda: relate(groups=GROUPS + 9), r"groups must be in -1..6; got \[9, 12"),
+        (
+            lambda: relate(old_features=OLD_F[:4]),
+            r"old_features must be .* N = 8, D = 5 as in features; got \(4, 5\)",
+        ),
+        (lambda: relate(groups=GROUPS[:4]), r"groups must be \[C\] with C = 7 as in prototypes; got \(4,\)"),
+        (lambda: relate(groups=GROUPS + 9), r"groups must be whole numbers in -1..6; got \[9, 12"),
         (lambda: relate(relation_axis="task"), "must be 'class' or 'sample'; got 'task'"),
         (lambda: relate(temperature=0.0), "temperature must be > 0; got 0"),
         (lambda: relate(features=F[:1], old_features=F[:1], relation_axis="sample"), "two samples at least; got 1"),
-        (lambda: prototype_logits(F, P, np.ones(8, bool)), r"classes must be \[C\] or \[N, C\] .* got shape \(8,\)"),
+        (lambda: prototype_logits(F, P, np.ones(8, bool)), r"classes must be \[C\] or \[N, C\] with .*; got \(8,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -88,9 +88,9 @@ def test_features_get_no_gradient_and_zero_vectors_finite_ones():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cwcl(LOCKED, LEARNED[:2]), r"both be \[N, D\]; got \(7, 5\) and \(2, 5\)"),
+        (lambda: cwcl(LOCKED, LEARNED[:2]), r"learned must be \[N, D\] with N = 7, D = 5 as in locked; got \(2, 5\)"),
         (lambda: cwcl(LOCKED, LEARNED, temperature=0.0), "temperature must be > 0; got 0.0"),
-        (lambda: cwcl(LOCKED, LEARNED, LOCKED[:3]), r"rows must be facts of 7 records; got shape \(3, 5\)"),
+        (lambda: cwcl(LOCKED, LEARNED, LOCKED[:3]), r"features must be \[N, F\] with N = 7 as in locked; got \(3, 5\)"),
         (lambda: cwcl(LOCKED, LEARNED, reverse_weight=-1.0), "reverse_weight must be >= 0; got -1.0"),
         (lambda: soft_targets.given(WEIGHTS[:2]), r"weights must be \[N, N\]; got \(2, 7\)"),
         (lambda: soft_targets.given(-WEIGHTS), "weights must be >= 0 with a positive sum in every row"),

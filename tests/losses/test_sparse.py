@@ -105,10 +105,10 @@ ONES = np.ones((2, 3))
         (r"fraction must be in \(0, 1\]; got 0", lambda: flops_ramp(1.0, 10, fraction=0)),
         (r"k must be in 1..3; got 4", lambda: k_sparse(ONES, 4)),
         (
-            r"must all be \[N, D\]; got \[\(2, 3\), \(2, 3\), \(2, 2\)\]",
+            r"from_4k must be \[N, D\] with N = 2, D = 3 as in embeddings; got \(2, 2\)",
             lambda: csr_reconstruction(ONES, ONES, ONES[:, 1:]),
         ),
-        (r"must all be \[N, D\]; got \[\(3,\), \(3,\)\]", lambda: normalized_mse(ONES[0], ONES[0])),
+        (r"reconstructions must be \[N, D\]; got \(3,\)", lambda: normalized_mse(ONES[0], ONES[0])),
         (r"aux_weight must be >= 0; got -1", lambda: csr_reconstruction(ONES, ONES, ONES, aux_weight=-1)),
     ],
 )

@@ -53,7 +53,7 @@ def test_degenerate_vectors_have_finite_gradients(x):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature must be > 0; got 0.0"),
-        ({"labels": LABELS[:3]}, r"embeddings must be \[N, D\], labels \[N\]; got \(7, 5\) and \(3,\)"),
+        ({"labels": LABELS[:3]}, r"labels must be \[N\] with N = 7 as in embeddings; got \(3,\)"),
         ({"labels": np.full(7, -1)}, "no two of the 7 labels are the same"),
         ({"labels": np.arange(7)}, "no two of the 7 labels are the same"),
     ],

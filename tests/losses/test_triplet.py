@@ -132,9 +132,9 @@ def test_a_mask_removes_negatives_and_nothing_else(loss):
 @pytest.mark.parametrize("loss", BATCH)
 def test_bad_arguments_are_named(loss):
     x = np.ones((4, 3))
-    with pytest.raises(ValueError, match=r"embeddings must be \[N, D\] and labels \[N\]; got \(4, 3\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels must be \[N\] with N = 4 as in embeddings; got \(3,\)"):
         loss(x, np.ones(3))
-    with pytest.raises(ValueError, match=r"mask must be \[N, N\] = \(4, 4\); got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"mask must be \[N, N\] with N = 4 as in embeddings; got \(4, 3\)"):
         loss(x, LABELS, mask=np.ones((4, 3), bool))
     with pytest.raises(ValueError, match="margin must be >= 0; got -1"):
         loss(x, LABELS, margin=-1)
@@ -144,7 +144,7 @@ def test_bad_arguments_are_named(loss):
 
 def test_bad_triplets_are_named():
     x = np.ones((4, 3))
-    with pytest.raises(ValueError, match=r"negatives \[N, K, D\].*got \(\(4, 3\), \(4, 3\), \(5, 1, 3\)\)"):
+    with pytest.raises(ValueError, match=r"negatives must be \[N, K, D\] or \[N, D\] with N = 4"):
         triplet(x, x, np.ones((5, 3)))
     with pytest.raises(ValueError, match="negatives must not be empty"):
         triplet(x, x, np.ones((4, 0, 3)))

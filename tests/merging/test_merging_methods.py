@@ -172,7 +172,7 @@ def test_regmean_averages_what_never_occurred_and_takes_stacks(layers):
         (lambda m: dare(jax.random.key(0), m[0], 1.0), r"drop_rate must be in \[0, 1\); got 1.0"),
         (lambda m: dare(jax.random.key(0), m[0], 0.5, rescale="l2"), "rescale must be"),
         (lambda m: merge_slerp(m[0], m[1], 1.5), r"t must be in \[0, 1\]; got 1.5"),
-        (lambda m: merge_slerp(m[0], {"a": m[1]["a"]}), "model 1 must have the structure"),
+        (lambda m: merge_slerp(m[0], {"a": m[1]["a"]}), "second must have the structure of first"),
         (lambda m: merge_fisher(m, m[:2]), "fishers must be one for each of 3 models; got 2"),
         (lambda m: merge_fisher([], []), "models must be at least one"),
         (lambda m: merge_fisher(m, m, floor=0), "floor must be > 0; got 0"),
@@ -196,5 +196,5 @@ def test_values_that_are_not_finite_are_not_merged(bad):
         lambda: merging.merge_slerp(good, spoilt),
         lambda: merging.merge_fisher([good, good], [good, spoilt]),
     ):
-        with pytest.raises(ValueError, match=r"(model|model and fisher) \d: w must be finite"):
+        with pytest.raises(ValueError, match=r"(models\[1\]|second|fishers\[1\]): w must be finite"):
             merge()

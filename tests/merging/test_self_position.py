@@ -134,7 +134,7 @@ def test_bad_arguments():
         run(weights={"one": 1.0})
     with pytest.raises(ValueError, match="weights must be >= 0 with a positive sum"):
         run(weights={"one": 0.0, "two": 0.0})
-    with pytest.raises(ValueError, match="vector 1 must have the tensors of vector 0"):
+    with pytest.raises(ValueError, match=r"vectors\[1\] must have the tensors of vectors\[0\]"):
         run(v={"one": VECTORS["one"], "two": {"y": jnp.zeros(2)}})
     with pytest.raises(ValueError, match=r"probes must have a batch for every step; those of 'one' end after 1"):
         run()

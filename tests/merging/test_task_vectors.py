@@ -88,11 +88,11 @@ def _bad_trees():
     base, one = tree(0, 1)
     mlp = Mlp.init(jax.random.key(0), [2, 2])
     return {
-        "structure": (base, {"a": one["a"]}, "structure of model 0; only one of them has b"),
+        "structure": (base, {"a": one["a"]}, "params must have the structure of base; only one of them has 'b'"),
         "static": (mlp, dataclasses.replace(mlp, final_activation=False), "their static configurations differ"),
-        "shape": (base, one | {"a": np.zeros((5, 3))}, r"a must have shape \(2, 3\), as model 0; got \(5, 3\)"),
+        "shape": (base, one | {"a": np.zeros((5, 3))}, r"a must have shape \(2, 3\), as base; got \(5, 3\)"),
         "integer": ({"n": np.arange(2)}, {"n": np.arange(2)}, r"n is int.*leave it out with include"),
-        "absent": ({"a": None}, {"a": np.zeros(2)}, "must all have a tensor at"),
+        "absent": ({"a": None, "b": one["b"]}, {"a": np.zeros(2), "b": one["b"]}, "must all have a tensor at"),
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_bad_coefficients_and_groups():
     with pytest.raises(ValueError, match="one number of layers; got \\[\\]"):
         layer_groups(base)
     other = task_vector(one, base, include="a")
-    with pytest.raises(ValueError, match="vector 1 must have the tensors of vector 0; differs at b"):
+    with pytest.raises(ValueError, match=r"vectors\[1\] must have the tensors of vectors\[0\]; differs at b"):
         apply_task_vectors(base, [vector, other], [1.0, 1.0])
 
 

@@ -46,8 +46,7 @@ def test_what_modules_refuse():
         lambda: Norm(np.ones(2), kind="batch"): "kind must be 'layer' or 'rms'; got 'batch'",
         lambda: Norm(np.ones(2), eps=0.0): "eps must be > 0; got 0.0",
         lambda: dataclasses.replace(HEAD, activation="relo"): "activation must be one of .*; got 'relo'",
-        lambda: pooling.named("mean"): "pooling must be one or several of .*; got 'mean'",
-        lambda: pooling.named(()): r"pooling must be one or several of .*; got \(\)",
+        lambda: pooling.named(()): r"names of a pooling must be one or several of .*; got \(\)",
         lambda: pooling.named(("mean", "men")): r"pooling must be .*; got \('mean', 'men'\)",
         lambda: pooling.Concatenation(()): "parts must be one pooling or several; got none",
         lambda: pooling.Attention.init(jax.random.key(0), 0): "dim and hidden must be at least 1; got 0 and 0",
@@ -55,6 +54,8 @@ def test_what_modules_refuse():
     }.items():
         with pytest.raises(ValueError, match=message):
             make()
+    with pytest.raises(TypeError, match="names must be a sequence of strings; got str 'mean'"):
+        pooling.named("mean")
     with pytest.raises(TypeError, match=r"pooling must be a jaxemb.pooling.Pooling, such as Mean\(\); got 'mean'"):
         Embedder(None, pooling="mean")
 

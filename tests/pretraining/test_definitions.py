@@ -154,7 +154,11 @@ def traced(objective, model, batch=BATCH):
             ValueError,
             "one text per record",
         ),
-        (lambda: entry_cross_entropy(ROWS, np.arange(5), ROWS[:, :3]), ValueError, "must agree"),
+        (
+            lambda: entry_cross_entropy(ROWS, np.arange(5), ROWS[:, :3]),
+            ValueError,
+            "entries must be .* as in projected",
+        ),
         (lambda: entry_cross_entropy(ROWS, np.arange(5), ROWS, chunk=0), ValueError, "chunk must be at least 1"),
     ],
 )

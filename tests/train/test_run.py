@@ -19,7 +19,7 @@ from jaxemb.train.run import differences
         ({"optimizer": 1e-3}, TypeError, "Run.optimizer must be a GradientTransformation; got 0.001"),
         ({"transform": None}, TypeError, "Run.transform must be a Transform; got None"),
         ({"objective": "info_nce"}, TypeError, "Run.objective must be a function; got 'info_nce'"),
-        ({"evaluators": {"sts": 3}}, TypeError, r"Run.evaluators\['sts'\] must be a function of an embedder; got 3"),
+        ({"evaluators": {"sts": 3}}, TypeError, r"evaluators\['sts'\] must be a function; got int 3"),
         ({"best": ("tiny/similarity", "top")}, ValueError, 'Run.best must be .name of a result, "max" or "min".'),
         ({"best": ("sts/spearman", "max")}, ValueError, r"'sts/spearman', but the evaluators are \['tiny'\]"),
         ({"prng": "mt19937"}, ValueError, 'Run.prng must be "threefry2x32" or "rbg"; got \'mt19937\''),

@@ -170,7 +170,7 @@ def test_an_embedder_keeps_a_task_of_texts_that_is_replayed(tmp_path):
             r"Run.tasks\['a'\].steps must be a whole number of at least 1",
         ),
         ({"tasks": (RunTask("a", 3, 1),)}, TypeError, r"Run.tasks\['a'\].data must be a function; got 3"),
-        ({"tasks": (pairs,)}, TypeError, "Run.tasks must be RunTasks; got <function pairs"),
+        ({"tasks": (pairs,)}, TypeError, r"tasks\[0\] must be a RunTask; got function <function pairs"),
         ({"steps": 3}, ValueError, "Run.steps of several tasks is their sum, 12; got 3: leave it out"),
     ],
 )

@@ -350,10 +350,10 @@ def computed_once(grads: Trained, task: jax.Array) -> Trained:
 def check_number(config: HypernetworkConfig, number: int) -> None:
     """Raises ValueError unless the stream has this task."""
     if not 0 <= number < config.tasks:
-        raise ValueError(f"the task's number must be in [0, {config.tasks}), the hypernetwork's tasks; got {number}")
+        raise ValueError(f"number must be in [0, {config.tasks}), the hypernetwork's tasks; got {number}")
 
 
 def check_begun(begun: jax.Array | int, number: int) -> None:
     """Raises ValueError unless the task has begun."""
     if not 0 <= number < int(begun):
-        raise ValueError(f"task {number} was never trained; {int(begun)} tasks have begun")
+        raise ValueError(f"number must be that of a task that has begun, of {int(begun)}; got {number}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, shapes
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
 from jaxemb.nn import unit
 from jaxemb.nn.classes import one_hot
@@ -179,7 +179,7 @@ def icarl_loss(
     return jnp.sum(jnp.where(seen, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(seen), 1)
 
 
-@checked()
+@checked(shapes(features="N D"))
 def herding(features: np.ndarray, count: int) -> np.ndarray:
     """Rows whose means approach the mean of all as fast as they can, best first: every prefix is a good choice too.
 

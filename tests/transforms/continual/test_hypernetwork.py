@@ -207,7 +207,7 @@ def test_bad_calls():
     state = init_state(jax.random.key(0), classifier(), optax.sgd(0.1), transform)
     with pytest.raises(ValueError, match=r"number must be in \[0, 3\).*got 3"):
         begin_task(transform, classification(), state, Task(3))
-    with pytest.raises(ValueError, match="task 0 was never trained; 0 tasks have begun"):
+    with pytest.raises(ValueError, match="number must be that of a task that has begun, of 0; got 0"):
         at_task(state, 0)
     with pytest.raises(ValueError, match="'tail' chooses none of"):
         hypernetwork(dataclasses.replace(CONFIG, where="tail")).init(jax.random.key(0), classifier())
