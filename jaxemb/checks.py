@@ -364,13 +364,14 @@ def shapes(**axes: str) -> Fits:
 
 def _axes(shape: tuple[int, ...], names: list[str], lengths: Mapping[str, Any]) -> dict[str, Any] | None:
     """The lengths of the axes by name; None if they are others than `lengths` says."""
+    sizes: tuple[Any, ...] = shape
     if names[0].startswith("..."):
         first = max(0, len(shape) - len(names) + 1)
-        shape = (shape[:first], *shape[first:])  # type: ignore[assignment]
-    if len(shape) != len(names):
+        sizes = (shape[:first], *shape[first:])
+    if len(sizes) != len(names):
         return None
     found = dict(lengths)
-    if all(found.setdefault(name, length) == length for name, length in zip(names, shape, strict=True)):
+    if all(found.setdefault(name, size) == size for name, size in zip(names, sizes, strict=True)):
         return found
     return None
 
@@ -430,7 +431,7 @@ def filled(name: str, array: Any) -> None:
 def in_32_bits(name: str, value: Any) -> None:
     """Raises a ValueError for whole numbers beyond 32 bits, which devices would make others of."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.dtype.itemsize > 4 and value.size:
-        extremes = (value.min(), value.max())
+        extremes: tuple[Any, ...] = (value.min(), value.max())
     else:
         extremes = (value,) if isinstance(value, int) else ()
     for extreme in extremes:
