@@ -126,6 +126,7 @@ class Tokenizer:
         one = text(config, "chat_template", None)
         return {} if one is None else {"default": one}
 
+    @checked()
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],

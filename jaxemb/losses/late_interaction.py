@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import positive
+from jaxemb.checks import positive, shapes
 from jaxemb.losses.masks import Mask, Pairs, dense
 from jaxemb.losses.program import one_program
 from jaxemb.nn.similarity import dot
@@ -72,7 +72,7 @@ def maxsim(
     return scores / jnp.maximum(query_mask.sum(axis=1, keepdims=True), 1) if mean else scores
 
 
-@one_program()
+@one_program(shapes(queries="N T D", query_mask="N T", candidates="N K S D", candidate_mask="N K S"))
 def maxsim_candidates(
     queries: jax.Array,
     query_mask: jax.Array,
@@ -95,9 +95,6 @@ def maxsim_candidates(
     Raises:
       ValueError: for shapes that do not fit or a tile < 1.
     """
-    if queries.ndim != 3 or candidates.ndim != 4 or candidates.shape[0] != queries.shape[0]:
-        raise ValueError(f"queries must be [N, T, D], candidates [N, K, T, D]; got {queries.shape}, {candidates.shape}")
-    _check(queries, query_mask, candidates[:, 0], candidate_mask[:, 0])
     one_query = functools.partial(maxsim, mean=mean, tile=tile)
     return jax.vmap(lambda q, q_mask, d, d_mask: one_query(q[None], q_mask[None], d, d_mask)[0])(
         queries, query_mask, candidates, candidate_mask
@@ -154,7 +151,7 @@ def xtr(
     return jax.lax.map(one_document, (documents, document_mask)).T
 
 
-@one_program(temperature=positive)
+@one_program(shapes(queries="N T D", query_mask="N T", documents="N S D", document_mask="N S"), temperature=positive)
 def maxsim_info_nce(
     queries: jax.Array,
     query_mask: jax.Array,
@@ -186,8 +183,6 @@ def maxsim_info_nce(
     Raises:
       ValueError: for shapes that do not fit or a temperature <= 0.
     """
-    if documents.shape[0] != queries.shape[0]:
-        raise ValueError(f"queries and documents must be as many; got {queries.shape} and {documents.shape}")
     score = functools.partial(maxsim, queries, query_mask, mean=mean, tile=tile)
     by_slot = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
     scores, n, slots = score(documents, document_mask), queries.shape[0], 1

@@ -72,6 +72,6 @@ def test_what_a_template_must_not_do_is_refused(template, messages, message):
 
 
 def test_messages_are_objects():
-    for wrong in ("hello", ["hello"]):
-        with pytest.raises(TypeError, match="messages must be objects with a role and a content; got "):
+    for wrong, expected in (("hello", "messages must be a sequence"), (["hello"], r"messages\[0\] must be a mapping")):
+        with pytest.raises(TypeError, match=rf"{expected}; got str 'hello'"):
             tokenizer(chat_template="").chat(wrong)
