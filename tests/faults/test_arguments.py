@@ -5,7 +5,7 @@ import jax
 import outcomes
 import pytest
 
-# Of a thousand arguments about four are not refused clearly yet (see docs/reliability.md); no more may come to those.
+# A few arguments in ten thousand are not refused clearly yet (see docs/reliability.md); no more may come to those.
 MOST = 0.01
 # Functions of which the table has no good call, and why.
 WITHOUT = {
