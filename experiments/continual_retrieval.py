@@ -43,6 +43,7 @@ from jaxemb.continual import (
 )
 from jaxemb.embedder import Embedder
 from jaxemb.evaluate import RetrievalSet, read_beir
+from jaxemb.files import write_figure
 from jaxemb.losses import info_nce
 from jaxemb.merging import merge_average
 from jaxemb.recipes import quickstart
@@ -368,7 +369,7 @@ def main() -> None:
     for index in ("new index", "old index"):
         seeds_of = np.stack([run["matrices"][index] for run in runs["fine-tuning"]])
         heat = plots.score_matrix(seeds_of, list(DOMAINS), title=f"fine-tuning, {index}", score="nDCG@10")
-        heat.savefig(out / f"fine-tuning-{index.replace(' ', '_')}.png", dpi=100)
+        write_figure(out / f"fine-tuning-{index.replace(' ', '_')}.png", heat, dpi=100)
     print(f"results are in {out}")
 
 

@@ -27,6 +27,7 @@ from jaxemb.classifiers import NMCState, logistic_regression, nmc_logits
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import Experience, accuracy, joint, metrics, plots, run_stream, split_by_class
 from jaxemb.encoders import Mlp, ResNet18
+from jaxemb.files import write_figure
 from jaxemb.nn import Module
 from jaxemb.objectives import Objective, classification, supervised_contrastive
 from jaxemb.train import apply_transform
@@ -344,9 +345,9 @@ def _write(out, name: str, preset: Preset, seeds: int, runs: Mapping[str, Mappin
                 {arm: np.stack([v["matrices"][s] for v in values]) for arm, values in arms.items()},
                 title=f"{label}, {s}",
             )
-            figure.savefig(out / f"{label.replace(' ', '_').lower()}_{s.lower()}.png", dpi=120)
+            write_figure(out / f"{label.replace(' ', '_').lower()}_{s.lower()}.png", figure, dpi=120)
         heat = plots.score_matrix(np.stack([v["matrices"]["TIL"] for v in arms[PRD4]]), title=f"{label}, {PRD4}, TIL")
-        heat.savefig(out / f"{label.replace(' ', '_').lower()}_matrix.png", dpi=120)
+        write_figure(out / f"{label.replace(' ', '_').lower()}_matrix.png", heat, dpi=120)
 
 
 def _digits(arms: Mapping[str, Any], effect: Mapping[str, Any]) -> str:

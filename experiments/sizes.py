@@ -27,6 +27,7 @@ from experiments import common, stsb
 from jaxemb.data import Tokenizer, batches, pad
 from jaxemb.embedder import Embedder
 from jaxemb.encode import plan
+from jaxemb.files import write_figure
 from jaxemb.losses import cosent, info_nce
 from jaxemb.nn import unit
 from jaxemb.objectives import ColumnsObjective, matryoshka, matryoshka_2d, on_columns
@@ -452,5 +453,5 @@ def write_results(
     results = {s: {m: common.spreads(values) for m, values in ms.items()} for s, ms in of_seeds.items()}
     every = {**metrics, "results": results, "claims": list(claims), "grids": grids}
     common.write_results(out, every, table, heat_maps(grids, trainings))
-    curves(grids, trainings).savefig(out / "curves.png", dpi=120, bbox_inches="tight")
+    write_figure(out / "curves.png", curves(grids, trainings), dpi=120, bbox_inches="tight")
     print(f"results are in {out}")

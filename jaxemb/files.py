@@ -4,11 +4,13 @@ A file is written beside its final place, brought to the disk, and renamed. Seve
 together: new ones are written into a directory inside of it, which one rename commits; whoever opens the directory next
 completes what a killed process had committed. Temporaries are locked while their process lives; those of killed
 processes are removed by whoever writes there next.
+
+Without `fcntl`, as on Windows, there are no locks, as on a file system that has none: that one process at a time
+writes to a directory is then up to the user.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -22,6 +24,15 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    _EXCLUSIVE = _SHARED = _AT_ONCE = 0
+else:
+    _EXCLUSIVE, _SHARED, _AT_ONCE = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB
+_HAS_LOCKS = bool(_EXCLUSIVE)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor a pipe to wait for
 
 _UNFINISHED = ".jaxemb-unfinished"  # how the names of temporaries end
 _COMMITTED = ".jaxemb-committed"  # in a directory: new files that are about to take their places
@@ -70,6 +81,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes a JSON file as `replaced_file` does."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_figure(path: str | Path, figure: Any, **options: Any) -> None:
+    """Writes a figure of matplotlib as `replaced_file` does, in the format that the name says; `options` are those of
+    its `savefig`."""
+    with replaced_file(path) as fresh:
+        figure.savefig(fresh, format=Path(path).suffix[1:] or None, **options)
 
 
 @contextlib.contextmanager
@@ -283,9 +301,8 @@ def _unfinished(home: Path, wanted: str | Path, *, directory: bool) -> Iterator[
         try:
             remove_abandoned(home)
             make(exist_ok=True)
-            while (held := _hold(fresh)) is None:
+            while not _hold(fresh, at_the_end):
                 make(exist_ok=True)
-            at_the_end.callback(os.close, held)
             at_the_end.callback(_remove, fresh)
             yield fresh
         except OSError as error:
@@ -300,24 +317,22 @@ def remove_abandoned(directory: Path) -> None:
     with os.scandir(directory) as entries:
         left = [Path(entry) for entry in entries if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED)]
     for path in left:
-        with contextlib.suppress(OSError):  # it is in use, gone, or somebody else's
-            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if _lock(number, fcntl.LOCK_EX | fcntl.LOCK_NB) or time.time() - path.stat().st_mtime > _OLD:
-                    _remove(path)
-            finally:
-                os.close(number)
+        # It may be in use, gone, or somebody else's.
+        with contextlib.suppress(OSError), _descriptor(path, _NO_LINK) as number:
+            if _lock(number, _EXCLUSIVE | _AT_ONCE) or time.time() - path.stat().st_mtime > _OLD:
+                _remove(path)
 
 
-def _hold(path: Path) -> int | None:
-    """A descriptor that locks a temporary; None if `remove_abandoned` came between."""
-    with contextlib.suppress(FileNotFoundError):
-        number = os.open(path, os.O_RDONLY)
-        _lock(number, fcntl.LOCK_SH)
+def _hold(path: Path, until: contextlib.ExitStack) -> bool:
+    """Locks a temporary `until` the end; False if `remove_abandoned` came between."""
+    if not _HAS_LOCKS:
+        return True
+    with contextlib.ExitStack() as now, contextlib.suppress(FileNotFoundError):
+        _lock(now.enter_context(_descriptor(path)), _SHARED)
         if path.exists():
-            return number
-        os.close(number)
-    return None
+            until.enter_context(now.pop_all())
+            return True
+    return False
 
 
 def _remove(path: Path) -> None:
@@ -329,12 +344,24 @@ def _remove(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Returns once a file, or the names in a directory, are on the disk."""
-    number = os.open(path, os.O_RDONLY)
+    with _descriptor(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY) as number:
+        try:
+            if number is not None:
+                os.fsync(number)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories of some file systems
+                raise
+
+
+@contextlib.contextmanager
+def _descriptor(path: str | Path, flags: int = os.O_RDONLY) -> Iterator[int | None]:
+    """Of a file or directory that is open meanwhile; None for a directory where those cannot be opened (Windows)."""
+    if not _HAS_LOCKS and Path(path).is_dir():
+        yield None
+        return
+    number = os.open(path, flags)
     try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories of some file systems
-            raise
+        yield number
     finally:
         os.close(number)
 
@@ -355,19 +382,18 @@ def locked(directory: str | Path, *, wait: bool = True) -> Iterator[None]:
     Raises:
       InUseError: if another one is in and `wait` is False.
     """
-    number = os.open(directory, os.O_RDONLY)
-    try:
+    with _descriptor(directory) as number:
         try:
-            _lock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(number, _EXCLUSIVE if wait else _EXCLUSIVE | _AT_ONCE)
         except BlockingIOError:
             raise InUseError(f"{directory} is in use by another process; wait for it, or name another one") from None
         yield
-    finally:
-        os.close(number)
 
 
-def _lock(number: int, how: int) -> bool:
-    """Whether the file system has locks; raises BlockingIOError if another one holds it and `how` does not wait."""
+def _lock(number: int | None, how: int) -> bool:
+    """Whether there are locks; raises BlockingIOError if another one holds it and `how` does not wait."""
+    if not _HAS_LOCKS or number is None:
+        return False
     try:
         fcntl.flock(number, how)
         return True
@@ -378,6 +404,13 @@ def _lock(number: int, how: int) -> bool:
 
 
 # Reading
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What a file holds; of a directory the error says what was expected."""
+    if (path := Path(path)).is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory; expected a file", str(path))
+    return path.read_bytes()
 
 
 def read_json(
@@ -400,7 +433,7 @@ def read_json(
       OSError: if it cannot be read.
     """
     try:
-        return parse_json(Path(path).read_bytes(), expected, finite=finite)
+        return parse_json(read_bytes(path), expected, finite=finite)
     except MalformedJSONError as problem:
         raise error(f"{path}: {problem}") from problem
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxemb
-from jaxemb import losses
+from jaxemb import files, losses
 from jaxemb.cli import main
 from jaxemb.data import batches, read
 from jaxemb.nn import unit
@@ -343,6 +343,7 @@ def run(steps=2, learning_rate=1e-4):
         ("    return toy_run(\n        steps=0)", 2, "Run.steps must be a whole number of at least 1; got 0"),
         ("    return toy_run(data=lambda e: [][0])", 1, "IndexError: list index out of range"),
         ("    raise SystemExit(0)", 1, "SystemExit: 0"),
+        ("    raise type('Enough', (BaseException,), {})('of it')", 1, "Enough: of it"),
         ("    return toy_run(data=lambda e: exit(0))", 1, "SystemExit: 0"),
         ("    raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", 1, "Odd: no message"),
     ],
@@ -386,6 +387,15 @@ def test_quickstart_again_trains_nothing_anew(capsys, tiny, finished):
     numbers = json.loads(succeed(capsys, "quickstart", "--out", finished, "--model", tiny, *options))
     assert numbers["options"]["steps"] == 3
     assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_a_directory_in_which_another_run_trains_is_bad_input(capsys, tmp_path):
+    config, out = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG)
+    out.mkdir()
+    with files.locked(out):
+        message = fail(capsys, 2, "train", config, "--out", out, "--quiet")
+    assert message == f"jaxemb: error: {out} is in use by another process; wait for it, or name another one"
 
 
 def test_an_interrupt_exits_with_130(tiny, tmp_path):
@@ -530,7 +540,7 @@ def test_a_malformed_line(capsys, tmp_path):
 
 def test_a_prompt_that_the_model_does_not_have(capsys, notes, tiny, tmp_path):
     arguments = ("encode", notes, "--model", tiny, "--out", tmp_path / "v.npy", "--prompt-name", "query")
-    assert "prompt_name must be one of [" in fail(capsys, 2, *arguments)
+    assert "prompt_name is not known: the model has no prompts; got " in fail(capsys, 2, *arguments)
 
 
 def test_more_dimensions_than_the_model_has(capsys, notes, tiny, tmp_path):

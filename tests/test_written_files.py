@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxemb import files
 
+ROOT = Path(__file__).resolve().parent.parent
 ANY = files.Contents("directory of letters", mark="", files=[])
 
 
@@ -286,3 +289,52 @@ def test_paths_do_not_lead_out(tmp_path):
     for name in ("../a", "a/../../b", "/etc/passwd", "..", "a\0b", 3, None):
         with pytest.raises(ValueError, match=f"modules.json: expected a path inside of {tmp_path}; got "):
             files.inside(tmp_path, name, where="modules.json")
+
+
+def test_without_locks_files_are_written_all_the_same(tmp_path):
+    """As on Windows, which has no fcntl, and no directories that can be opened."""
+    code = f"""
+import os, sys
+sys.modules["fcntl"] = None
+really = os.open
+def open_(path, *args, **options):
+    assert not os.path.isdir(path), path
+    return really(path, *args, **options)
+os.open = open_
+from pathlib import Path
+from jaxemb import files
+directory, contents = Path({str(tmp_path)!r}) / "a", files.Contents("any", "", ("*",))
+files.write_json(directory.parent / "b", [1])
+for text in ("old", "new"):
+    with files.replaced_files(directory, contents) as fresh:
+        (fresh / "x").write_text(text)
+with files.locked(directory, wait=False):
+    print(files.read_whole(directory, contents, (directory / "x").read_text), files.read_json(directory.parent / "b"))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "new [1]\n", done.stderr
+    assert names(tmp_path) == {"a/x", "b"}
+
+
+def test_a_figure_is_written_in_the_format_of_its_name(tmp_path):
+    figure = Figure()
+    for name, start in {"a.png": b"\x89PNG", "a.svg": b"<?xml"}.items():
+        files.write_figure(tmp_path / name, figure)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    figure.savefig = lambda file, **options: Path(file).write_bytes(b"half") + 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        files.write_figure(tmp_path / "a.png", figure)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and names(tmp_path) == {"a.png", "a.svg"}
+
+
+def test_nothing_is_saved_past_this_module():
+    """What writes a figure or locks a file does it here; a buffer is no file."""
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for folder in ("jaxemb", "experiments", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\.savefig\((?!buffer)|import fcntl", line) and path.name != "files.py"
+    }
+    assert not found

@@ -145,7 +145,7 @@ def read_metrics(out: str | Path) -> list[dict[str, float]]:
 
 
 def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(files.read_bytes(path).splitlines(keepends=True), 1):
         try:
             values = files.parse_json(line, dict, finite=False)
             if not (line.endswith(b"\n") and isinstance(values.get("step"), int)):

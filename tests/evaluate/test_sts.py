@@ -57,9 +57,9 @@ def test_evaluator_measures_a_set_with_the_prompt_asked_for():
     [
         (r"one entry per pair; got 4, 4 and \(3,\)", (FIRST, SECOND, SCORES[:3]), {}),
         (r"one entry per pair; got 4, 4 and \(4, 1\)", (FIRST, SECOND, np.ones((4, 1))), {}),
-        ("y must be finite; 1 values are not, the first at index 2", (FIRST, SECOND, [1, 2, np.nan, 3]), {}),
+        ("scores must be finite; that of pair 2 is not", (FIRST, SECOND, [1, 2, np.nan, 3]), {}),
         (r"similarities must be among .*; got \['angle'\]", (FIRST, SECOND, SCORES), {"similarities": ["angle"]}),
-        ("N >= 2", (FIRST[:1], SECOND[:1], SCORES[:1]), {}),
+        ("at least two pairs", (FIRST[:1], SECOND[:1], SCORES[:1]), {}),
     ],
 )
 def test_bad_arguments_are_named(message, arguments, options):

@@ -442,3 +442,42 @@ def test_a_result_that_cannot_be_printed_is_a_failure(capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["info", "--json"]) == 1
     assert "the result could not be printed: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_saved_as_it_is_is_refused_before_the_first_step(tmp_path):
+    model = {"w": jnp.ones(5)}
+    with pytest.raises(
+        TypeError, match=r"got dict without model, .*save: .* return jaxemb.checkpoints.Parameters\(mod"
+    ):
+        fit(toy_run(embedder=lambda: model), tmp_path, progress=False)
+    with pytest.raises(TypeError, match=r"must make a model of arrays; name is str 'tiny'"):
+        fit(toy_run(embedder=lambda: Parameters({**model, "name": "tiny"})), tmp_path, progress=False)
+    with pytest.raises(TypeError, match=r"must make a model of arrays; it is Parameters Parameters\(model="):
+        fit(toy_run(embedder=lambda: Parameters(Parameters(model))), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_directory_in_the_place_of_a_file_is_named(finished, name):
+    out, _ = finished
+    (out / name).unlink()
+    (out / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"is a directory; expected a file: '{out / name}'"):
+        again(out)
+
+
+class Enough(BaseException):
+    """What a config file may call its own."""
+
+
+@pytest.mark.parametrize("error", [Enough, SystemExit])
+def test_an_evaluator_that_ends_the_program_loses_no_step(tmp_path, error):
+    def evaluator(embedder):
+        if calls.append(0) or len(calls) == 2:
+            raise error("of it")
+        return {"error": 0.0}
+
+    calls: list[int] = []
+    run = toy_run(evaluators={"toy": evaluator}, evaluate_every=4, checkpoint_every=100)
+    with pytest.raises(error):
+        fit(run, tmp_path, progress=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]

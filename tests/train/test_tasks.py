@@ -1,5 +1,6 @@
 """Several tasks in one run: what the method is told, what is compiled, evaluated, logged and gone on with."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -177,3 +178,26 @@ def test_an_embedder_keeps_a_task_of_texts_that_is_replayed(tmp_path):
 def test_refuses(changes, error, message):
     with pytest.raises(error, match=message):
         two_tasks(**changes)
+
+
+def test_a_run_of_other_tasks_is_made_of_one(tmp_path):
+    run = two_tasks()
+    assert dataclasses.replace(run, tasks=TASKS[:1]).steps == 5
+    assert dataclasses.replace(run, seed=1).steps == 12
+    assert dataclasses.replace(run, tasks=(), data=pairs, steps=3).steps == 3
+    with pytest.raises(ValueError, match="Run.steps must be given with Run.data; 12 is the sum of other tasks"):
+        dataclasses.replace(run, tasks=(), data=pairs)
+    with pytest.raises(ValueError, match="is their sum, 12; got 3: leave it out"):
+        dataclasses.replace(run, steps=3)
+    assert dataclasses.replace(toy_run(steps=3), data=None, steps=0, tasks=TASKS).steps == 12
+    assert run.describe()["steps"] == 12
+
+
+def test_a_task_without_an_evaluator_of_its_name_is_told_before_the_first_step(tmp_path, caplog):
+    said = []
+    evaluators = {"first": lambda e: said.append(caplog.text) or {"error": 0.0}, "secnd": lambda e: {"error": 0.0}}
+    tasks = [dataclasses.replace(task, steps=1) for task in TASKS]
+    result = fit(two_tasks(tasks=tasks, evaluators=evaluators), tmp_path, progress=False)
+    assert "has none called 'second', as Result.scores needs one for each task; there are ['first', 'sec" in said[0]
+    with pytest.raises(ValueError, match="there is no result 'second/error'"):
+        result.scores("error")
