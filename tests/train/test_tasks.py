@@ -185,7 +185,7 @@ def test_a_run_of_other_tasks_is_made_of_one(tmp_path):
     assert dataclasses.replace(run, tasks=TASKS[:1]).steps == 5
     assert dataclasses.replace(run, seed=1).steps == 12
     assert dataclasses.replace(run, tasks=(), data=pairs, steps=3).steps == 3
-    with pytest.raises(ValueError, match="Run.steps must be given with Run.data; 12 is the sum of other tasks"):
+    with pytest.raises(ValueError, match=r"Run.steps must be given with Run.data; 12 is the sum of other tasks"):
         dataclasses.replace(run, tasks=(), data=pairs)
     with pytest.raises(ValueError, match="is their sum, 12; got 3: leave it out"):
         dataclasses.replace(run, steps=3)
