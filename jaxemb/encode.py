@@ -183,7 +183,7 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length:
 
 def _prompt_length(model: Embedder, tokenizer: Tokenizer, prompt: str) -> int:
     """How many tokens of each text are of the prompt, which only some encoders ask; 0 for the others."""
-    asks = getattr(getattr(model.encoder, "config", None), "prefix_attention", False)
+    asks = getattr(getattr(getattr(model, "encoder", None), "config", None), "prefix_attention", False)
     return tokenizer.prompt_length(prompt) if asks else 0
 
 

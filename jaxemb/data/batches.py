@@ -373,7 +373,9 @@ def _parse_flags() -> None:
 def _columns_of(columns: Any, name: str | None, names: tuple[str, ...] | None) -> Columns:
     """The columns of one source."""
     of_one = not isinstance(columns, Mapping) or any(isinstance(column, Column) for column in columns.values())
-    return columns if of_one else _own(columns, name, names, "columns")
+    if of_one or (names is None and not any(isinstance(of, Mapping | list | tuple) for of in columns.values())):
+        return columns
+    return _own(columns, name, names, "columns")
 
 
 def _own(by_source: Mapping[str, Any], name: str | None, names: tuple[str, ...] | None, argument: str) -> Any:

@@ -203,7 +203,7 @@ def test_skipping_everything_is_an_error(tmp_path):
             b"a,b\n1,2\n",
             {"columns": {"q": "c"}},
             ValueError,
-            r"x.csv:2: no field 'c' .*there are \['a', 'b'\]",
+            r"x.csv: no field 'c' .*there are \['a', 'b'\]; a file without a header line needs names=",
         ),
         (
             "x.csv",

@@ -50,7 +50,7 @@ def test_poor_sizes_are_told_what_trains_them():
     assert CELLS.advice(0.021) == [] and len(CELLS.table(0.021).splitlines()) == 6
     layers, dims = CELLS.advice(0.001)
     assert layers.startswith(
-        "every smaller number of layers loses more: jaxemb.objectives.starbucks trains a few sizes"
+        "every smaller number of layers loses more: jaxemb.objectives.starbucks trains a few known sizes"
     )
     assert dims == "every smaller number of dimensions loses more: jaxemb.objectives.matryoshka trains them"
     assert CELLS.advice(0.015) == [layers] and CELLS.table(0.001).splitlines()[-2:] == [layers, dims]

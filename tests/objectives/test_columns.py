@@ -96,12 +96,12 @@ def test_every_use_of_a_column_is_an_encoding():
     ("columns", "others", "message"),
     [
         (["query", "passage"], [], "the batch has no passage; it has document, hard, id, negative, query, score"),
-        (["query"], ["label", "weight"], "the batch has no label, weight"),
+        (["query"], {"a": "label", "b": "weight"}, "the batch has no label, weight"),
     ],
 )
 def test_names_what_the_batch_lacks(columns, others, message):
     with pytest.raises(ValueError, match=message):
-        traced(on_columns(distance, *columns, others=others))
+        traced(on_columns(lambda *texts, **others: texts[0], *columns, others=others))
 
 
 def test_refuses_a_number_of_texts_that_is_no_multiple_of_the_records():
@@ -115,7 +115,9 @@ def test_refuses_a_loss_that_is_not_one_value_per_record():
 
 
 def test_refuses_a_column_of_numbers_as_texts():
-    with pytest.raises(ValueError, match="columns must be texts; give id as others="):
+    with pytest.raises(
+        ValueError, match=r"columns must be texts; of numbers, give others={'argument of the loss': 'id'}"
+    ):
         traced(on_columns(distance, "query", "id"))
 
 
