@@ -222,7 +222,7 @@ def _marked(page: str):
     return pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW))
 
 
-@pytest.mark.parametrize("page", map(_marked, BLOCKS))
+@pytest.mark.parametrize("page", [_marked(page) for page in BLOCKS])
 def test_a_page(page, given):
     run_page(page, with_torch=False)
 
