@@ -105,7 +105,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "evaluate_every=30": "evaluate_every=1",
     },
 }
-SLOW = {"quickstart", "pods"}
+SLOW = {"continual", "pods", "quickstart", "scratch", "sizes", "tasks"}
 
 
 class Block(NamedTuple):
