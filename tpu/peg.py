@@ -4,8 +4,8 @@
     jaxemb train tpu/peg.py --out /mnt/run --distributed --set data=/mnt/mined.parquet
 
 Every query is compared with all documents and all hard negatives of the batch: 6 x 80,128 candidates. The batch is the
-next multiple of 256 chips. Records are weighted by their difficulty where `alpha` is not 0, below 0 for noisy pairs (see
-experiments/results/peg), or follows a schedule (`jaxemb.transforms.progressive_learning`); that costs a step nothing.
+next multiple of 256 chips. Records are weighted by their difficulty where `alpha` is not 0, below 0 for noisy pairs
+(experiments/results/peg), or follows a schedule (`jaxemb.transforms.progressive_learning`); that costs a step nothing.
 Without `data` the weights are random and the texts made up.
 """
 
