@@ -120,7 +120,7 @@ def measure(preset: Preset, data: Data, arm: Arm, seed: int) -> dict[str, float]
     values = {
         "STS": sts(embedder, data.similarity.first, data.similarity.second, data.similarity.scores)["cosine_spearman"],
         "classification": float(right.mean()),
-        "retrieval": retrieval(embedder, data.search)["ndcg@10"],
+        "retrieval": retrieval(embedder, data.search.queries, data.search.corpus, data.search.qrels)["ndcg@10"],
     }
     return {name: 100 * value for name, value in {"average": np.mean([*values.values()]), **values}.items()}
 
