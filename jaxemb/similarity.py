@@ -29,7 +29,7 @@ PAIRED: Mapping[str, Paired] = {
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """`x / |x|` of every row of `[N, D]`; a zero stays zero."""
+    """`x / |x|` of every row of `[N, D]`; one shorter than 1e-12 stays as it is, as on the device."""
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(x, axis=-1, keepdims=True)
         if np.isinf(norms).any():  # squares overflow before numbers do
@@ -42,7 +42,8 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; one vector `[D]` is one row.
 
-    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1.
+    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1. The cosine of a vector
+    shorter than 1e-12 is 0, within 1e-12.
 
     Raises:
       ValueError: for an unknown kind or vectors of different dimension.

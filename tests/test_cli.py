@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jax
@@ -70,6 +71,11 @@ def test_the_installed_command_prints_its_version():
         [sys.executable, "-m", "jaxemb", "--version"], capture_output=True, text=True, env=ENVIRONMENT
     )
     assert (done.returncode, done.stdout) == (0, f"jaxemb {jaxemb.__version__}\n")
+
+
+def test_the_command_that_is_installed_is_that_of_the_module():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"jaxemb": "jaxemb.__main__:main"}
 
 
 def test_help_names_every_command(capsys):
@@ -414,6 +420,39 @@ def test_an_interrupt_exits_with_130(tiny, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.rstrip().split("\n")[-1] == "jaxemb: interrupted"
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        *(f"import {name}" for name in ("argparse", "jaxemb.cli.commands", "numpy", "jax", "jaxlib.xla_client")),
+        "argparse.ArgumentParser.parse_args",
+        "jaxemb.cli.commands._describe_machine",
+    ],
+)
+def test_an_interrupt_at_any_time_is_one_line(at):
+    """When a module is looked for, or a function called."""
+    program = f"""
+import importlib, os, runpy, signal, sys
+from importlib.abc import MetaPathFinder
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupts(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if "import " + name == {at!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.modules.pop("argparse", None)
+if not {at!r}.startswith("import"):
+    where, _, name = {at!r}.rpartition(".")
+    module, _, kind = where.partition(".A")
+    module = importlib.import_module(module)
+    owner = getattr(module, "A" + kind) if kind else module
+    setattr(owner, name, lambda *args: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["jaxemb", "info"]
+runpy.run_module("jaxemb", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "jaxemb: interrupted\n")
 
 
 # Bad input

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code == OK and isinstance(sys.stdout, Audience) and sys.stdout.lost is not None:
             print(f"jaxemb: error: the result could not be printed: {sys.stdout.lost}", file=sys.stderr)
             code = _exit_code(FAILED)
-    if arguments is None and code != INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python takes a moment to end
+    if arguments is None:  # the work is done, and Python takes a moment to end
+        signal.signal(signal.SIGINT, signal.SIG_DFL if code == INTERRUPTED else signal.SIG_IGN)
     return code
 
 
@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             sys.unraisablehook = _show_what_is_not_late
     trains_alone = args.name == "train" and not args.distributed
     try:
-        with _quitting() if trains_alone else contextlib.nullcontext():
+        with _quitting(is_process=arguments is None) if trains_alone else contextlib.nullcontext():
             _prepare_jax(args)
             args.command(args)
         sys.stdout.flush()
@@ -99,10 +99,11 @@ def _show_what_is_not_late(unraisable) -> None:
 
 
 @contextlib.contextmanager
-def _quitting() -> Iterator[None]:
+def _quitting(*, is_process: bool) -> Iterator[None]:
     """Ctrl-C ends the process at once, as long as `fit`, which handles it while it trains, has nothing to save.
 
-    An exception would be lost, or shown, by the extension modules that are being imported.
+    An exception would be lost, or shown, by what the config file imports and compiles. Another program that calls the
+    command, and handles Ctrl-C in its own way, is let alone.
     """
 
     def end(number, frame):
@@ -110,7 +111,8 @@ def _quitting() -> Iterator[None]:
         os._exit(INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    is_ours = before is signal.default_int_handler or (is_process and callable(before))
+    if not is_ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, end)

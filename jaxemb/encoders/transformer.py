@@ -64,8 +64,18 @@ class Embeddings(Module):
         )
 
     def __call__(self, tokens: Tokens, c: TransformerConfig, key: jax.Array | None) -> jax.Array:
-        """`[B, T, D]`; raises ValueError if T exceeds what the position table can hold."""
-        return self.of_vectors(self.tokens[tokens.ids], tokens, c, key)
+        """`[B, T, D]`.
+
+        An id without a row makes what comes of it NaN: where a program is compiled, it cannot raise.
+
+        Raises:
+          ValueError: if T exceeds what the position table can hold; naming an id without a row, if ids are concrete.
+        """
+        return self.of_vectors(self.of_ids(tokens), tokens, c, key)
+
+    def of_ids(self, tokens: Tokens) -> jax.Array:
+        """The tokens' rows of the table, `[B, T, D]`; see a call."""
+        return _rows("token ids", self.tokens, tokens.ids, tokens.mask)
 
     def of_vectors(self, vectors: jax.Array, tokens: Tokens, c: TransformerConfig, key: jax.Array | None) -> jax.Array:
         """As a call, with `vectors` `[B, T, D]` in place of the tokens' rows of the table."""
@@ -76,11 +86,20 @@ class Embeddings(Module):
             )
         x = vectors.astype(jnp.float32) * jnp.asarray(c.embedding_scale, c.dtype).astype(jnp.float32)
         if self.types is not None:
-            x = x + (self.types[0] if tokens.type_ids is None else self.types[tokens.type_ids])
+            of_types = lambda ids: _rows("type ids", self.types, ids, tokens.mask)
+            x = x + (self.types[0] if tokens.type_ids is None else of_types(tokens.type_ids))
         if self.positions is not None:
             x = x + self.positions[_position_rows(tokens, c.position_offset)]
         x = x if self.norm is None else self.norm(x)
         return dropout(x, c.dropout, key).astype(c.dtype)
+
+
+def _rows(name: str, table: jax.Array, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """`table[ids]`, but NaN where `mask` has an id that is no row, which an index alone would take for another one."""
+    absent = mask & ((ids < 0) | (ids >= len(table)))
+    if not isinstance(absent, jax.core.Tracer) and absent.any():
+        raise ValueError(f"{name} must be in 0..{len(table) - 1}, as the table has rows; got {ids[absent][0]}")
+    return jnp.where(absent[..., None], jnp.nan, table[ids])
 
 
 def _position_rows(tokens: Tokens, offset: int) -> jax.Array:

@@ -2,7 +2,8 @@
 
 Each takes `a` `[..., N, D]` and `b` `[..., M, D]`, whose leading axes broadcast, and returns `[..., N, M]`, computed in
 f32 at full matmul precision (a TF32 or one-pass bf16 product is off by 1e-3, which a temperature of 0.01 turns into 0.1
-nat). Values and gradients are finite for zero vectors. Other shapes are a ValueError.
+nat). Values and gradients are finite for zero vectors, and vectors shorter than 1e-12 count as such. Other shapes are a
+ValueError.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +43,8 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 @checked(_fit)
 @jax.jit
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0 where either is the zero vector."""
+    """`<a_i, b_j> / (|a_i| |b_j|)`, in -1..1; 0, within 1e-12, where either is shorter than 1e-12; NaN where the
+    squares of one overflow (of a length above 1.8e19 in f32)."""
     return dot(unit(a), unit(b))
 
 
@@ -106,7 +108,10 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
 @checked(shapes(x="... D"))
 @jax.jit
 def unit(x: jax.Array) -> jax.Array:
-    """`x / |x|` over the last axis; zero vectors stay as they are, and pass gradients on unscaled, not times 1e12.
+    """`x / |x|` over the last axis.
+
+    Vectors shorter than 1e-12 stay as they are, and pass gradients on unscaled, not times 1e12. Where squares overflow,
+    the result is NaN, and not 0.
 
     >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
     Array([[0.6, 0.8],
@@ -114,4 +119,5 @@ def unit(x: jax.Array) -> jax.Array:
     """
     x = _at_least_f32(x)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    squares = jnp.where(jnp.isinf(squares), jnp.nan, squares)
     return x / jnp.sqrt(jnp.where(squares <= _TINY_NORM**2, 1.0, squares))

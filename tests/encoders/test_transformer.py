@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import tiny_model
 
 from jaxemb.data import pack, pad
 from jaxemb.encoders import Transformer, TransformerConfig
 from jaxemb.nn import RopeConfig
+from jaxemb.types import Tokens
 
 BASE = TransformerConfig(
     vocab_size=60, dim=32, layers=3, heads=4, mlp_dim=48, position_table=64, token_types=2, norm_eps=1e-6
@@ -225,3 +227,21 @@ def test_a_bad_configuration_names_field_value_and_what_is_expected(changes, mes
 def test_a_rope_has_a_positive_base():
     with pytest.raises(ValueError, match="base must be finite and > 0; got 0"):
         RopeConfig(0)
+
+
+@pytest.mark.parametrize("bad", [50, -1, 2**31 - 1])
+def test_an_id_without_a_row_is_not_taken_for_another(bad):
+    """A value that is known raises; in a compiled program it is NaN, in its own row alone. Padding may be anything."""
+    model = tiny_model().encoder
+    ids, mask = np.full((2, 4), 3), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    good = model(Tokens.from_mask(ids, mask))
+    ids[1, 3] = bad
+    np.testing.assert_array_equal(model(Tokens.from_mask(ids, mask))[mask > 0], good[mask > 0])
+    ids[0, 2] = bad
+    with pytest.raises(ValueError, match=f"token ids must be in 0..49, as the table has rows; got {bad}"):
+        model(Tokens.from_mask(ids, mask))
+    compiled = jax.jit(lambda model, tokens: model(tokens))(model, Tokens.from_mask(ids, mask))
+    assert np.isnan(compiled[0]).all() and np.isfinite(compiled[1]).all()
+    types = np.where(ids == bad, bad, 0)
+    with pytest.raises(ValueError, match=f"type ids must be in 0..1, as the table has rows; got {bad}"):
+        model(Tokens.from_mask(np.full((2, 4), 3), mask, types))

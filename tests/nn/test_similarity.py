@@ -1,12 +1,13 @@
 """Similarities where rounding would hide what is compared."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
 from jaxemb import similarity as on_host
-from jaxemb.nn.similarity import euclidean, paired
+from jaxemb.nn.similarity import cosine, euclidean, paired, unit
 
 
 def test_distances_of_vectors_that_are_nearer_than_they_are_long():
@@ -35,3 +36,18 @@ def test_a_cosine_on_the_host_does_not_depend_on_the_length(scale):
     np.testing.assert_allclose(found, on_host.similarity(vectors, vectors), atol=1e-6)
     rows = on_host.PAIRED["cosine"](vectors, vectors * np.float32(scale))
     np.testing.assert_allclose(rows, np.ones(4), atol=1e-6)
+
+
+def test_a_vector_shorter_than_1e_12_counts_as_zero_on_device_and_host():
+    for length, expected in {1.1e-12: 1.0, 0.9e-12: 0.0, 1e-30: 0.0, 0.0: 0.0}.items():
+        a, b = np.array([[length, 0]], np.float32), np.array([[2, 0]], np.float32)
+        np.testing.assert_allclose(cosine(a, b), [[expected]], atol=1e-11)
+        np.testing.assert_allclose(on_host.similarity(a, b), [[expected]], atol=1e-11)
+        gradient = jax.grad(lambda a, b=b: cosine(a, b).sum())(jnp.asarray(a))
+        assert np.isfinite(gradient).all()
+
+
+def test_a_vector_whose_squares_overflow_is_no_number_on_the_device():
+    a = np.array([[1e19, 0], [2e19, 0]], np.float32)
+    np.testing.assert_array_equal(unit(a), [[1, 0], [np.nan, np.nan]])
+    np.testing.assert_array_equal(on_host.unit_rows(a), [[1, 0], [1, 0]])

@@ -69,7 +69,7 @@ class PromptedTransformer(Module):
         embeddings = self.transformer.embeddings
         shape = (tokens.ids.shape[0], tokens.texts_per_row * len(self.prompt), self.prompt.shape[1])
         prompts = jnp.broadcast_to(jnp.tile(self.prompt, (tokens.texts_per_row, 1)), shape)
-        vectors = jnp.concatenate([prompts, embeddings.tokens[tokens.ids]], axis=1)
+        vectors = jnp.concatenate([prompts, embeddings.of_ids(tokens)], axis=1)
         return embeddings.of_vectors(_taken(vectors, order), longer, self.config, key)
 
 
