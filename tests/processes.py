@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -21,12 +22,12 @@ def start(*arguments: object) -> list[subprocess.Popen]:
     return [subprocess.Popen([*command, number], env=environment, **pipes) for number in ("0", "1")]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[str]:
-    """What they say on stderr; all must end well, and none outlives the timeout."""
+def finish(processes: list[subprocess.Popen], timeout: float = 180, codes: Sequence[int] = (0, 0)) -> list[str]:
+    """What they say on stderr; all must end with these codes, and none outlives the timeout."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == list(codes), said
     return said

@@ -37,6 +37,7 @@ class RunLog:
       steps: number of steps of the run.
       resumed_at: finished steps that the run begins with, and goes on from; later lines of an earlier process are
         dropped. None for a run that begins anew: all are.
+      evaluates: whether the evaluation of that step comes again, and with it its line.
       best: the evaluation result that comes first; of many the lines show a few, see `headlines`.
       progress: whether to show progress: a bar with loss, records per second and the time left on a terminal, one
         plain line per log entry elsewhere.
@@ -48,6 +49,7 @@ class RunLog:
         *,
         steps: int,
         resumed_at: int | None = None,
+        evaluates: bool = False,
         best: str | None = None,
         progress: bool = True,
     ):
@@ -56,6 +58,7 @@ class RunLog:
         self._is_first = jax.process_index() == 0
         self._progress = progress and self._is_first
         self._kept = -1 if resumed_at is None else resumed_at  # the last step whose lines stay
+        self._evaluates = evaluates
         self._done, self._started = self._resumed_at, time.perf_counter()
         self._bar: Any = None
         self._audience = cast(TextIO, Audience(sys.stderr))
@@ -63,7 +66,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         if self._is_first:
             path = self._out / "metrics.jsonl"
-            _drop_after(path, self._kept)
+            _drop_after(path, self._kept, evaluations=self._evaluates)
             self._file = path.open("a", encoding="utf-8")
             self._board = _tensorboard(self._out / "tensorboard", self._resumed_at)
         if self._progress and self._audience.isatty() and importlib.util.find_spec("rich"):
@@ -156,10 +159,11 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
             yield line, values
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`."""
+def _drop_after(path: Path, step: int, *, evaluations: bool) -> None:
+    """Keeps the lines of steps up to `step`, but for `evaluations` of that step itself."""
     if path.exists():
-        kept = [line for line, values in _intact_lines(path) if values["step"] <= step]
+        goes = lambda values: evaluations and values["step"] == step and "train/loss" not in values
+        kept = [line for line, values in _intact_lines(path) if values["step"] <= step and not goes(values)]
         files.write_bytes(path, b"".join(kept))
 
 

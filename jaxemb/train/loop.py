@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxemb import parallel
 from jaxemb.backends import without_absent_tpu
@@ -90,8 +91,9 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = Fal
     """Trains, or goes on training, in the directory `out`.
 
     A run that was killed and is started again ends with the parameters, bit for bit, of one that was not. SIGTERM
-    (to one process, of several) saves a checkpoint and exits with code 0; so does Ctrl-C, with a KeyboardInterrupt, and
-    a second Ctrl-C quits at once. An evaluator that fails loses no step.
+    saves a checkpoint and exits with code 0; so does Ctrl-C, with a KeyboardInterrupt, and a second Ctrl-C quits at
+    once. Of several processes one that gets the signal is enough: all save after the same step, and the others exit
+    with code 0. An evaluator that fails loses no step; several processes save before they evaluate.
 
     A run in `out` that is not this one is refused, and what differs is named. How it is watched and where it runs may
     differ, and so may the number of steps, if it is larger, or of several tasks, if those there come first: a run that
@@ -132,8 +134,9 @@ def fit(run: Run, out: str | Path, *, resume: bool = True, overwrite: bool = Fal
             restored = checkpoints.restore_newest(state)
             state = restored[0] if restored else state
             resumed_at = int(state.step) if restored else None
-            best = run.best and run.best[0]
-            log = RunLog(directory.path, steps=run.steps, resumed_at=resumed_at, best=best, progress=progress)
+            again = restored is not None and not restored[1].get("is_evaluated", True)
+            about: dict[str, Any] = {"steps": run.steps, "resumed_at": resumed_at, "best": run.best and run.best[0]}
+            log = RunLog(directory.path, **about, evaluates=again, progress=progress)
             with interruptible(stop), log:
                 if run.mesh is not None and run.mesh.size > 1:
                     sizes = ", ".join(f"{name}={size}" for name, size in run.mesh.shape.items() if size > 1)
@@ -335,6 +338,10 @@ class _Loop:
         self._done.is_evaluated = not evaluate
         if evaluate:
             self._settle()
+            if self._step and jax.process_count() > 1:  # one that fails cannot save without the others
+                self._save()
+                self._checkpoints.finish()
+                save = self._batches is None
             save |= self._evaluate()
         stopping = self._stop(self._step)
         if not (evaluate or save or stopping):
@@ -390,9 +397,11 @@ class _Loop:
         return found
 
     def _is_due(self) -> bool:
-        """Whether it is time for a checkpoint; several processes have several clocks."""
-        passed = time.monotonic() - self._saved_at
-        return jax.process_count() == 1 and passed >= 60 * self._run.checkpoint_minutes
+        """Whether it is time for a checkpoint: for several processes process 0 says so, at lines of the log."""
+        is_due = time.monotonic() - self._saved_at >= 60 * self._run.checkpoint_minutes
+        if jax.process_count() == 1:
+            return is_due
+        return self._step % self._run.log_every == 0 and bool(multihost_utils.broadcast_one_to_all(is_due))
 
     def _save(self) -> None:
         done = self._done

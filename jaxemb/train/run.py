@@ -81,7 +81,8 @@ class Run:
         processes call them alike.
       evaluate_every: steps between evaluations; there is always one before the first step and after the last of a task.
       checkpoint_every: steps between checkpoints; there is always one after the last step of a task.
-      checkpoint_minutes: the same by time, whichever comes first; not where several processes train as one.
+      checkpoint_minutes: the same by time, whichever comes first; where several processes train as one, process 0 says
+        when, at lines of the log.
       keep: number of newest checkpoints that are kept; the best one is kept beside them.
       best: the evaluation result that makes a checkpoint the best, and whether it should be "max" or "min". None
         for no best checkpoint.

@@ -1,4 +1,8 @@
-"""Being asked to stop: SIGTERM, and Ctrl-C, after which a run saves what it has."""
+"""Being asked to stop: SIGTERM, and Ctrl-C, after which a run saves what it has.
+
+Of several processes JAX takes SIGTERM, tells the others, and finds the step after which all stop. Ctrl-C is handed to
+it as a SIGTERM, so that one process that gets it is enough, too.
+"""
 
 import contextlib
 import os
@@ -22,12 +26,16 @@ class Stop:
     """
 
     received: signal.Signals | None = None
+    _is_agreed = False
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after this step, which several processes agree on."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.received = signal.SIGTERM  # JAX has taken it, of this process or of any of the others
-        return self.received is not None
+        if jax.process_count() == 1:
+            return self.received is not None
+        if multihost_utils.reached_preemption_sync_point(step):  # of this process's signal, or another's
+            self.received = self.received or signal.SIGTERM
+            self._is_agreed = True
+        return self._is_agreed
 
     @property
     def name(self) -> str:
@@ -58,6 +66,8 @@ def interruptible(stop: Stop) -> Iterator[None]:
     def note(number, frame):
         _note(stop, signal.SIGINT)
         signal.signal(signal.SIGINT, before)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         with contextlib.suppress(OSError):
             os.write(2, b"\njaxemb: Ctrl-C: saving after this step; once more quits at once\n")
 
@@ -72,8 +82,9 @@ def _note(stop: Stop, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def _handled(number: signal.Signals, handler) -> Iterator[None]:
-    # Of several processes JAX handles the signal; and only the main thread may say what one does.
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+    # Of several processes JAX handles SIGTERM; and only the main thread may say what a signal does.
+    is_of_jax = jax.process_count() > 1 and number == signal.SIGTERM
+    if is_of_jax or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(number, handler)
