@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.lib.datasets import REPOSITORY, WithColumns, data_dir, vectors  # noqa: F401
-from jaxemb.files import write_text
+from jaxemb.files import write_figure, write_text
 
 Preset = TypeVar("Preset")
 
@@ -144,7 +144,7 @@ def write_results(out: Path, metrics: Mapping[str, Any], table: str, figure=None
     write(out / "metrics.json", plain + "\n")
     write(out / "table.md", table)
     if figure is not None:
-        figure.savefig(out / "figure.png", dpi=150, bbox_inches="tight")
+        write_figure(out / "figure.png", figure, dpi=150, bbox_inches="tight")
 
 
 def _plain(value: Any) -> Any:

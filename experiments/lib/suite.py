@@ -27,7 +27,7 @@ from experiments.lib.cells import CHOICE_SEED, Cell, Cells, plain
 from experiments.lib.datasets import REPOSITORY, AbsentError
 from experiments.lib.experiment import Arm, Claim, Experiment, Measure, Preset, Reported
 from jaxemb.compilation import enable_persistent_cache
-from jaxemb.files import write_json, write_text
+from jaxemb.files import write_figure, write_json, write_text
 
 __all__ = ["CHOICE_SEED", "Arm", "Claim", "Experiment", "Measure", "Preset", "Reported", "main", "run"]
 
@@ -114,7 +114,7 @@ def write(cells: Cells) -> None:
     write_text(out / "table.md", report.table(experiment, found, described, made, said))
     plots = experiment.plots(found) if experiment.plots else {}
     for name, figure in {"figure": report.figure(experiment, found), **plots}.items():
-        figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
+        write_figure(out / f"{name}.png", figure, dpi=120, bbox_inches="tight")
 
 
 def _made(summary: Mapping[str, Any]) -> list[str]:

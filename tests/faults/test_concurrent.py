@@ -75,7 +75,7 @@ def _read(path: Path, ready, stop, found) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_read_an_index_during_200_rebuilds(tmp_path):
+def test_processes_that_read_an_index_during_200_rebuilds(tmp_path, record_property):
     spawn = multiprocessing.get_context("spawn")
     path, stop, ready, found = tmp_path / "index", spawn.Event(), spawn.Semaphore(0), spawn.Queue()
     build(path, 0)
@@ -90,7 +90,7 @@ def test_processes_that_read_an_index_during_200_rebuilds(tmp_path):
     opens, different = zip(*(found.get(timeout=60) for _ in readers), strict=True)
     for reader in readers:
         reader.join()
-    print(f"200 rebuilds, {sum(opens)} opens, {max(different)} different indices seen by one reader")
+    record_property("faults", {"rebuilds": 200, "opens": sum(opens), "different seen": max(different)})
     assert [reader.exitcode for reader in readers] == [0, 0, 0] and min(different) > 1
 
 
