@@ -401,7 +401,7 @@ class _Loop:
         is_due = time.monotonic() - self._saved_at >= 60 * self._run.checkpoint_minutes
         if jax.process_count() == 1:
             return is_due
-        return self._step % self._run.log_every == 0 and bool(multihost_utils.broadcast_one_to_all(is_due))
+        return self._step % self._run.log_every == 0 and bool(multihost_utils.broadcast_one_to_all(np.int32(is_due)))
 
     def _save(self) -> None:
         done = self._done
