@@ -1,7 +1,7 @@
 """Cross-entropy against soft targets: documents are right to a degree (CWCL, label smoothing, distillation)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,7 @@ def exponential(features: jax.Array, temperature: float = 0.1) -> Targets:
 
 
 @checked(shapes(labels="N"), labels=in_32_bits)
-def equal(labels: jax.Array) -> Targets:
+def equal(labels: jax.Array | Sequence[int]) -> Targets:
     """1 where labels `[N]` are equal, else 0."""
     labels = jnp.asarray(labels)
     return Targets(_equal, labels, labels)
