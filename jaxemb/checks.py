@@ -147,6 +147,8 @@ class Kind(NamedTuple):
 
     def wrong_part(self, value: Any) -> "tuple[Kind, Any, Any] | None":
         """What the parts are, and where the first one is that is something else, and this."""
+        if isinstance(value, np.ndarray):  # what its first part is they all are
+            value = list(value[:1]) if value.ndim else []
         if self.parts is None or not isinstance(value, list | tuple | Mapping):
             return None
         parts, holds = value.items() if isinstance(value, Mapping) else enumerate(value), self.parts.holds

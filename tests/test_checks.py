@@ -51,6 +51,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (jax.Array, [jnp.zeros(2)], "x must be an array of real numbers; got list"),
     (jax.Array, np.array(["a"]), r"x must be an array of real numbers; got ndarray <U1 \(1,\)"),
     (Sequence[str], "abc", "x must be a sequence of strings; got str 'abc'"),
+    (Sequence[int], np.array(["a", "b"]), r"x\[0\] must be a whole number; got str_ <U1"),
     (Sequence[str], iter("abc"), "x must be a sequence of strings; got str_ascii_iterator"),
     (Sequence[str] | None, ["a", 1], r"x\[1\] must be a string; got int 1"),
     (Sequence[tuple[int, int]], [[1, 2], 3], r"x\[1\] must be a tuple of 2; got int 3"),

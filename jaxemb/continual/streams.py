@@ -273,9 +273,7 @@ def joint(stream: Sequence[Experience], *, name: str = "joint") -> Experience:
       ValueError: if the tasks have different columns.
     """
     if len(names := {frozenset(task.train) for task in stream}) != 1:
-        raise ValueError(
-            f"the tasks of stream must be one or more, of the same columns; got {sorted(map(sorted, names))}"
-        )
+        raise ValueError(f"stream: tasks must have the same columns; got {sorted(map(sorted, names))}")
 
     def union(split: str) -> Columns | None:
         parts = [getattr(task, split) for task in stream]

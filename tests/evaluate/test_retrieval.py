@@ -43,7 +43,7 @@ def test_queries_in_only_one_of_run_and_qrels_are_left_out_and_counted():
     ("queries", "qrels", "message"),
     [
         (["q"], {}, "queries must be a mapping"),
-        ({"q": "a"}, {"q": ["d"]}, r"qrels\['q'\] must give a level, a number, to documents by id, .*got \['d'\]"),
+        ({"q": "a"}, {"q": ["d"]}, r"qrels\['q'\] must be a mapping; got list \['d'\]"),
         ({"q": "a"}, {"q": {"d": "x"}}, r"qrels\['q'\] must give a level, .*got \{'d': 'x'\}"),
     ],
 )
