@@ -13,8 +13,9 @@ from experiments.recipes import peg
 from jaxemb.train import fit
 
 
-def test_smoke(smoke_cells, minilm, monkeypatch, data_dir):
-    """Before and after two steps with the whole MiniLM as the guide."""
+@pytest.mark.slow  # encodes texts of many lengths, before and after
+def test_smoke(smoke_cells, minilm, quick_vectors):
+    """Before and after two steps; projections stand in for the guide."""
     arms = {BEFORE: EXPERIMENT.arms[BEFORE], LARGE: EXPERIMENT.arms["GISTEmbed, MiniLM"]}
     table, summary = smoke_cells(dataclasses.replace(EXPERIMENT, arms=arms, claims=EXPERIMENT.claims[:4]), *arms)
     values = [record["values"] for record in summary["cells"].values()]
