@@ -156,19 +156,18 @@ def batches(
             drop_remainder=drop_remainder,
             window=max(window // batch_size, 1) * batch_size,
         )
-        own = _columns_of(columns, name, names)
-        with _hinting(own is columns and len(mixed.sources) > 1):
-            recipes.append(recipe.completed(own, rows))
+        with _hinting(mixed):
+            recipes.append(recipe.completed(_columns_of(columns, name, names), rows))
     return _drawn(recipes, mixed.weights, workers, prefetch)
 
 
 @contextlib.contextmanager
-def _hinting(is_shared: bool) -> Iterator[None]:
-    """Says how sources of a mixture have columns of their own, where one lacks columns that are for all."""
+def _hinting(mixed: Mixture) -> Iterator[None]:
+    """Says how sources of a mixture have columns of their own, where one of several lacks a column."""
     try:
         yield
     except RecordError as error:
-        if not is_shared:
+        if len(mixed.sources) == 1:
             raise
         raise RecordError(f"{error}; {_OWN_COLUMNS}") from error
 
