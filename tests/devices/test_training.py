@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from tiny_run import pair_batch, pairs, tiny_model, tiny_run, toy_objective, toy_run
+from tiny_run import pair_batch, tiny_model, tiny_run, toy_objective, toy_run
 
 from jaxemb import Classifier, parallel
 from jaxemb.checkpoints import Parameters
@@ -59,8 +59,6 @@ def test_a_run_without_a_mesh_is_shared_by_all_devices(tmp_path, monkeypatch, ca
     result = fit(toy_run(**SETTINGS), tmp_path / "run")
     assert capsys.readouterr().err.startswith("training on 8 devices, mesh data=8\n")
     assert len(result.state.model["w"].devices()) == 8
-    with pytest.raises(ValueError, match=r"local shards; let batch_size, .* a multiple of 8, or take fewer"):
-        fit(toy_run(**SETTINGS, data=functools.partial(pairs, batch_size=6)), tmp_path / "other", progress=False)
     with parallel.default_devices(jax.devices()[:1]):
         assert default_mesh() is None
 
@@ -120,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
 
 
 def test_refuses_a_batch_that_does_not_divide(tmp_path):
-    with pytest.raises(ValueError, match=r"of shape \(8,.* does not split over 3 local shards"):
+    with pytest.raises(ValueError, match=r"of shape \(8,.* does not split over 3 local shards; let batch_size"):
         fit(toy_run(mesh=mesh(3)), tmp_path, progress=False)
 
 
