@@ -198,7 +198,9 @@ def _named(config: Settings, tensors: Mapping[str, Any]) -> _Tensors:
     for name, tensor in tensors.items():
         if name == _ROPE_FACTORS:
             continue
-        layer, kind, part = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)\.(weight|bias)", name).groups() or (None, name, "")
+        if not (match := re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)\.(weight|bias)", name)):
+            raise CheckpointError(f"tensors must be called *.weight or *.bias; got {name!r}")
+        layer, kind, part = match.groups()
         ours = f"{names.get(kind, kind)}.{part}"
         ours = ours if layer is None else f"model.layers.{layer}.{ours}"
         turned = kind in heads_of and config["model_type"] == "llama"  # whose pairs of dimensions stand side by side
