@@ -93,9 +93,10 @@ class _Parts:
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         from gguf import dequantize
 
-        rows, *rest = index
+        rows, rest = index[0], index[1:]
         data = self._tensor.data[rows if self._order is None else self._order[rows]]
-        return dequantize(data, self._tensor.tensor_type)[(..., *rest)] + np.float32(self._shift)
+        floats: Any = dequantize(data, self._tensor.tensor_type)
+        return floats[(slice(None), *rest)] + np.float32(self._shift)
 
 
 class _Tensors(Mapping[str, np.ndarray]):
