@@ -214,8 +214,9 @@ def batch_loss(config, transform, before, after, metrics):
     ("config", "select", "score", "eligible"),
     [
         (CONFIG, "full_gamma", held_out_loss, (20, 23)),
-        (PLAIN, "official", held_out_error, (0, 10, 20, 23)),
-        (CONFIG, "official", batch_loss, (10, 20, 23)),  # step 10 is in the ramp, with gamma 10 / 11
+        pytest.param(PLAIN, "official", held_out_error, (0, 10, 20, 23), marks=pytest.mark.slow),
+        # Step 10 is in the ramp, with gamma 10 / 11.
+        pytest.param(CONFIG, "official", batch_loss, (10, 20, 23), marks=pytest.mark.slow),
     ],
 )
 def test_the_selected_parameters(config, select, score, eligible):
