@@ -26,7 +26,7 @@ def infer_task_by_entropy(
       `entropy.py` of github.com/gmum/HyperInterval; von Oswald et al. 2020, HNET+ENT.
     """
     lower, middle, upper = jnp.moveaxis(logits, 2, 0)
-    middle = competing(middle, None if classes is None else classes[:, None])
+    middle = middle if classes is None else jax.vmap(competing)(middle, classes)
     log_p = jax.nn.log_softmax(middle)
     terms = -jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * log_p, 0)
     if weighted:
