@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.lib import sources
 from experiments.lib.datasets import REPOSITORY
 from experiments.lib.experiment import Experiment
 from jaxemb.files import write_json
@@ -50,7 +51,10 @@ class Record:
     """What is kept of a cell.
 
     Attributes:
-      made_by: a hash of the experiment's code, the preset and the arm.
+      made_by: a hash of the preset, the arm, and the text of every module of `experiments` that is imported. Data
+        files, and the vectors that `datasets.vectors` keeps, are no part of it.
+      library: a hash of the library's sources. Another library does not make a cell be measured again; that cells of a
+        table differ in it is said.
       made_on: commit, software and device.
       values: what was measured.
       data: what is said of the data.
@@ -58,6 +62,7 @@ class Record:
     """
 
     made_by: str
+    library: str
     made_on: str
     values: dict[str, Any]
     data: str
@@ -80,6 +85,7 @@ class Cells:
         self.experiment, self.name, self.out = experiment, preset, out
         self.preset = experiment.presets[preset]
         self.seeds = range(seeds or self.preset.seeds)
+        self._sources = sources.experiments()  # as they are now, not when a cell is done, hours later
         self._loaded: tuple[Any, Any] = (None, None)  # the data of the last cell
         complete = out / "results.json"
         self._before = json.loads(complete.read_text(encoding="utf-8"))["cells"] if complete.exists() else {}
@@ -121,7 +127,8 @@ class Cells:
         if not found or not all(map(math.isfinite, found.values())):
             raise ValueError(f"{cell}: measures must be finite numbers; got {found}")
         seconds = time.process_time() - began
-        record = Record(self._made_by(arm), made_on(), values, experiment.describe(data), seconds)
+        described = experiment.describe(data)
+        record = Record(self._made_by(arm), sources.library(), made_on(), values, described, seconds)
         (self.out / "cells").mkdir(parents=True, exist_ok=True)
         write_json(self.out / "cells" / cell.file, dataclasses.asdict(record))
         print(f"{cell}: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}, {seconds:.0f} s of CPU", flush=True)
@@ -147,7 +154,8 @@ class Cells:
 
     def _made_by(self, arm: Any) -> str:
         e = self.experiment
-        made_by = describe([e.measure, e.data, e.held_out if arm.grid else None, self.preset, arm])
+        functions = [e.measure, e.data, e.held_out if arm.grid else None]  # they may be defined elsewhere
+        made_by = [self._sources, describe([*functions, self.preset, arm])]
         return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 

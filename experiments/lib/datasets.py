@@ -105,6 +105,8 @@ def multi30k(language: str, size: int | None = None, seed: int = 0) -> list[str]
 def vectors(texts: Sequence[str], model: str | Path | None = None) -> np.ndarray:
     """Embeddings of the texts, `[N, D]`, of unit length; kept under `runs/experiments`.
 
+    They are found again by the texts and the model's name: remove them if its weights, or what encodes, are others.
+
     Args:
       texts: N texts.
       model: directory or hub id; None for MiniLM.

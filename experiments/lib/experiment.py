@@ -1,7 +1,6 @@
 """What an experiment is made of: presets, arms, measures and claims, as plain values.
 
-Fields that do not compare (`compare=False`) do not decide on what an arm measures, so that they may change without its
-being measured again.
+Fields that do not compare (`compare=False`) do not decide on what an arm measures, and do not describe it.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lib.experiment import Claim, Experiment, Values
-from experiments.lib.statistics import Spread, verdict
+from experiments.lib.statistics import LEAST_SEEDS, Spread, verdict
 
 Found = Mapping[str, Mapping[str, Sequence[Values]]]
 """By data set and arm, the values of every seed."""
@@ -83,7 +83,9 @@ def table(
     judgements = judged(experiment, found)
     text += (
         "\n## Claims\n\nDifferences are paired by seed, with the 95 % interval of the t distribution. A claim is "
-        "*shown* if all of the interval agrees with it, *opposite* if all of it disagrees.\n\n"
+        "*shown* if all of the interval agrees with it, *opposite* if all of it disagrees, and *not shown* else, or by "
+        f"fewer than {LEAST_SEEDS} seeds, or where all seeds give the same. Intervals cover what the seeds draw, and "
+        "nothing else: no other data set, and no other test records where all seeds share them.\n\n"
     )
     decimals = {name: measure.decimals + 1 for name, measure in experiment.measures.items()}
     has_paper = any(row["paper"] for row in judgements)

@@ -16,23 +16,31 @@ PAGE = REPOSITORY / "docs" / "reproductions.md"
 _ABOUT = """# Reproductions
 
 Of every experiment the claim that its paper makes first, what the paper reports, and the difference that we measured,
-with its 95 % interval. *Shown* is a claim with which the whole interval agrees, *opposite* one with which it disagrees;
-the tables have the other claims, the conditions, and what was tried. `python -m experiments.lib.reproductions` makes
-this page.
+with its 95 % interval, which covers what the seeds draw, and neither other data nor, where all seeds share them, other
+test records. *Shown* is a claim with which the whole interval agrees, *opposite* one with which it disagrees. The
+tables have the other claims, the conditions and what was tried. `python -m experiments.lib.reproductions` makes this
+page.
 
 """
 
 
 def page(results: Path) -> str:
-    """The page of all results under a directory; those without `results.json` are named below it."""
+    """The page of all results under a directory; those without `results.json` are named below it.
+
+    So are the experiments, beside that directory, that have no results.
+    """
     summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/results.json"))]
     rows = [row for summary in summaries for row in _rows(summary)]
     header = ["experiment", "claim", "data", "paper", "difference", "verdict", "command", "CPU minutes"]
-    text = _ABOUT + markdown_table(header, rows, left=len(header))
+    text = _ABOUT + (markdown_table(header, rows, left=len(header)) if rows else "No experiment has a row yet.\n")
     others = [path.name for path in sorted(results.iterdir()) if not (path / "results.json").exists()]
     if others:
         links = ", ".join(f"[{name}](../experiments/results/{name}/table.md)" for name in others)
         text += f"\nTables that do not judge their claims by intervals yet: {links}.\n"
+    programs = [path for path in sorted(results.parent.glob("*.py")) if "main(EXPERIMENT)" in path.read_text("utf-8")]
+    if absent := [path.stem for path in programs if not (results / path.stem).exists()]:
+        links = ", ".join(f"[{name}](../experiments/{name}.py)" for name in absent)
+        text += f"\nExperiments without results: {links}.\n"
     return text
 
 

@@ -10,6 +10,9 @@ from scipy import stats
 Relation = Literal[">", "<", "≈"]
 Verdict = Literal["shown", "not shown", "opposite"]
 
+LEAST_SEEDS = 3
+"""With fewer no claim is judged."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -63,7 +66,8 @@ def verdict(difference: Spread, relation: Relation, margin: float = 0.0) -> Verd
     """Whether seeds show that a difference is above 0 (">"), below 0 ("<"), or within ± margin ("≈").
 
     A claim is "shown" if the whole 95 % interval of the difference lies where it says, and "opposite" if all of it lies
-    on the other side: of 0, or outside of the margin. In between, the seeds leave it open: "not shown".
+    on the other side: of 0, or outside of the margin. In between, the seeds leave it open: "not shown". So do fewer
+    than `LEAST_SEEDS`, and differences that are the same with every seed, up to rounding: their interval says nothing.
 
     Raises:
       ValueError: for another relation, or a margin that does not fit it: > 0 for "≈", else 0.
@@ -72,6 +76,8 @@ def verdict(difference: Spread, relation: Relation, margin: float = 0.0) -> Verd
         raise ValueError(f"relation must be one of {', '.join(get_args(Relation))}; got {relation!r}")
     if (margin > 0) != (relation == "≈") or margin < 0:
         raise ValueError(f"margin must be > 0 for '≈' and 0 otherwise; got {margin} for {relation!r}")
+    if len(difference.values) < LEAST_SEEDS or np.allclose(difference.values, difference.mean, rtol=1e-6, atol=1e-9):
+        return "not shown"
     low, high = difference.interval()
     if relation == "≈":
         agrees, disagrees = -margin < low and high < margin, low > margin or high < -margin

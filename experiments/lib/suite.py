@@ -10,20 +10,24 @@ A file of `experiments/` says what is compared, in about a hundred lines, and en
     python -m experiments.peg --preset small             # everything, then the table
     python -m experiments.peg --preset small --seed 0    # a share of the work; the last process writes the table
 
-Every cell, an arm on a data set with a seed, is kept in `cells/` of the results when it is measured, with a hash of the
-experiment's code and settings, and is not measured again by the same ones. When all are there, `table.md`, `figure.png`
-and `results.json` are written; what `notes.md` beside them says becomes part of the table.
+Every cell, an arm on a data set with a seed, is kept in `cells/` of the results when it is measured, with a hash of its
+settings and of the text of all modules of `experiments` that are imported, and is not measured again as long as these
+are the same: a change of any of these files, be it of a word, has everything measured again. The library, data files
+and kept vectors are not part of that hash; if cells were measured with different states of the library, the table says
+so. When all are there, `table.md`, `figure.png` and `results.json` are written; what `notes.md` beside them says
+becomes part of the table.
 """
 
 import argparse
+import collections
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lib import report
-from experiments.lib.cells import CHOICE_SEED, Cell, Cells, plain
+from experiments.lib import report, sources
+from experiments.lib.cells import CHOICE_SEED, Cell, Cells, Record, plain
 from experiments.lib.datasets import REPOSITORY, AbsentError
 from experiments.lib.experiment import Arm, Claim, Experiment, Measure, Preset, Reported
 from jaxemb.compilation import enable_persistent_cache
@@ -75,6 +79,8 @@ def run(
       only_seeds, only_arms: what is measured in this process; None for all.
     """
     cells = Cells(experiment, preset, out, seeds)
+    for line in _libraries(filter(None, map(cells.kept, cells)), sources.library()):
+        print(line)
     for cell in cells:
         if cell.seed in (only_seeds or cells.seeds) and cell.arm in (only_arms or experiment.arms):
             cells.measured(cell)
@@ -109,7 +115,8 @@ def write(cells: Cells) -> None:
     described = {cell.dataset: record.data for cell, record in records.items()}
     notes = out / "notes.md"
     said = notes.read_text(encoding="utf-8") if notes.exists() else ""
-    made = [*_made(summary), *_chosen({cell: record.values[experiment.first] for cell, record in tried.items()})]
+    scores = {cell: record.values[experiment.first] for cell, record in tried.items()}
+    made = [*_made(summary), *_libraries(every.values()), *_chosen(scores)]
     write_json(out / "results.json", summary)
     write_text(out / "table.md", report.table(experiment, found, described, made, said))
     plots = experiment.plots(found) if experiment.plots else {}
@@ -123,10 +130,35 @@ def _made(summary: Mapping[str, Any]) -> list[str]:
     return [f"`{summary['command']}`, {summary['cpu_minutes']:.0f} CPU minutes", settings, *summary["made_on"]]
 
 
+def _libraries(records: Iterable[Record], *present: str) -> list[str]:
+    """A line if records, and what is to be measured at present, are not of one state of the library."""
+    counts = collections.Counter(record.library for record in records)
+    if len(counts.keys() | set(present)) < 2 or not counts:
+        return []
+    named = ", ".join(f"{count} of {library}" for library, count in counts.most_common())
+    now = f"; it is {present[0]} now" if present else ""
+    return [f"cells were measured with different states of the library, by hash: {named}{now}"]
+
+
 def _chosen(scores: Mapping[Cell, float]) -> list[str]:
-    """What was tried for which arm."""
-    tried: dict[str, list[str]] = {}
+    """What was tried for which arm, and whether the best is at an edge of what was tried."""
+    tried: dict[str, dict[Cell, float]] = {}
     for cell, score in scores.items():
-        setting = ", ".join(f"{name} {value}" for name, value in cell.choice)
-        tried.setdefault(f"{cell.dataset}, {cell.arm}", []).append(f"{setting}: {score:.1f}")
-    return [f"tried on held-out training data: {row}: {'; '.join(found)}" for row, found in tried.items()]
+        tried.setdefault(f"{cell.dataset}, {cell.arm}", {})[cell] = score
+    lines = []
+    for row, found in tried.items():
+        settings = (f"{', '.join(f'{n} {v}' for n, v in cell.choice)}: {score:.1f}" for cell, score in found.items())
+        edges = _at_edge(max(found, key=lambda cell: found[cell]), list(found))
+        lines.append(f"tried on held-out training data: {row}: {'; '.join(settings)}")
+        lines[-1] += f" (the best {', '.join(edges)} is at an edge of what was tried)" if edges else ""
+    return lines
+
+
+def _at_edge(best: Cell, tried: Sequence[Cell]) -> list[str]:
+    """The fields of numbers in which the best setting is the smallest or the largest."""
+    edges = []
+    for name, value in best.choice:
+        values = {dict(cell.choice)[name] for cell in tried}
+        if len(values) > 1 and all(isinstance(v, int | float) for v in values) and value in (min(values), max(values)):
+            edges.append(name)
+    return edges

@@ -1,15 +1,19 @@
 """The suite that experiments run on: intervals, verdicts, resume, tuning, tables."""
 
+import ast
 import dataclasses
+import importlib
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.lib import datasets, report, reproductions, suite
+import experiments
+from experiments.lib import datasets, report, reproductions, sources, suite
 from experiments.lib.cells import Cell, Cells, plain
 from experiments.lib.statistics import Spread, verdict
 from experiments.lib.suite import Arm, Claim, Experiment, Measure, Preset, Reported
@@ -36,6 +40,7 @@ def test_spreads():
 
 CLEAR, OPEN, ONE = Spread((1.0, 1.2, 1.1)), Spread((1.0, -1.2, 0.3)), Spread((5.0,))
 FAR = Spread((-3.0, -3.1, -2.9))
+TWO, SAME = Spread((1.0, 1.000001)), Spread((0.01, 0.01, 0.01 + 1e-12))  # narrow, and no evidence
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,12 @@ FAR = Spread((-3.0, -3.1, -2.9))
         (FAR, ">", 0, "opposite"),
         (OPEN, ">", 0, "not shown"),
         (ONE, ">", 0, "not shown"),
+        (TWO, ">", 0, "not shown"),
+        (TWO, "<", 0, "not shown"),
+        (TWO, "≈", 2, "not shown"),
+        (SAME, ">", 0, "not shown"),
+        (SAME, "<", 0, "not shown"),
+        (SAME, "≈", 1, "not shown"),
         (CLEAR, "≈", 1.5, "shown"),
         (CLEAR, "≈", 1.1, "not shown"),
         (CLEAR, "≈", 0.5, "opposite"),
@@ -156,6 +167,99 @@ def test_what_was_measured_otherwise_is_measured_again(tmp_path):
     assert {record["values"]["score"] for record in cells.values()} == {1.0}
 
 
+@pytest.fixture
+def of_two_modules(tmp_path, monkeypatch):
+    """Makes an experiment of two modules of `experiments`: a class and the measure, and what they import; or edited."""
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    texts = {
+        "shifted_by": "def amount(arm):\n    return arm.by\n",
+        "shifted": (
+            "from experiments import shifted_by\n\n\nclass Model:\n"
+            "    def __call__(self, arm):\n        return 1.0 + shifted_by.amount(arm)\n\n\n"
+            "def measure(preset, data, arm, seed):\n    return {'score': Model()(arm) + seed}\n"
+        ),
+    }
+
+    def forget():
+        for name in texts:
+            sys.modules.pop(f"experiments.{name}", None)
+            vars(experiments).pop(name, None)
+
+    def made(**replaced):
+        forget()
+        for name, text in texts.items():
+            old, new = replaced.get(name, ("", ""))
+            assert old in text
+            (tmp_path / f"{name}.py").write_text(text.replace(old, new) if old else text)
+        importlib.invalidate_caches()
+        return experiment(measure=importlib.import_module("experiments.shifted").measure)
+
+    yield made
+    forget()
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"shifted": ("return 1.0 +", "return 2.0 +")},  # a method of a class
+        {"shifted_by": ("return arm.by", "return 1.0 + arm.by")},  # a function that is reached by its module
+    ],
+    ids=["method", "imported module"],
+)
+def test_cells_of_other_modules_are_measured_again(of_two_modules, tmp_path, edited):
+    scores = lambda: {r["values"]["score"] for r in json.loads((out / "results.json").read_text())["cells"].values()}
+    out = tmp_path / "out"
+    suite.run(of_two_modules(), "small", out, seeds=1)
+    assert scores() == {1.0, 2.0, 6.0}
+    kept = Cells(of_two_modules(), "small", out, seeds=1)
+    assert None not in [*map(kept.kept, kept)]
+    suite.run(of_two_modules(**edited), "small", out, seeds=1)
+    assert scores() == {2.0, 3.0, 7.0}
+
+
+def test_an_edit_while_cells_are_measured_is_none_of_theirs(of_two_modules, tmp_path):
+    cells = Cells(of_two_modules(), "small", tmp_path / "out")
+    later = Cells(of_two_modules(shifted_by=("return arm.by", "return 9.0")), "small", tmp_path / "out")
+    cells.measured(first := Cell("first", "none", 0))
+    assert cells.kept(first) and later.kept(first) is None
+
+
+def test_experiments_import_experiments_where_they_begin():
+    """What a function imports is not there yet when the modules are hashed."""
+    for path in (reproductions.REPOSITORY / "experiments").rglob("*.py"):
+        inner = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(node, "col_offset")]
+        names = [
+            alias
+            for node in inner
+            if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset
+            for alias in [getattr(node, "module", None), *(name.name for name in node.names)]
+        ]
+        assert not [name for name in names if name and name.split(".")[0] == "experiments"], path
+
+
+def test_a_hash_of_the_library(tmp_path):
+    (tmp_path / "nn").mkdir()
+    found = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("nn/b.py", ""), ("nn/b.txt", "no code")):
+        (tmp_path / name).write_text(text)
+        found.append(sources.library.__wrapped__(tmp_path))
+    assert len(set(found)) == 3 and found[2] == found[3]
+
+
+def test_the_table_says_that_cells_differ_in_the_library(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "library", lambda: "before")
+    suite.run(experiment(), "small", tmp_path, only_seeds=[0, 1])
+    suite.run(experiment(), "small", tmp_path, only_seeds=[0, 1])
+    assert "states of the library" not in capsys.readouterr().out
+    monkeypatch.setattr(sources, "library", lambda: "after")
+    suite.run(experiment(), "small", tmp_path)
+    line = "cells were measured with different states of the library, by hash: 10 of before"
+    assert f"{line}; it is after now\n" in capsys.readouterr().out
+    assert f"- {line}, 5 of after\n" in (tmp_path / "table.md").read_text()
+    assert len(CALLS.made) == 15
+
+
 def test_the_table(tmp_path):
     (tmp_path / "notes.md").write_text("It went well.")
     suite.run(experiment(), "small", tmp_path)
@@ -184,7 +288,11 @@ def test_settings_are_chosen_on_held_out_data_with_a_seed_of_their_own(tmp_path)
     records = json.loads((tmp_path / "results.json").read_text())["cells"]
     tuned = [r["values"]["score"] for file, r in records.items() if "tuned-seed" in file]
     assert sorted(tuned) == [-0.5] * 4 + [0.5] * 2
-    assert "second, tuned: by 1.0: -1.0; by 2.5: -0.5; by 7.0: -5.0" in (tmp_path / "table.md").read_text()
+    assert "second, tuned: by 1.0: -1.0; by 2.5: -0.5; by 7.0: -5.0\n" in (tmp_path / "table.md").read_text()
+    arms = arms | {"tuned": Shift(grid={"by": (1.0, 1.5)})}
+    suite.run(experiment(**made | {"arms": arms}, held_out=one.held_out), "small", tmp_path / "edge")
+    text = "by 1.0: -1.0; by 1.5: -0.5 (the best by is at an edge of what was tried)\n"
+    assert text in (tmp_path / "edge" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -248,6 +356,10 @@ def test_the_page_of_reproductions(tmp_path):
     )
     assert page.count("| Up is up |") == 2 and "Odd" not in page
     assert "[older](../experiments/results/older/table.md)" in page
+    (tmp_path / "results").mkdir()
+    (tmp_path / "to_come.py").write_text("suite.main(EXPERIMENT)")
+    page = reproductions.page(tmp_path / "results")
+    assert "No experiment has a row yet.\n" in page and "\nExperiments without results: [to_come](" in page
 
 
 def test_the_page_is_that_of_the_results():
