@@ -1,8 +1,10 @@
 """NMC: nearest class means of a frozen encoder, against training the encoder task after task.
 
 Janson et al. 2022 (arXiv 2210.04428) claim that the class means of a frozen pretrained encoder do as well as prompts
-that are trained task after task in front of the same encoder. Their encoder is a ViT-B/16, their stream CIFAR-100 in
-ten tasks; their figure is the average incremental accuracy (AIA), the mean over time of the accuracy so far.
+that are trained task after task in front of the same encoder, or better; here it is asked whether they do better. Their
+encoder is a ViT-B/16, their stream CIFAR-100 in ten tasks. They report 83.70 (version 1) and 88.53 (version 2),
+probably the accuracy after the last task (ACC), as is L2P's 83.83, and the average incremental accuracy (AIA), the mean
+over time of the accuracy so far, which their program prints: 88.53 is not to be compared with 83.83.
 
 Here the encoder is all-MiniLM-L6-v2 with mean pooling, without its last normalisation, and a stream is an intent set in
 tasks. Means see every training question once, and nothing of them is tuned. Against them, of the same encoder with a
@@ -166,8 +168,8 @@ def describe(data: Data) -> str:
 HEAD = r"^head\."
 TRAINED = {
     "linear layer": (lambda classes, dim: identity(), True, (1e-3, 3e-3, 1e-2, 3e-2)),
-    "LoRA": (lambda classes, dim: lora(8, train=HEAD), False, (1e-3, 3e-3)),
-    "prompts": (lambda classes, dim: prompts(8, train=HEAD), False, (3e-3, 1e-2)),
+    "LoRA": (lambda classes, dim: lora(8, train=HEAD), False, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "prompts": (lambda classes, dim: prompts(8, train=HEAD), False, (1e-3, 3e-3, 1e-2, 3e-2)),
 }
 
 
@@ -179,13 +181,13 @@ def trained(name: str, at_once: bool = False, **options: Any) -> Arm:
 NMC, LORA, PROMPTS = "NMC, unit (the paper's)", "LoRA, task after task", "prompts, task after task"
 LINEAR, BANKING = "linear layer, task after task", ("banking77",)
 ARMS = {
-    NMC: means("unit", paper=Reported("AIA 88.53 on Split CIFAR-100 (version 2)", confirmed=True)),
+    NMC: means("unit", paper=Reported("83.70 (ACC), 88.53 (AIA) on Split CIFAR-100")),
     "NMC, Euclidean": means("euclidean"),
     "NMC, cosine": means("cosine"),
     "streaming LDA": Arm(covariance, discriminant, frozen=True),
     LINEAR: trained("linear layer"),
     LORA: trained("LoRA", on=BANKING),
-    PROMPTS: trained("prompts", on=BANKING, paper=Reported("83.83 (L2P), 86.51 (DualPrompt), the same")),
+    PROMPTS: trained("prompts", on=BANKING, paper=Reported("83.83 (L2P), 86.51 (DualPrompt), ACC there")),
     "linear layer, all at once": trained("linear layer", at_once=True),
     "LoRA, all at once": trained("LoRA", at_once=True, on=BANKING),
 }
@@ -207,8 +209,8 @@ EXPERIMENT = Experiment(
         "task ACC": Measure("ACC, task known, %"),
     },
     claims=(
-        Claim("Frozen class means do better than trained prompts", NMC, ">", PROMPTS, "AIA", paper=Reported("+4.7")),
-        Claim("also after the last task", NMC, ">", PROMPTS, "ACC"),
+        Claim("Frozen class means do better than trained prompts", NMC, ">", PROMPTS, "AIA"),
+        Claim("also after the last task", NMC, ">", PROMPTS, "ACC", paper=Reported("-0.1 to L2P, -2.8 to DualPrompt")),
         Claim("and better than LoRA", NMC, ">", LORA, "AIA"),
         Claim("and than a linear layer trained task after task", NMC, ">", LINEAR, "AIA"),
         Claim("Means are better as they are than renormalised (iCaRL)", NMC, ">", "NMC, cosine"),
