@@ -31,6 +31,9 @@ CONFIGS = {
     "xlm-roberta": transformers.XLMRobertaConfig(
         **_BERT_SIZES, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1
     ),
+    "camembert": transformers.CamembertConfig(
+        **_BERT_SIZES, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1
+    ),
     "distilbert": transformers.DistilBertConfig(
         vocab_size=_VOCABULARY, dim=32, n_layers=4, n_heads=4, hidden_dim=48, max_position_embeddings=40
     ),
@@ -43,7 +46,7 @@ CONFIGS = {
     ),
     "nomic_bert": transformers.NomicBertConfig(**_BERT_SIZES, max_position_embeddings=40),
 }
-_COUNTS_PADDING = ("roberta", "xlm-roberta", "mpnet")  # these find positions from the padding id
+_COUNTS_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # these find positions from the padding id
 
 
 _final_states = jax.jit(lambda model, tokens: model(tokens))
@@ -102,9 +105,11 @@ def test_every_hidden_state_equals_transformers(pair, side):
     _assert_hidden_states_equal(pair, side)
 
 
-@pytest.mark.parametrize("name", ["xlm-roberta", "modernbert-with-biases"])
+@pytest.mark.parametrize("name", ["xlm-roberta", "camembert", "modernbert-with-biases"])
 def test_every_hidden_state_of_variants_equals_transformers(name, tmp_path):
-    _assert_hidden_states_equal(_make_pair(CONFIGS[name], tmp_path), "right")
+    pair = _make_pair(CONFIGS[name], tmp_path)
+    for side in ("right", "left"):
+        _assert_hidden_states_equal(pair, side)
 
 
 def _assert_hidden_states_equal(pair: Pair, side: str) -> None:
