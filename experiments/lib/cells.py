@@ -103,7 +103,7 @@ class Cells:
         return [Cell(dataset, arm, CHOICE_SEED, tuple(one.items())) for one in tried] if len(tried) > 1 else []
 
     def kept(self, cell: Cell) -> Record | None:
-        """What was measured before by this code with these settings."""
+        """What was measured before by these modules of `experiments` with these settings."""
         arm, path = self._arm(cell), self.out / "cells" / cell.file
         if arm is None:
             return None
