@@ -48,7 +48,7 @@ def test_fewer_dimensions_are_a_renormalised_prefix(ours):
 
 
 def test_similarity_names_what_is_wrong(ours):
-    with pytest.raises(ValueError, match=r"same dimension; got \(1, 3\) and \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"b must be .* with D = 3 as in a; got \(4,\)"):
         ours.similarity(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="kind must be one of cosine, dot, euclidean, manhattan; got 'angle'"):
         similarity(np.ones(3), np.ones(3), "angle")

@@ -119,5 +119,5 @@ def unit(x: jax.Array) -> jax.Array:
     """
     x = _at_least_f32(x)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    squares = jnp.where(jnp.isinf(squares), jnp.nan, squares)
-    return x / jnp.sqrt(jnp.where(squares <= _TINY_NORM**2, 1.0, squares))
+    of_unit_length = x / jnp.sqrt(jnp.where(squares <= _TINY_NORM**2, 1.0, squares))
+    return jnp.where(jnp.isinf(squares), jnp.nan, of_unit_length)

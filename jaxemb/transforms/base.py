@@ -358,8 +358,6 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def _parts(transform: Transform) -> tuple[Transform, ...]:
-    if not isinstance(transform, Transform):
-        raise TypeError(f"chain takes transforms, such as ema(0.9); got {transform!r}")
     return (transform,) if transform.parts is None else transform.parts
 
 

@@ -82,15 +82,15 @@ def test_the_parts_fit_into_eight_minutes():
 
 
 def test_hyperinterval_is_measured_in_the_published_setting():
-    from experiments.hyperinterval import PRESETS
+    from experiments.hyperinterval import PERMUTED_MNIST, PRESETS
 
-    setting = PRESETS["paper"].streams["permuted"]
+    setting = PRESETS["paper"].streams[PERMUTED_MNIST]
     assert (setting.steps, setting.batch_size, setting.target) == (
         hyperinterval.STEPS,
         hyperinterval.BATCH,
         hyperinterval.TARGET,
     )
-    assert setting.arms["HyperInterval"] == hyperinterval.CONFIG
+    assert {"embed_dim": 24, **setting.plain} == hyperinterval.CONFIG
 
 
 def modules(directory: Path, monkeypatch, **sources: str) -> None:

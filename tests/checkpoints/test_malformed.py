@@ -203,7 +203,7 @@ def test_keys_of_a_new_model_that_are_misspelt_are_refused(caplog):
         ({"dim": 2.0}, "dim must be a whole number or None; got float 2.0"),
         ({"mesh": "data"}, "mesh must be a Mesh or None; got str 'data'"),
         ({"rules": 1}, "rules must be a sequence; got int 1"),
-        ({"rules": [1]}, r"rules\[0\] must be a tuple; got int 1"),
+        ({"rules": [1]}, r"rules\[0\] must be a tuple of 2; got int 1"),
         ({"encoder_only": "no"}, "encoder_only must be True or False; got str 'no'"),
         ({"param_dtype": 32}, "param_dtype must be a string; got int 32"),
     ],
