@@ -107,7 +107,7 @@ def _resident() -> int:
 def measure(directory: Path) -> dict:
     """What loading the model of `directory` and starting to train it took, in bytes."""
     import jaxemb
-    from jaxemb import parallel
+    from jaxemb import parallel, sentence_embedder  # noqa: F401 (whose import is no part of loading)
     from jaxemb.train import adamw, init_state
     from jaxemb.transforms import identity
 

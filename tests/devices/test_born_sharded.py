@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from born_sharded import HALF_BILLION
 
-SMALL = HALF_BILLION | {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 2048}
+SMALL = HALF_BILLION | {"vocab_size": 6144, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 2048}
 DECODER = SMALL | {"model_type": "gemma3_text", "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 
 
