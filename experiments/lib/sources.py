@@ -8,12 +8,18 @@ from pathlib import Path
 
 import jaxemb
 
+_AFTER = {f"experiments.lib.{name}" for name in ("report", "reproductions", "statistics", "suite")}  # all is measured
+
 
 def experiments() -> dict[str, str]:
-    """By name, hashes of the modules of `experiments` that are imported, that which is run as `__main__` among them."""
+    """By name, hashes of the modules of `experiments` that are imported, that which is run as `__main__` among them.
+
+    Those that see only finished values are left out, so that a table may be written anew without measuring again.
+    """
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     files = {spec.name: spec.origin for spec in specs if spec and spec.name.partition(".")[0] == "experiments"}
-    return {name: _hash({name: Path(file).read_bytes()}) for name, file in sorted(files.items()) if file}
+    measuring = sorted((name, file) for name, file in files.items() if file and name not in _AFTER)
+    return {name: _hash({name: Path(file).read_bytes()}) for name, file in measuring}
 
 
 @functools.cache  # as it was when it was imported, or soon after
