@@ -251,6 +251,18 @@ def non_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 0; got {value}")
 
 
+def between(low: float, high: float, ends: Literal["[]", "[)", "()", "(]"] = "[]") -> Check:
+    """The check that a value is a number from `low` to `high`; a round bracket leaves that end out."""
+    shown = f"{ends[0]}{low}, {high}{ends[1]}"
+
+    def check(name: str, value: Any) -> None:
+        number = _scalar(name, value)
+        if not (low < number < high or (number == low and ends[0] == "[") or (number == high and ends[1] == "]")):
+            raise ValueError(f"{name} must be in {shown}; got {value}")
+
+    return check
+
+
 def finite(name: str, value: Any) -> None:
     """Raises a ValueError unless the value is a finite number."""
     if not np.isfinite(_scalar(name, value)):

@@ -1,5 +1,6 @@
 """What comes with a wrong argument: its name, what it was, and what was expected."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,19 @@ import pytest
 from jax.typing import DTypeLike
 
 from jaxemb import losses, nn, transforms
-from jaxemb.checks import arrays, at_least, checked, checker, each, encodable, having, having_keys, one_of, shapes
+from jaxemb.checks import (
+    arrays,
+    at_least,
+    between,
+    checked,
+    checker,
+    each,
+    encodable,
+    having,
+    having_keys,
+    one_of,
+    shapes,
+)
 from jaxemb.text_encoder import TextEncoder
 
 GOOD: list[tuple[Any, list[Any]]] = [
@@ -85,6 +98,18 @@ def test_what_an_annotation_says_is_taken(annotation, values):
 def test_what_it_does_not_say_is_refused(annotation, value, message):
     with pytest.raises(TypeError, match=message):
         _of(annotation)(value)
+
+
+@pytest.mark.parametrize(("ends", "allowed"), [("[]", {0, 1}), ("[)", {0}), ("(]", {1}), ("()", set())])
+def test_a_range_has_its_ends_or_not(ends, allowed):
+    check = between(0, 1, ends)
+    check("x", 0.5)
+    for value in (-1, 0, 1, 2, float("nan")):
+        if value in allowed:
+            check("x", value)
+        else:
+            with pytest.raises(ValueError, match=re.escape(f"x must be in {ends[0]}0, 1{ends[1]}; got {value}")):
+                check("x", value)
 
 
 def test_ranges_are_checked_where_they_are_given():

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked
 from jaxemb.files import Contents, inside, read_json, read_whole, replaced_files, write_json
 from jaxemb.settings import REQUIRED, CheckpointError, Settings, inner, text
 
@@ -112,13 +112,16 @@ def _read(directory: Path) -> Tensors:
     )
 
 
-@checked()
+@checked(max_bytes=at_least(1))
 def write_tensors(
     directory: str | Path, tensors: Mapping[str, np.ndarray], *, max_bytes: int = _MAX_SHARD_BYTES
 ) -> None:
     """Writes `model.safetensors`; with more than `max_bytes` of data, shards of at most that and their index.
 
     All or nothing, instead of what tensors `directory` has; it is made if absent.
+
+    Raises:
+      ValueError: for `max_bytes` < 1.
     """
     with replaced_files(directory, _CONTENTS) as fresh:
         _write(fresh, tensors, max_bytes)

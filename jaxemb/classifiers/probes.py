@@ -10,7 +10,7 @@ import optax
 import scipy.optimize
 from scipy.spatial.distance import cdist
 
-from jaxemb.checks import at_least, check_finite, checked
+from jaxemb.checks import at_least, check_finite, checked, non_negative, positive
 from jaxemb.retrieval import topk_search
 from jaxemb.similarity import unit_rows
 
@@ -36,23 +36,21 @@ def _finite(features: np.ndarray) -> np.ndarray:
     return features
 
 
-@checked()
+@checked(C=positive, tolerance=non_negative, steps=at_least(1))
 def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
     """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
 
     Minimises `mean_n -log softmax(f_n W + b)[y_n] + |W|² / (2 C N)` by L-BFGS from zero.
 
     Args:
-      C: inverse strength of the penalty.
+      C: > 0; inverse strength of the penalty.
       normalise: scale features to unit length first.
-      tolerance: largest entry of the gradient at the end.
+      tolerance: >= 0; largest entry of the gradient at the end.
       steps: most iterations.
 
     Raises:
-      ValueError: for a C that is not positive.
+      ValueError: for an argument out of its range.
     """
-    if not C > 0:
-        raise ValueError(f"C must be > 0; got {C}")
     scaled = unit_rows if normalise else lambda features: features
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked
 from jaxemb.classifiers.probes import Classify, Fit
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
@@ -25,7 +25,7 @@ Predict = Callable[[TrainState, PyTree, jax.Array], jax.Array]
 Features = Callable[[TrainState, PyTree], jax.Array]
 
 
-@checked()
+@checked(batch_size=at_least(1))
 def accuracy(
     predict: Predict | None = None,
     scenario: Literal["task", "class", "domain"] = "class",
@@ -48,8 +48,8 @@ def accuracy(
       batch_size: largest number of records at once.
 
     Raises:
-      ValueError: for another scenario; when called, for labels that are no numbers of classes, and if an experience has
-        no classes and the scenario needs them.
+      ValueError: for another scenario or a batch size < 1; when called, for labels that are no numbers of classes, and
+        if an experience has no classes and the scenario needs them.
     """
     if scenario not in ("task", "class", "domain"):
         raise ValueError(f"scenario must be 'task', 'class' or 'domain'; got {scenario!r}")
@@ -111,7 +111,7 @@ def _batches(columns: Columns, batch_size: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-@checked()
+@checked(batch_size=at_least(1))
 def probe(
     fit: Fit,
     features: Features | None = None,
@@ -136,7 +136,7 @@ def probe(
       batch_size: largest number of records at once.
 
     Raises:
-      ValueError: for another `on`.
+      ValueError: for another `on` or a batch size < 1.
 
     Source: Davari et al. 2022, arXiv 2203.13381, section 3.
     """

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 _MOST_WORKERS = 4096  # processes of one machine
 
 
-@checked(batch_size=at_least(1), max_length=at_least(1), epochs=at_least(1), window=at_least(1), prefetch=at_least(0))
+@checked(
+    batch_size=at_least(1),
+    max_length=at_least(1),
+    epochs=at_least(1),
+    row_multiple=size,
+    window=at_least(1),
+    prefetch=at_least(0),
+)
 def batches(
     source: Source | Stream | Mixture,
     tokenizer: Tokenizer | None,
@@ -130,7 +137,7 @@ def batches(
         raise ValueError(f"rows are those of packed columns, but pack is off; got {rows}")
     row_length = max(int(pack), max_length) if pack else None
     if row_length is not None:
-        size("pack", row_length)
+        size("pack", int(pack))
     whole("workers", workers, 0, _MOST_WORKERS)
     layout = Layout(tokenizer, max_length, row_length, tuple(buckets), math.lcm(row_multiple, count))
     mixed = source if isinstance(source, Mixture) else Mixture((source,), (1.0,))

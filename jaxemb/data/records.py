@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, non_negative
 from jaxemb.data.files import (
     MAX_RATIO,
     Fields,
@@ -117,7 +117,7 @@ def concatenate(sources: Sequence[Source], name: str | None = None) -> Source:
     return Source(rows, name or " + ".join(source.name for source in sources), skipped)
 
 
-@checked()
+@checked(max_ratio=non_negative)
 def read(
     path: str | Path,
     *,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxemb.checks import checked, path
+from jaxemb.checks import checked, non_negative, path
 from jaxemb.data.files import (
     MAX_RATIO,
     Fields,
@@ -159,7 +159,7 @@ def from_iterable(
     return Stream(rows, name).with_columns(columns)
 
 
-@checked()
+@checked(max_ratio=non_negative)
 def stream(
     paths: str | Path | Sequence[str | Path],
     *,

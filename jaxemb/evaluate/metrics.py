@@ -2,8 +2,8 @@
 
 A ranking metric takes `gains` `[..., R]`, the relevance levels of the retrieved documents from rank 1 on (0 for a
 document without judgement), and where it needs them `judged` `[..., J]`, the levels of *all* judged documents of the
-query; both may be padded with zeros. Levels below 0 count as 0. It returns one value per query, `[...]`, in 0..1, and 0
-for a query without relevant documents. Ranks past R hold nothing relevant.
+query; both may be padded with zeros. Levels below 0 count as 0; one that is not finite is refused. It returns one value
+per query, `[...]`, in 0..1, and 0 for a query without relevant documents. Ranks past R hold nothing relevant.
 """
 
 import warnings
@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxemb.checks import checked, shapes, size
+from jaxemb.checks import at_least, between, check_finite, checked, shapes, size
 
 MapDenominator = Literal["relevant", "min_k_relevant"]
+_RANKED = shapes(gains="... R", judged="... J")
 
 
 @checked()
@@ -45,7 +46,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     return _undefined() if _is_constant(x) or _is_constant(y) else float(stats.spearmanr(x, y).statistic)
 
 
-@checked(shapes(gains="... R", judged="... J"))
+@checked(_RANKED, gains=check_finite, judged=check_finite, k=at_least(1))
 def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     """`DCG@k / ideal DCG@k` with `DCG@k = sum_{r <= k} gain_r / log2(r + 1)`; the ideal ranks all judged documents.
 
@@ -56,7 +57,7 @@ def ndcg_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     return _ratio(_dcg(_levels(gains), k), _dcg(ideal, k))
 
 
-@checked(shapes(gains="... R", judged="... J"))
+@checked(_RANKED, gains=check_finite, judged=check_finite, k=at_least(1))
 def average_precision_at_k(
     gains: ArrayLike, judged: ArrayLike, k: int | None = None, *, denominator: MapDenominator = "relevant"
 ) -> np.ndarray:
@@ -78,7 +79,7 @@ def average_precision_at_k(
     return _ratio((precision * hits).sum(-1), relevant)
 
 
-@checked(shapes(gains="... R"))
+@checked(shapes(gains="... R"), gains=check_finite, k=at_least(1))
 def reciprocal_rank_at_k(gains: ArrayLike, k: int | None = None) -> np.ndarray:
     """`1 / rank` of the first relevant document within k, else 0; its mean is MRR@k.
 
@@ -89,7 +90,7 @@ def reciprocal_rank_at_k(gains: ArrayLike, k: int | None = None) -> np.ndarray:
     return (hits / np.arange(1, hits.shape[-1] + 1)).max(-1, initial=0.0)
 
 
-@checked(shapes(gains="... R", judged="... J"))
+@checked(_RANKED, gains=check_finite, judged=check_finite, k=at_least(1))
 def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     """Share of the relevant documents that are within the first k.
 
@@ -99,13 +100,13 @@ def recall_at_k(gains: ArrayLike, judged: ArrayLike, k: int) -> np.ndarray:
     return _ratio(_hits(gains, k).sum(-1), _n_relevant(judged))
 
 
-@checked(shapes(gains="... R"))
+@checked(shapes(gains="... R"), gains=check_finite, k=at_least(1))
 def precision_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """Share of the first k ranks that hold a relevant document."""
     return np.asarray(_hits(gains, k).sum(-1) / k)
 
 
-@checked(shapes(gains="... R"))
+@checked(shapes(gains="... R"), gains=check_finite, k=at_least(1))
 def success_at_k(gains: ArrayLike, k: int) -> np.ndarray:
     """1 if any of the first k documents is relevant, else 0 (sentence-transformers' accuracy@k)."""
     return np.asarray(_hits(gains, k).any(-1), np.float64)
@@ -118,14 +119,14 @@ def standard_error(values: ArrayLike) -> float:
     return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("nan")
 
 
-@checked(resamples=size)
+@checked(values=check_finite, confidence=between(0, 1, "()"), resamples=size)
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` `[N]`, such as a metric per query.
 
     Raises:
-      ValueError: fewer than two values.
+      ValueError: fewer than two values or one that is not finite, a confidence outside (0, 1).
     """
     from scipy import stats
 
@@ -169,8 +170,6 @@ def _levels(gains: ArrayLike) -> np.ndarray:
 
 
 def _hits(gains: ArrayLike, k: int | None) -> np.ndarray:
-    if k is not None and k < 1:
-        raise ValueError(f"k must be >= 1; got {k}")
     return np.asarray(gains)[..., :k] > 0
 
 
@@ -179,8 +178,6 @@ def _n_relevant(judged: ArrayLike) -> np.ndarray:
 
 
 def _dcg(levels: np.ndarray, k: int) -> np.ndarray:
-    if k < 1:
-        raise ValueError(f"k must be >= 1; got {k}")
     levels = levels[..., :k]
     return (levels / np.log2(np.arange(2, levels.shape[-1] + 2))).sum(-1)
 

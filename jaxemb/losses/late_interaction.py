@@ -144,7 +144,7 @@ def xtr(
     @jax.checkpoint
     def one_document(inputs) -> jax.Array:
         best = _best_matches(queries, *inputs)
-        aligned = query_mask & (best >= furthest)
+        aligned = query_mask & ~(best < furthest)  # a NaN is not left out
         score = jnp.sum(jnp.where(aligned, best, 0.0), axis=1) / jnp.maximum(aligned.sum(axis=1), 1)
         return jnp.where(inputs[1].any(), score, _EMPTY)
 

@@ -75,13 +75,13 @@ def online_contrastive(
 
     Args:
       first, second: the two texts of each pair, `[N, D]`.
-      labels: 1 = alike, 0 = not; a pair with any other label is ignored, `[N]`.
+      labels: 1 = alike, 0 = not; a pair with any other number is ignored, `[N]`.
       margin: >= 0, in units of the distance.
       distance: "cosine" (1 - cosine, in 0..2), "euclidean", or a function `[N, D], [N, D] -> [N]`.
 
     Returns:
       f32 `[N]`, N times the term of each pair, whose mean is L, the value of sentence-transformers'
-      OnlineContrastiveLoss. L is a sum: it grows with the batch.
+      OnlineContrastiveLoss. L is a sum: it grows with the batch. One NaN makes all NaN.
 
     Raises:
       ValueError: for shapes that do not fit, a negative margin, an unknown distance.
@@ -94,7 +94,9 @@ def online_contrastive(
     hard_like = like & (distances > jnp.where(unlike.any(), smallest, mean(like)))
     hard_unlike = unlike & (distances < jnp.where(like.any(), largest, mean(unlike)))
     terms = hard_like * jnp.square(distances) + hard_unlike * jnp.square(jax.nn.relu(margin - distances))
-    return len(terms) * terms
+    # A NaN compares with nothing, so that no pair would be hard.
+    is_spoiled = jnp.isnan(largest) | jnp.isnan(smallest) | jnp.isnan(labels).any()
+    return len(terms) * terms + jnp.where(is_spoiled, jnp.nan, 0.0)
 
 
 @one_program()

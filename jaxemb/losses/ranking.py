@@ -5,7 +5,7 @@ All but `cross_entropy` and `multiple_negatives` are called as `loss(scores, lab
 - scores `[N, L]`: of the L documents of each of N queries, raw (logits);
 - labels `[N, L]`: how relevant the documents are, larger is more;
 - mask, bool `[N, L]`: False where a list is shorter than L. What stands there, be it NaN, touches neither value nor
-  gradient. None means that all lists have L documents.
+  gradient. None means that all lists have L documents. A NaN elsewhere gives NaN, also where it is only compared.
 
 Each returns f32 `[N]`, one value per query, whose mean is the value of the class of the same name among
 sentence-transformers' cross-encoder losses. Where that is a mean over the documents or the pairs of the whole batch, a
@@ -350,14 +350,17 @@ def lambda_loss(
 
     compared = present[:, :, None] & present[:, None, :] & ((place[:, None] < k) | (place[None, :] < k))
     if weighting is not ndcg_loss1:
-        compared &= labels[:, :, None] > labels[:, None, :]
+        compared &= ~(labels[:, :, None] <= labels[:, None, :])  # of a NaN, too
     losses = weights * jax.nn.softplus(-sigma * (by_score[:, :, None] - by_score[:, None, :]))
     losses = losses / math.log(2) if log == "binary" else losses
     return _mean(losses, compared)
 
 
 def _lists(scores, labels, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores, labels (f32) and mask (bool), `[N, L]` each, with zeros where a list has ended."""
+    """Scores, labels (f32) and mask (bool), `[N, L]` each, with zeros where a list has ended.
+
+    A document whose label is NaN has the score NaN: the order of labels would hide it.
+    """
     scores, labels = jnp.asarray(scores), jax.lax.stop_gradient(jnp.asarray(labels))
     if scores.ndim != 2 or labels.shape != scores.shape:
         raise ValueError(f"scores and labels must both be [N, L]; got {scores.shape} and {labels.shape}")
@@ -365,7 +368,8 @@ def _lists(scores, labels, mask) -> tuple[jax.Array, jax.Array, jax.Array]:
     if mask.shape != scores.shape:
         raise ValueError(f"mask must be [N, L] = {scores.shape}; got {mask.shape}")
     present = lambda x: jnp.where(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0.0)
-    return present(scores), present(labels), mask
+    scores, labels = present(scores), present(labels)
+    return scores + jnp.where(jnp.isnan(labels), jnp.nan, 0.0), labels, mask
 
 
 def _mean(terms: jax.Array, mask: jax.Array) -> jax.Array:

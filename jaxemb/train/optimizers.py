@@ -6,7 +6,7 @@ from typing import Literal
 
 import optax
 
-from jaxemb.checks import arrays, checked
+from jaxemb.checks import arrays, at_least, between, checked, non_negative, positive
 from jaxemb.trees import PyTree, map_with_path
 
 
@@ -16,7 +16,16 @@ def decayed(tree: PyTree) -> PyTree:
     return map_with_path(lambda name, leaf: leaf.ndim >= 2 and not re.search(r"(?i)bias|norm", name), tree)
 
 
-@checked()
+@checked(
+    learning_rate=non_negative,
+    steps=at_least(1),
+    warmup=between(0, 1, "[)"),
+    weight_decay=non_negative,
+    max_grad_norm=positive,
+    b1=between(0, 1, "[)"),
+    b2=between(0, 1, "[)"),
+    eps=positive,
+)
 def adamw(
     learning_rate: float,
     steps: int,
@@ -33,22 +42,18 @@ def adamw(
     """AdamW after global-norm clipping, with warm-up and decay of the learning rate to 0.
 
     Args:
-      learning_rate: the highest one, reached after the warm-up.
+      learning_rate: >= 0; the highest one, reached after the warm-up.
       steps: number of optimiser steps of the run.
       warmup: share of the steps, in [0, 1), in which the rate rises linearly from 0.
       schedule: how it falls to 0 after the warm-up; `constant` does not.
-      weight_decay: decoupled weight decay, of the arrays that `mask` says.
-      max_grad_norm: gradients of a larger global norm are scaled down to it; None for no clipping.
-      b1, b2, eps: Adam's.
+      weight_decay: >= 0; decoupled weight decay, of the arrays that `mask` says.
+      max_grad_norm: > 0; gradients of a larger global norm are scaled down to it; None for no clipping.
+      b1, b2, eps: Adam's; b1 and b2 in [0, 1), eps > 0.
       mask: tree of parameters -> tree of bools.
 
     Raises:
       ValueError: if an argument is out of its range.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is a share of the steps, in [0, 1); got {warmup}")
     up = round(warmup * steps)
     down = {
         "linear": optax.linear_schedule(learning_rate, 0.0, steps - up),

@@ -72,8 +72,13 @@ def test_the_ideal_ranking_is_one_and_no_ranking_is_better(levels, k):
 
 def test_ranking_metrics_name_bad_input():
     for metric in (metrics.ndcg_at_k, metrics.average_precision_at_k, metrics.recall_at_k):
-        with pytest.raises(ValueError, match="k must be >= 1; got 0"):
+        with pytest.raises(ValueError, match="k must be at least 1; got 0"):
             metric(GAINS, JUDGED, 0)
+        with pytest.raises(ValueError, match="judged must be finite"):
+            metric(GAINS, np.where(np.asarray(JUDGED) > 0, np.nan, 0.0), 3)
+    for metric in (metrics.reciprocal_rank_at_k, metrics.precision_at_k, metrics.success_at_k):
+        with pytest.raises(ValueError, match="gains must be finite"):
+            metric([[1.0, np.nan]], 3)
     with pytest.raises(ValueError, match="or 'min_k_relevant'; got 'k'"):
         metrics.average_precision_at_k(GAINS, JUDGED, 3, denominator="k")
 
@@ -91,3 +96,8 @@ def test_bootstrap_interval_is_near_the_normal_one_and_depends_on_the_seed_alone
     assert metrics.bootstrap_interval(values) == (low, high)
     with pytest.raises(ValueError, match=r"N >= 2; got \(1,\)"):
         metrics.bootstrap_interval([0.5])
+    with pytest.raises(ValueError, match="values must be finite"):
+        metrics.bootstrap_interval([0.5, np.nan])
+    for confidence in (-1, 0, 1, 2):
+        with pytest.raises(ValueError, match=rf"confidence must be in \(0, 1\); got {confidence}"):
+            metrics.bootstrap_interval(values, confidence=confidence)

@@ -119,6 +119,14 @@ def test_xtr_scores_with_retrieved_tokens_alone():
     np.testing.assert_allclose(xtr(queries, masks[0], documents, masks[1], k=4), [[1.0, (0.9 - 0.4) / 2]], rtol=1e-6)
 
 
+def test_xtr_of_a_nan_is_nan():
+    queries, documents = np.ones((2, 1, 2)), np.array([[[1.0, 0.0]], [[0.0, np.nan]]])
+    scores = xtr(queries, np.ones((2, 1), bool), documents, np.ones((2, 1), bool), k=1)
+    assert np.isnan(scores[:, 1]).all()
+    queries[0, 0, 0] = np.nan
+    assert np.isnan(xtr(queries, np.ones((2, 1), bool), documents, np.ones((2, 1), bool), k=1)[0]).all()
+
+
 def test_m3_unified_by_hand():
     rng = np.random.default_rng(0)
     dense, sparse, multi = rng.standard_normal((3, 4, 8))

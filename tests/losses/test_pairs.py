@@ -44,6 +44,12 @@ def test_online_contrastive_of_one_kind_counts_pairs_beyond_their_mean():
     np.testing.assert_allclose(online_contrastive(first, second, np.zeros(2)), [2 * 0.4**2, 0.0], atol=1e-5)
 
 
+@pytest.mark.parametrize("labels", [[1, 0, 1], [1, 1, 1], [0, 0, 0], [1, 0, np.nan]])
+def test_one_nan_makes_all_of_online_contrastive_nan(labels):
+    first = np.where(np.isnan(labels).any(), 1.0, [[np.nan, 1.0], [1.0, 2.0], [2.0, 1.0]])
+    assert np.isnan(online_contrastive(first, np.ones((3, 2)), np.array(labels, float))).all()
+
+
 def test_cosine_similarity_mse_by_hand():
     first, second = pairs_with_cosines(0.6, 0.0)
     np.testing.assert_allclose(cosine_similarity_mse(3 * first, second, np.array([1.0, 0.5])), [0.16, 0.25], rtol=1e-5)

@@ -145,6 +145,15 @@ def test_descent_puts_documents_into_the_order_of_their_labels(name):
     np.testing.assert_array_equal(np.argsort(scores[0]), [0, 2, 3, 1])
 
 
+@pytest.mark.parametrize("name", [name for name in LISTWISE if name != "bce"])  # which refuses it
+def test_a_label_or_score_that_is_nan_gives_nan(name):
+    good = np.tile(np.array([[0.2, 0.8, 0.5]], np.float32), (4, 1))
+    (bad := good.copy())[0, 0] = np.nan
+    for scores, labels in [(good, bad), (bad, good)]:
+        losses, gradient = evaluate(name, scores, labels, np.ones_like(good, bool))
+        assert np.isnan(losses[0]) and np.isfinite(losses[1:]).all() and np.isnan(gradient[0]).any()
+
+
 def test_a_cutoff_drops_the_pairs_below_it():
     scores, labels = np.array([[3.0, 2.0, 1.0, 0.0]]), np.array([[0.0, 1.0, 2.0, 3.0]])
     gradient = jax.jit(jax.grad(lambda s: ranking.rank_net(s, labels, k=1)[0]))(scores)[0]

@@ -32,6 +32,24 @@ def step_once(objective, optimizer, batch, transform=None, model=MODEL, accumula
     return jax.jit(make_train_step(objective, optimizer, transform, accumulate=accumulate))(state, batch)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "expected"),
+    [
+        ("learning_rate", -1, ">= 0"),
+        ("steps", 0, "at least 1"),
+        ("warmup", 1, r"in \[0, 1\)"),
+        ("weight_decay", -1, ">= 0"),
+        ("max_grad_norm", -1, "> 0"),
+        ("b1", 1, r"in \[0, 1\)"),
+        ("b2", -1, r"in \[0, 1\)"),
+        ("eps", 0, "> 0"),
+    ],
+)
+def test_adamw_refuses_numbers_out_of_range(name, wrong, expected):
+    with pytest.raises(ValueError, match=f"{name} must be {expected}; got {wrong}"):
+        adamw(**{"learning_rate": 0.1, "steps": 10, name: wrong})
+
+
 def test_one_step_of_gradient_descent_by_hand():
     optimizer = optax.sgd(0.1)
     state, metrics = step_once(quadratic, optimizer, batch_of(1, 2))

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, size
 from jaxemb.classifiers.nearest_mean import (
     Metric,
     NMCState,
@@ -24,7 +24,7 @@ from jaxemb.trees import PyTree
 Policy = Literal["stale", "drift"]
 
 
-@checked()
+@checked(classes=size, dim=size)
 def nmc(
     classes: int,
     dim: int,
@@ -73,7 +73,7 @@ class NMCHeadState(NamedTuple):
     before: PyTree
 
 
-@checked()
+@checked(classes=size, dim=size)
 def nmc_head(
     classes: int,
     dim: int,
