@@ -108,9 +108,9 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
         yield fresh
         if final.exists():
             os.chmod(fresh, stat.S_IMODE(final.stat().st_mode))
-        _sync(fresh)
+        sync(fresh)
         os.replace(fresh, final)
-        _sync(final.parent)
+        sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -137,13 +137,11 @@ def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
     with _unfinished(home, directory, directory=True) as outer:
         (fresh := outer / "new").mkdir()  # the outer one is locked, and stays
         yield fresh
-        for path in sorted(fresh.rglob("*")):
-            _sync(path)
-        _sync(fresh)
+        sync_tree(fresh)
         if home != final:
             try:
                 os.rename(fresh, final)
-                return _sync(home)
+                return sync(home)
             except OSError:
                 if not final.is_dir():  # which somebody made meanwhile
                     raise
@@ -182,7 +180,7 @@ def _commit(fresh: Path, final: Path, contents: Contents) -> None:
     old = {path.relative_to(final) for path in _ours(final, contents)}
     write_json(fresh / _OBSOLETE, sorted(map(str, old - new.keys())))
     os.rename(fresh, final / _COMMITTED)
-    _sync(final)
+    sync(final)
 
 
 def read_whole(directory: str | Path, contents: Contents, read: Callable[[], T]) -> T:
@@ -248,8 +246,8 @@ def _complete(final: Path) -> None:
             place.mkdir(exist_ok=True)
         elif path != obsolete:
             os.replace(path, place)
-            _sync(place.parent)
-    _sync(final)
+            sync(place.parent)
+    sync(final)
     shutil.rmtree(committed)
 
 
@@ -342,7 +340,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync_tree(directory: Path) -> None:
+    """Returns once all that is in a directory is on the disk."""
+    for path in (*directory.rglob("*"), directory):
+        sync(path)
+
+
+def sync(path: Path) -> None:
     """Returns once a file, or the names in a directory, are on the disk."""
     with _descriptor(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY) as number:
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from jaxemb.checks import at_least, check_finite, checked
+from jaxemb.checks import at_least, check_finite, checked, non_negative
 from jaxemb.similarity import unit_rows
 
 
@@ -89,7 +89,7 @@ def whiten(x: np.ndarray, dim: int | None = None, *, zca: bool = False) -> Affin
     return AffineTransform(mean, matrix @ vectors.T if zca else matrix)
 
 
-@checked(max_iterations=at_least(1))
+@checked(max_iterations=at_least(1), tolerance=non_negative)
 def ica(x: np.ndarray, *, seed: int = 42, max_iterations: int = 1000, tolerance: float = 1e-4) -> AffineTransform:
     """Independent components: a whitening and the rotation after which components are as independent as can be.
 

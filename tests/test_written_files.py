@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_events import numbers, recorded, synced_before
 from matplotlib.figure import Figure
 
 from jaxemb import files
@@ -70,6 +71,38 @@ def _umask() -> int:
     return mask
 
 
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    events = recorded(monkeypatch)
+    files.write_text(tmp_path / "a", "x")
+    assert events[:3] == [("sync", *numbers(tmp_path / "a")), ("rename", "a"), ("sync", *numbers(tmp_path))]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_files_are_on_the_disk_before_they_are_committed(tmp_path, monkeypatch, exists):
+    directory = tmp_path / "model"
+    if exists:
+        directory.mkdir()
+    events = recorded(monkeypatch)
+    with files.replaced_files(directory, ANY) as fresh:
+        fill(fresh, a="1", b="1")
+        (fresh / "sub").mkdir()
+        fill(fresh / "sub", a="1")
+    commit = ("rename", files._COMMITTED if exists else "model")
+    new = {directory / "a", directory / "b", directory / "sub" / "a"}
+    assert numbers(*new) <= synced_before(events, commit)
+    later = {number for kind, number in events[events.index(commit) :] if kind == "sync"}
+    assert numbers(directory if exists else tmp_path) <= later
+
+
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    files.write_text(path := tmp_path / "a", "one")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # as for who is not root
+    with pytest.raises(PermissionError, match=r"is write-protected.*a"):
+        files.write_text(path, "two")
+    assert path.read_text() == "one" and names(tmp_path) == {"a"}
+
+
 def test_what_cannot_be_written_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, error in [(tmp_path / "pipe", FileExistsError), (tmp_path / "no" / "a", FileNotFoundError)]:
@@ -99,7 +132,9 @@ def test_an_array_that_is_mapped_is_an_npy_file(tmp_path, monkeypatch, known):
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     for shape in [(3, 4), (0, 4), (100_000, 4)]:
         array = files.mapped_array(tmp_path / "a", shape, "float16")
-        assert isinstance(array, np.memmap) and array.shape == shape and not array.any()
+        assert isinstance(array, np.memmap) and array.shape == shape
+        assert (tmp_path / "a").stat().st_blocks * 512 >= array.nbytes  # its room is there before it is written
+        assert not array.any()
         array[:] = 2
         array.flush()
         np.testing.assert_array_equal(np.load(tmp_path / "a"), np.full(shape, 2, np.float16))
@@ -328,8 +363,8 @@ def test_a_figure_is_written_in_the_format_of_its_name(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and names(tmp_path) == {"a.png", "a.svg"}
 
 
-def test_nothing_is_saved_past_this_module():
-    """What writes a figure or locks a file does it here; a buffer is no file."""
+def test_no_figure_is_saved_and_no_file_locked_past_this_module():
+    """A buffer is no file."""
     found = {
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for folder in ("jaxemb", "experiments", "benchmarks")

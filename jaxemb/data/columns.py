@@ -241,6 +241,8 @@ class Vector:
 
     def __post_init__(self):
         check_types(self)
+        if self.size is not None:
+            whole("size", self.size, 1)
 
     def complete(self, value: Any) -> "Vector":
         numbers = _vector(value) if _is_vector(value) else np.zeros(1)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked
 from jaxemb.data.records import Source, concatenate
 from jaxemb.data.streams import Stream
 
@@ -86,7 +86,7 @@ def _given(weights: Sequence[float] | Mapping[str, float], names: tuple[str, ...
     return [weights[name] for name in names]
 
 
-@checked()
+@checked(small_threshold=at_least(0), drop_threshold=at_least(0))
 def merge_small(sources: Sequence[Source], *, small_threshold: int, drop_threshold: int = 0) -> list[Source]:
     """The sources of at least `small_threshold` records, then all smaller ones as one source.
 

@@ -12,7 +12,7 @@ from jaxemb.checks import at_least, checked, size
 from jaxemb.types import Tokens
 
 
-@checked(per_octave=at_least(1), shortest=at_least(1))
+@checked(per_octave=at_least(1), shortest=at_least(1), longest=at_least(1))
 def length_buckets(per_octave: int, shortest: int, longest: int) -> tuple[int, ...]:
     """Row lengths, ascending: from each power of two to the next `per_octave` equal steps, of at least eight tokens.
 
@@ -32,7 +32,7 @@ MEDIUM = length_buckets(2, 16, 12_288)
 FINE = length_buckets(8, 8, 131_072)  # of encoding, whose programs are small and whose rows are all the work
 
 
-@checked()
+@checked(n=at_least(0))
 def bucket(n: int, buckets: Sequence[int] = MEDIUM) -> int:
     """The smallest of `buckets` (ascending) that is >= n; past the last one, the next multiple of it."""
     if not buckets or buckets[0] < 1:
@@ -41,7 +41,7 @@ def bucket(n: int, buckets: Sequence[int] = MEDIUM) -> int:
     return int(buckets[i]) if i < len(buckets) else -(-n // buckets[-1]) * int(buckets[-1])
 
 
-@checked(multiple=at_least(1))
+@checked(n=at_least(0), multiple=at_least(1))
 def row_bucket(n: int, multiple: int = 1) -> int:
     """`n` rows rounded up to one of eight steps per octave (8, 9, ..., 16, 18, ..., 32, 36, ...): at most 1/8 more.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxemb.checks import check_types
+from jaxemb.checks import check_types, whole
 from jaxemb.data.files import Record, RecordError
 from jaxemb.data.records import Source
 
@@ -313,12 +313,11 @@ class GroupByLength:
 
     def __post_init__(self):
         check_types(self)
+        whole("batches", self.batches, 1)
 
     def plan(self, source: Source, texts: Sequence[str], batch_size: int, drop_remainder: bool) -> Plan:
         columns = texts if self.columns is None else self.columns
         _require_columns(source, columns)
-        if self.batches < 1:
-            raise ValueError(f"GroupByLength.batches must be positive; got {self.batches}")
         lengths = np.zeros(len(source), np.int64)
         for row, record in _records(source):
             lengths[row] = sum(len(str(value)) for column in columns for value in _listed(record.get(column)))

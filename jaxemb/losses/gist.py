@@ -1,6 +1,7 @@
 """GISTEmbed: in-batch negatives that a guide model finds closer than the positive are left out."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxemb.checks import non_negative, positive, shapes
 from jaxemb.losses.info_nce import Direction, info_nce
@@ -45,7 +46,8 @@ def gist(
 
     Returns:
       f32 `[N]`; the mean is the value of sentence-transformers' GISTEmbedLoss, but for one case: a record's own query
-      and document are never its negatives, also where the guide gives both the same embedding.
+      and document are never its negatives, also where the guide gives both the same embedding. A NaN of the guide
+      gives NaN.
 
     Raises:
       ValueError: as `info_nce` and `masks.guided`.
@@ -59,4 +61,8 @@ def gist(
     if contrast_documents:
         directions.append("p2p")
     mask = guided(guide_queries, guide_documents, guide_negatives, margin=margin, strategy=strategy)
-    return info_nce(queries, documents, negatives, temperature=temperature, directions=directions, mask=mask, tile=tile)
+    losses = info_nce(
+        queries, documents, negatives, temperature=temperature, directions=directions, mask=mask, tile=tile
+    )
+    guides = (guide_queries, guide_documents, guide_negatives)  # a NaN of which would mask nothing
+    return losses + sum(jnp.where(jnp.isnan(guide).any(), jnp.nan, 0.0) for guide in guides if guide is not None)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, finite, positive, shapes, size
+from jaxemb.checks import checked, non_negative, positive, shapes, size
 from jaxemb.losses.program import one_program
 from jaxemb.nn.classes import check_labels, check_shares, one_hot
 
@@ -43,7 +43,7 @@ def _present_are_shares(given: Mapping[str, Any]) -> None:
     check_shares("labels", np.asarray(labels)[np.asarray(mask, bool)] if is_masked else labels)
 
 
-@one_program(_present_are_shares)
+@one_program(_present_are_shares, positive_weight=non_negative)
 def bce(
     scores: jax.Array,
     labels: jax.Array,
@@ -55,10 +55,10 @@ def bce(
 
     Args:
       scores, labels, mask: see the module; labels in 0..1 where `mask` is True.
-      positive_weight: w; the number of negatives per positive balances them.
+      positive_weight: w >= 0; the number of negatives per positive balances them.
 
     Raises:
-      ValueError: for shapes that do not fit, or labels outside 0..1.
+      ValueError: for shapes that do not fit, labels outside 0..1 or a weight < 0.
     """
     scores, labels, mask = _lists(scores, labels, mask)
     terms = positive_weight * labels * jax.nn.softplus(-scores) + (1 - labels) * jax.nn.softplus(scores)
@@ -260,7 +260,7 @@ def lambda_rank(gains: jax.Array, discounts: jax.Array) -> jax.Array:
     return _differences(1 / discounts[None]) * _differences(gains)
 
 
-@checked(shapes(gains="N L", discounts="L"), mu=finite)
+@checked(shapes(gains="N L", discounts="L"), mu=non_negative)
 def ndcg_loss2pp(gains: jax.Array, discounts: jax.Array, *, mu: float = 10.0) -> jax.Array:
     """`lambda_rank + mu ndcg_loss2`: NDCG-Loss2++."""
     return lambda_rank(gains, discounts) + mu * ndcg_loss2(gains, discounts)

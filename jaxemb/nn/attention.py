@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import checked, described, in_32_bits
+from jaxemb.checks import checked, described, in_32_bits, positive
 from jaxemb.nn.dense_attention import blockwise, dense, guarded, library
 from jaxemb.nn.splash_attention import splash
 
@@ -44,7 +44,7 @@ class Windows(NamedTuple):
     which: jax.Array
 
 
-@checked(window=in_32_bits, soft_cap=in_32_bits)
+@checked(window=in_32_bits, scale=positive, soft_cap=in_32_bits)
 def attention(
     q: jax.Array,
     k: jax.Array,

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxemb.checks import checked, shapes
+from jaxemb.checks import checked, positive, shapes, size
 from jaxemb.embedder import Embedder
 from jaxemb.nn import Module
 from jaxemb.nn import unit as _unit
@@ -316,7 +316,7 @@ def espresso(
     return _of_layers(objective, needed, losses)
 
 
-@checked(shapes(x="M D"))
+@checked(shapes(x="M D"), dim=size)
 def compressed(x: jax.Array, dim: int) -> jax.Array:
     """`sg(X U_d diag(s_d))` with `softmax(X^T X / sqrt(D)) = U diag(s) V^T`, rows of the softmax summing to 1.
 
@@ -410,7 +410,7 @@ def starbucks(
     return _of_layers(objective, needed, losses)
 
 
-@checked(shapes(student="... C", teacher="... C"))
+@checked(shapes(student="... C", teacher="... C"), temperature=positive)
 def alignment_kl(
     student: jax.Array, teacher: jax.Array, *, temperature: float = 1.0, detach_teacher: bool = True
 ) -> jax.Array:

@@ -26,7 +26,7 @@ from flax import nnx
 
 from jaxemb import isotropy
 from jaxemb.checkpoints.heads import read_head
-from jaxemb.checks import at_least, check_finite, checked, having, shapes
+from jaxemb.checks import at_least, check_finite, checked, having, positive, shapes
 from jaxemb.embedder import Dense, Embedder, transformer_of
 from jaxemb.encoders.families import family_of
 from jaxemb.nn import Linear, Module
@@ -119,7 +119,7 @@ class EntryPredictor(Module):
         return self.embedder(tokens, key=key)
 
 
-@checked()
+@checked(chunk=at_least(1))
 def definition_to_entry(
     column: str = "definition", entry: str = "entry", entries: str = "entries", *, chunk: int | None = None
 ) -> Objective:
@@ -213,7 +213,7 @@ def entry_embeddings(
     return (sums / counts[:, None]).astype(np.float32)
 
 
-@checked(shapes(entries="V D"), entries=check_finite, max_iterations=at_least(1))
+@checked(shapes(entries="V D"), entries=check_finite, scale=positive, max_iterations=at_least(1))
 def isotropic_entries(
     entries: np.ndarray, *, scale: float | None = 100.0, seed: int = 42, max_iterations: int = 1000
 ) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.checks import checked, filled, shapes
+from jaxemb.checks import checked, filled, shapes, whole
 from jaxemb.embedder import transformer_of
 from jaxemb.encoders.transformer import layout_of, split_key
 from jaxemb.nn import Layer, Module
@@ -193,6 +193,7 @@ def masked_autoencoding(
         raise ValueError(f"sizes must be (layers, dim) >= 1, both strictly increasing; got {sizes}")
     if not 0 <= encoder_ratio < decoder_ratio <= 1:
         raise ValueError(f"ratios must be 0 <= encoder < decoder <= 1; got {encoder_ratio=}, {decoder_ratio=}")
+    whole("mask_id", mask_id, 0, len(pieces) - 1)
     ratios = (encoder_ratio, decoder_ratio)
 
     def objective(model: MaskedAutoEncoder, batch: Batch, key: jax.Array | None):

@@ -6,8 +6,9 @@
         loop-0.json      the rest, one file per process: position in the data, unfinished log window, best result
         manifest.json    SHA-256 of every other file, written last
 
-A checkpoint is written beside its final place and renamed when it is complete. One that does not match its manifest
-is put aside as `*.corrupt`, with a message, and the one before is used. Files of others beside them do no harm.
+A checkpoint is written beside its final place, brought to the disk and renamed; only then older ones go. One that does
+not match its manifest is put aside as `*.corrupt`, with a message, and the one before is used. Files of others beside
+them do no harm.
 """
 
 import contextlib
@@ -132,10 +133,12 @@ class Checkpoints:
         if _is_first_process():
             with self._writes(step):
                 files.write_json(partial / "manifest.json", _digests(partial))
+                files.sync_tree(partial)
                 replaced = final.with_suffix(".replaced")
                 if final.exists():  # the same step again, as the one before was saved without its evaluation
                     final.rename(replaced)
                 partial.rename(final)
+                files.sync(self._directory)
                 _remove(replaced)
             steps = self._complete_steps()
             for old in set(steps) - {*steps[-self._keep :], best}:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxemb.checks import check_types, checked, described, is_array
 from jaxemb.objectives import Objective
@@ -20,8 +21,6 @@ from jaxemb.transforms import Transform, identity
 from jaxemb.trees import by_path
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from jaxemb.parallel.mesh import Rules
     from jaxemb.sentence_embedder import SentenceEmbedder
 
@@ -118,13 +117,13 @@ class Run:
     prng: Literal["threefry2x32", "rbg"] = "threefry2x32"
     log_every: int = 10
     evaluated_model: Callable[[TrainState], Any] | None = None
-    mesh: "Mesh | None" = None
+    mesh: Mesh | None = None
     rules: "Rules | None" = None
     source: Path | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_types(self, "tasks", "evaluators", "best", "seed", "evaluated_model", "source", "options")
+        check_types(self, "tasks", "evaluators", "best", "seed", "evaluated_model", "mesh", "source", "options")
         for name in ("embedder", "objective"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Run.{name} must be a function; got {getattr(self, name)!r}")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked
 from jaxemb.losses.memory_info_nce import memory_info_nce
 from jaxemb.losses.reductions import TILE
 from jaxemb.nn.similarity import Similarity
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     next: jax.Array
 
 
-@checked()
+@checked(tile=at_least(1))
 def cross_batch_memory(
     size: int,
     dim: int,
@@ -56,8 +56,8 @@ def cross_batch_memory(
       temperature, similarity, tile: as in `memory_info_nce`.
 
     Raises:
-      ValueError: for a size, dim, weight or temperature that is not positive, or a negative start; in the first step,
-        if the objective's outputs lack one of the columns or have another D.
+      ValueError: for a size, dim, weight, temperature or tile that is not positive, or a negative start; in the first
+        step, if the objective's outputs lack one of the columns or have another D.
 
     References:
       Wang et al. 2020, arXiv 1912.06798.

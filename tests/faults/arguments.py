@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import re
 import tempfile
 import types
@@ -527,6 +528,38 @@ LAWFUL: dict[str, str] = {
     r"losses\.ranking\.(ndcg_loss.*|lambda_rank): gains = (a row less|no rows)": "those of any number of queries",
     r"objectives\.competing: logits = (a row less|no rows)": "those of any number of records",
     r"losses\.online_contrastive: labels = .*": "a pair of any other label is ignored",
+    r"continual\.plots\.score_matrix: R = NaN within": "it is drawn as a gap",
+}
+_ANY = math.inf
+#: The numbers that an argument may be, by "function: argument", and why; the first that fits counts. All others are
+#: numbers > 0 (sizes, temperatures, steps), as large as one likes.
+RANGES: dict[str, tuple[float, float, str]] = {
+    r".*make_mesh: (data|fsdp|tensor)": (-1, _ANY, "-1 is the rest of the devices"),
+    r"merging\..*: scale": (-_ANY, _ANY, "a task is also subtracted"),
+    r"transforms\.merge_lora: scale": (-_ANY, _ANY, "an adapter is also subtracted"),
+    r"Hyper.*Config: scale": (-_ANY, _ANY, "a factor of weights of either sign"),
+    r"InterContiNetConfig: scale_init": (-_ANY, _ANY, "a logit"),
+    r"losses\.siglip: bias": (-_ANY, _ANY, "a logit"),
+    r"losses\.mega_batch_margin: .*_margin": (-_ANY, _ANY, "similarities"),
+    r"losses\.masks\.(above|near_positive): (threshold|margin)": (-_ANY, _ANY, "similarities"),
+    r"losses\.progressive.*: alpha": (-_ANY, _ANY, "below 0 easy records count more"),
+    r"retrieval\.hard_negatives: (m.._score|.*_margin)": (-_ANY, _ANY, "similarities, and how far they may be above"),
+    r"nn\.rope_scaling\.yarn: mscale.*": (-_ANY, _ANY, "as a config.json says"),
+    r".*Config: norm_weight_offset": (-_ANY, _ANY, "as a config.json says"),
+    r"evaluate\.metrics\.bootstrap_interval: confidence": (0, 1, "a probability"),
+    r".*: (overlap|warmup|b1|b2|t|.*dropout|rate|drop_rate)": (0, 1, "a share"),
+    r"pretraining\..*: (.*ratio|random|kept)": (0, 1, "a share"),
+    r"(transforms\.ema|SelfPositioning): (decay|momentum)": (0, 1, "a share"),
+    r"merging\.merge_regmean: alpha": (0, 1, "a share"),
+    r"retrieval\.hard_negatives: percentile": (0, 100, "per cent"),
+    r".*: (.*weight|beta|gamma|kappa|mu|pull|distill|ridge|peak|hardness_strength)": (0, _ANY, "0 leaves a term out"),
+    r".*: (weight_decay|decay|learning_rate)": (0, _ANY, "0 leaves it out"),
+    r".*: (.*margin|threshold|initializer_range|tolerance|max_ratio|checkpoint_minutes)": (0, _ANY, "0 is the least"),
+    r".*: (seed|number|id|mask_id|axis|process_index|range_min|start)": (0, _ANY, "counted from 0"),
+    r".*: (.*_threshold|count|records|workers|prefetch|contraction_steps|n)": (0, _ANY, "there may be none"),
+    r".*Config: (relative_buckets|position_table|position_offset|token_types)": (0, _ANY, "there may be none"),
+    r"data\.batches: pack": (0, _ANY, "0 is False"),
+    r"nn\.attention: window": (0, _ANY, "a token sees at least itself"),
 }
 
 
@@ -613,7 +646,7 @@ class Call:
             for what, value in [*WRONG.items(), ("no value of any type", object()), ("a list of texts", ["text"])]:
                 if isinstance(value, str) and isinstance(good, str) and value == good:
                     continue
-                lawful = _fits(value, hint) and not _is_suspicious(value, hint)
+                lawful = _fits(value, hint) and not _is_suspicious(value, hint) and self._in_range(name, value, hint)
                 if what == "a nested list" and not [n for n in self._arrays() if n != name]:
                     lawful |= _takes_arrays(hint)
                 shown = (value, repr(value).strip("'")) if isinstance(value, str) and value else ()
@@ -622,13 +655,22 @@ class Call:
             if isinstance(good, np.ndarray | jax.Array) and good.ndim:
                 others = [np.asarray(self.given[n]) for n in self._arrays() if n != name]
                 for what, value, lawful in _wrong_arrays(np.asarray(good), others):
-                    yield self._case(f"{name} = {what}", {name: value}, names, lawful)
+                    case = self._case(f"{name} = {what}", {name: value}, names, lawful)
+                    yield dataclasses.replace(case, gives_nan=what == "NaN within")
         if arrays := self._arrays():
             empty = {n: np.zeros((0, *a.shape[1:]), a.dtype) for n in arrays for a in [np.asarray(self.given[n])]}
             yield self._case("all arrays empty", empty, names, True)
 
     def _arrays(self) -> list[str]:
         return [name for name, value in self.given.items() if isinstance(value, np.ndarray) and value.ndim]
+
+    def _in_range(self, name: str, value: Any, hint: Any) -> bool:
+        """Whether a value is no number, where one is wanted, or one that the argument may be."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not {int, float} & {*_parts(hint)}:
+            return True
+        found = (r for pattern, r in RANGES.items() if re.fullmatch(pattern, f"{self.name}: {name}"))
+        low, high, _ = next(found, (math.ulp(0.0), _ANY, ""))
+        return low <= value <= high
 
     def _case(self, what: str, changes: dict[str, Any], names: tuple[str, ...], lawful: bool) -> Case:
         case = f"{self.name}: {what}"
@@ -652,6 +694,11 @@ def _used(result: Any) -> Any:
         with result:
             result = None
     return jax.block_until_ready(result)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation has the choice of."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _takes_arrays(hint: Any) -> bool:
@@ -682,7 +729,7 @@ def _wrong_arrays(good: np.ndarray, others: Sequence[np.ndarray]) -> Iterator[tu
         yield "a ragged list", [*good.tolist()[:-1], good.tolist()[-1][:-1]], False
     yield "complex numbers", good.astype(np.complex64), False
     if good.dtype.kind == "f":
-        yield "NaN within", np.where(np.arange(good.size).reshape(good.shape) == 0, np.nan, good), True
+        yield "NaN within", np.where(np.arange(good.size).reshape(good.shape) == 0, np.nan, good), False
         yield "whole numbers", np.ones(good.shape, np.int32), True
     elif good.dtype.kind == "i":
         yield "negative numbers", -1 - good, False

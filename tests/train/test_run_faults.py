@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from disk_events import numbers, recorded, synced_before
 from tiny_run import assert_bitwise_equal, read_model, toy_run
 
 from jaxemb.checkpoints import Parameters
@@ -435,6 +436,21 @@ def test_a_checkpoint_is_there_until_the_one_that_replaces_it_is(tmp_path, monke
         checkpoints.save(7, state(2), {})
         assert_bitwise_equal(checkpoints.restore(7, state(0))[0], state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_older_one_goes(tmp_path, monkeypatch):
+    state = init_state(jax.random.key(0), {"w": jnp.ones(5)}, optax.sgd(1.0), identity())
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.finish()
+        events = recorded(monkeypatch)
+        checkpoints.save(2, state, {})
+    new = tmp_path / "step_00000002"
+    assert [path.name for path in tmp_path.iterdir()] == [new.name]
+    content = {path for path in (new, *new.rglob("*"))}
+    assert len(content) > 5 and numbers(*content) <= synced_before(events, ("rename", new.name))
+    later = events[events.index(("rename", new.name)) :]
+    assert numbers(tmp_path) <= synced_before(later, ("remove", "step_00000001"))
 
 
 def test_a_result_that_cannot_be_printed_is_a_failure(capsys, monkeypatch):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxemb.checks import checked
+from jaxemb.checks import at_least, checked, positive
 from jaxemb.transforms.base import Transform, Variables
 from jaxemb.transforms.frozen import trains_only
 from jaxemb.trees import PyTree, Where, chosen, replaced
@@ -26,7 +26,7 @@ class Adapter(NamedTuple):
     magnitude: jax.Array | None = None
 
 
-@checked()
+@checked(rank=at_least(1), alpha=positive)
 def lora(
     rank: int,
     *,
@@ -49,21 +49,20 @@ def lora(
 
     Args:
       rank: r >= 1.
-      alpha: scale of the change; None for `rank`, so that s = 1.
+      alpha: > 0; scale of the change; None for `rank`, so that s = 1.
       where: which kernels; a regular expression or a function of the path, such as "encoder.layers.mlp.up.kernel".
       train: a regular expression of arrays of the model that are trained as they are, such as r"^head\\."; None: none.
       magnitudes: DoRA.
       rank_stabilized: s = alpha / sqrt(rank).
 
     Raises:
-      ValueError: for a rank below 1 or, in `init`, if `where` chooses nothing, or arrays with fewer than two axes.
+      ValueError: for a rank below 1, an alpha <= 0 or, in `init`, if `where` chooses nothing, or arrays with fewer than
+        two axes.
 
     References:
       Hu et al. 2021, arXiv 2106.09685, equation 3; Liu et al. 2024 (DoRA), arXiv 2402.09353, equation 5, section 4.3;
       Kalajdzievski 2023 (rank-stabilized), arXiv 2312.03732.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1; got {rank}")
     scale = (rank if alpha is None else alpha) / (math.sqrt(rank) if rank_stabilized else rank)
 
     def init(key: jax.Array, model: PyTree) -> Variables:

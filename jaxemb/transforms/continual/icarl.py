@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.checks import checked, shapes
+from jaxemb.checks import check_finite, checked, shapes
 from jaxemb.classifiers import NMCState, nmc_init, nmc_update
 from jaxemb.nn import unit
 from jaxemb.nn.classes import one_hot
@@ -179,7 +179,7 @@ def icarl_loss(
     return jnp.sum(jnp.where(seen, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(seen), 1)
 
 
-@checked(shapes(features="N D"))
+@checked(shapes(features="N D"), features=check_finite)
 def herding(features: np.ndarray, count: int) -> np.ndarray:
     """Rows whose means approach the mean of all as fast as they can, best first: every prefix is a good choice too.
 
@@ -194,7 +194,7 @@ def herding(features: np.ndarray, count: int) -> np.ndarray:
       Row numbers, int `[count]`; the first of equal ones is taken.
 
     Raises:
-      ValueError: for a count outside 0..N.
+      ValueError: for a count outside 0..N or features that are not finite.
 
     Source: Welling 2009; Rebuffi et al. 2017, algorithm 4, whose argmin is this argmax for features of unit length.
     """

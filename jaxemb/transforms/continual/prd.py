@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxemb.checks import checked
+from jaxemb.checks import checked, non_negative
 from jaxemb.losses.prototypes import prototype_logits, prototype_pull, relation_distillation
 from jaxemb.transforms.base import Context, Task, Trained, Transform, Variables, find_state, output_of
 from jaxemb.trees import PyTree
@@ -86,6 +86,8 @@ def prd(
       Asadi et al. 2023, arXiv 2303.14771; code: github.com/naderAsadi/Probing-Continual-Learning, method "repe".
     """
     _check(classes, dim, pull, distill, temperature, relation_axis, teacher_norm)
+    if not callable(learning_rate):
+        non_negative("learning_rate", learning_rate)
 
     def init(key: jax.Array, model: PyTree) -> Variables:
         bound = dim**-0.5
