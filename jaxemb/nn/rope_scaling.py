@@ -4,28 +4,33 @@ Each gives a `RopeConfig` for `dim` turned dimensions of a head whose plain freq
 `w_j = base ** (-2j / dim)`, j = 0..dim / 2 - 1.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, positive
+from jaxemb.checks import Check, at_least, checked, positive, whole
 from jaxemb.nn.rope import RopeConfig
 
 
-@checked(base=positive, dim=at_least(2))
+def _dims(least: int) -> Check:
+    return functools.partial(whole, least=least, most=2**16)
+
+
+@checked(base=positive, dim=_dims(2))
 def plain(base: float, dim: int) -> RopeConfig:
     """`w_j`."""
     return _config(base, _frequencies(base, dim))
 
 
-@checked(base=positive, dim=at_least(2), factor=positive)
+@checked(base=positive, dim=_dims(2), factor=positive)
 def linear(base: float, dim: int, *, factor: float) -> RopeConfig:
     """`w_j / factor`: positions are interpolated (Chen et al. 2023, arXiv:2306.15595)."""
     return _config(base, _frequencies(base, dim) / factor)
 
 
-@checked(base=positive, dim=at_least(4), factor=positive, trained_length=at_least(1))
+@checked(base=positive, dim=_dims(4), factor=positive, trained_length=at_least(1))
 def dynamic(base: float, dim: int, *, factor: float, trained_length: int) -> RopeConfig:
     """Dynamic NTK scaling: on texts of more than `trained_length` tokens the base grows with them; see `RopeConfig`.
 
@@ -36,7 +41,7 @@ def dynamic(base: float, dim: int, *, factor: float, trained_length: int) -> Rop
     return RopeConfig(base, own, trained_length=trained_length, dynamic_factor=factor)
 
 
-@checked(base=positive, dim=at_least(2), factor=positive, low_factor=positive, trained_length=at_least(1))
+@checked(base=positive, dim=_dims(2), factor=positive, low_factor=positive, trained_length=at_least(1))
 def llama3(
     base: float, dim: int, *, factor: float, low_factor: float, high_factor: float, trained_length: int
 ) -> RopeConfig:
@@ -57,7 +62,7 @@ def llama3(
 
 
 @checked(
-    base=positive, dim=at_least(2), factor=positive, beta_fast=positive, beta_slow=positive, trained_length=at_least(2)
+    base=positive, dim=_dims(2), factor=positive, beta_fast=positive, beta_slow=positive, trained_length=at_least(2)
 )
 def yarn(
     base: float,
@@ -93,7 +98,7 @@ def yarn(
     return _config(base, frequencies * (1 - ramp) + frequencies / factor * ramp, attention_factor)
 
 
-@checked(base=positive, dim=at_least(2), factor=positive, trained_length=at_least(2))
+@checked(base=positive, dim=_dims(2), factor=positive, trained_length=at_least(2))
 def longrope(
     base: float,
     dim: int,

@@ -5,8 +5,8 @@ import jax
 import outcomes
 import pytest
 
-# A few arguments in ten thousand are not refused clearly yet (see docs/reliability.md); no more may come to those.
-MOST = 0.01
+# Of all cases three in ten thousand are not refused clearly yet (see docs/reliability.md); none is in the sample.
+KNOWN = 0.0004
 # Functions of which the table has no good call, and why.
 WITHOUT = {
     "data.huggingface": "asks the hub",
@@ -29,13 +29,13 @@ def test_every_public_function_has_a_good_call():
 def test_a_sample_of_wrong_arguments(record_property):
     chosen = outcomes.sample(list(arguments.calls()), 40)
     cases = [case for call in chosen for case in outcomes.sample(list(call.cases()), 4)]
-    outcomes.survey(cases, record_property, most=MOST)
+    outcomes.survey(cases, record_property)
 
 
 @outcomes.exhaustive
 @pytest.mark.slow
 def test_all_wrong_arguments(record_property):
-    outcomes.survey(all_cases(), record_property, most=MOST)
+    outcomes.survey(all_cases(), record_property, most=KNOWN)
 
 
 def all_cases():
