@@ -100,7 +100,7 @@ def test_what_is_not_turned_stays():
         ),
         (
             lambda: rope_scaling.dynamic(10.0, 2, factor=2.0, trained_length=8),
-            "dim must be at least 4; got 2",
+            "dim must be in 4..65536; got 2",
         ),
         (
             lambda: rope_scaling.llama3(9.0, 8, factor=2.0, low_factor=4.0, high_factor=1.0, trained_length=8),
