@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxemb.checks import check_types, checked, encodable, instance, one_of
+from jaxemb.checks import check_types, checked, described, encodable, instance, one_of
 from jaxemb.data.records import read
 from jaxemb.evaluate import metrics
 from jaxemb.retrieval.exact import topk_search
@@ -26,6 +26,7 @@ class RetrievalSet:
 
     Raises:
       TypeError: for anything else, naming the argument.
+      ValueError: for a level that is not finite.
     """
 
     queries: Mapping[str, str]
@@ -34,10 +35,7 @@ class RetrievalSet:
 
     def __post_init__(self):
         check_types(self)
-        for query, judged in self.qrels.items():
-            if not (isinstance(judged, Mapping) and all(isinstance(level, int | float) for level in judged.values())):
-                expected = "must give a level, a number, to documents by id"
-                raise TypeError(f"qrels[{query!r}] {expected}, as {{'document': 1}}; got {judged!r:.60}")
+        _check_collection(self.queries, self.corpus, self.qrels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +118,12 @@ def retrieval_per_query(
       strict: raise for documents that are judged but not in the corpus, instead of counting them with a warning.
 
     Raises:
-      ValueError: if no query has both text and judgements, the corpus is empty, a k is < 1, embeddings are not finite,
-        or (strict) a judged document is missing.
+      ValueError: if no query has both text and judgements, the corpus is empty, a k is < 1, embeddings or levels are
+        not finite, or (strict) a judged document is missing.
+      TypeError: for ids that are no strings, and levels that are no numbers.
     """
     _check_ks(ks)
+    _check_collection(queries, corpus, qrels)
     query_ids = _judged(queries, corpus, qrels)
     missing = {document for query in query_ids for document in qrels[query] if document not in corpus}
     unknown = f"{len(missing)} judged documents are not in the corpus, such as {_some(sorted(missing))}"
@@ -189,9 +189,13 @@ def score_run(
     Scores are compared in f32. Queries in only one of run and qrels are left out, and counted.
 
     Raises:
-      ValueError: if run and qrels have no query in common, a score is nan or none of f32, or a k is < 1.
+      ValueError: if run and qrels have no query in common, a score is nan or none of f32, a level is not finite, or a
+        k is < 1.
+      TypeError: for ids that are no strings, and scores and levels that are no numbers.
     """
     _check_ks(ks)
+    _check_numbers("run", run)
+    _check_levels(qrels)
     query_ids = [query for query in run if query in qrels]
     if not query_ids:
         raise ValueError(f"run and qrels have no query in common; got {_some(run)} and {_some(qrels)}")
@@ -300,6 +304,48 @@ def _check_ks(ks: Sequence[int]) -> None:
         raise ValueError(f"ks must be cut-offs >= 1; got {tuple(ks)}")
 
 
+def _check_collection(queries: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels) -> None:
+    """Raises for ids that are no strings, which equal none of a file, and levels that are none."""
+    _check_ids("queries", queries)
+    _check_ids("corpus", corpus)
+    _check_levels(qrels)
+
+
+def _check_levels(qrels: Qrels) -> None:
+    _check_numbers("qrels", qrels)
+    for query, judged in qrels.items():
+        finite = np.isfinite(_floats(f"qrels[{query!r}]", list(judged.values())))
+        if not finite.all():
+            document = list(judged)[int(finite.argmin())]
+            raise ValueError(f"qrels[{query!r}][{document!r}] must be a finite level; got {judged[document]!r:.60}")
+
+
+def _check_ids(name: str, by_id: Mapping[str, Any]) -> None:
+    """Raises a TypeError unless all keys are strings."""
+    for wrong in by_id if {*map(type, by_id)} - {str} else ():
+        if not isinstance(wrong, str):
+            raise TypeError(f"{name} must be by ids that are strings; got {described(wrong)}")
+
+
+def _check_numbers(name: str, by_query: Mapping[str, Mapping[str, float]]) -> None:
+    """Raises a TypeError unless numbers are given to ids of documents for ids of queries."""
+    _check_ids(name, by_query)
+    for query, numbers in by_query.items():
+        instance(f"{name}[{query!r}]", numbers, Mapping)
+        _check_ids(f"{name}[{query!r}]", numbers)
+        if {*map(type, numbers.values())} - {int, float, np.float32, np.float64}:
+            for document, number in numbers.items():
+                instance(f"{name}[{query!r}][{document!r}]", number, float)
+
+
+def _floats(name: str, numbers: Sequence[float]) -> np.ndarray:
+    """Numbers in f64. Raises a ValueError for whole ones beyond it."""
+    try:
+        return np.array(numbers, np.float64)
+    except OverflowError:
+        raise ValueError(f"{name} has a whole number that float64 cannot hold") from None
+
+
 def _is_trec(tie_break: str) -> bool:
     if tie_break not in ("trec", "lower_id"):
         raise ValueError(f"tie_break must be 'trec' or 'lower_id'; got {tie_break!r}")
@@ -313,7 +359,7 @@ def _some(ids) -> list[str]:
 def _ranked(query: str, scores: Mapping[str, float], is_trec: bool) -> list[str]:
     """Document ids by descending score; a stable sort keeps equal scores in the order of the ids."""
     documents = sorted(scores, reverse=is_trec)
-    given = np.array([scores[document] for document in documents], np.float64)
+    given = _floats(f"run[{query!r}]", [scores[document] for document in documents])
     with np.errstate(over="ignore"):
         values = given.astype(np.float32)
     bad = np.isnan(values) | (np.isinf(values) & np.isfinite(given))
@@ -331,10 +377,11 @@ def _score(
 ) -> dict[str, np.ndarray]:
     """Every metric at every k, `[Q]` each."""
     one_of("map_denominator", map_denominator, get_args(metrics.MapDenominator))
-    gains = np.zeros((len(rankings), max(ks)))
+    width = min(max(ks), max(map(len, rankings), default=0) or 1)  # nothing comes after the last document
+    gains = np.zeros((len(rankings), width))
     judged = np.zeros((len(rankings), max(map(len, judgements), default=0) or 1))
     for row, (ranking, levels) in enumerate(zip(rankings, judgements, strict=True)):
-        found = [levels.get(document, 0) for document in ranking[: max(ks)]]
+        found = [levels.get(document, 0) for document in ranking[:width]]
         gains[row, : len(found)] = found
         judged[row, : len(levels)] = list(levels.values())
     per_k = {

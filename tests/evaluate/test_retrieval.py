@@ -44,7 +44,9 @@ def test_queries_in_only_one_of_run_and_qrels_are_left_out_and_counted():
     [
         (["q"], {}, "queries must be a mapping"),
         ({"q": "a"}, {"q": ["d"]}, r"qrels\['q'\] must be a mapping; got list \['d'\]"),
-        ({"q": "a"}, {"q": {"d": "x"}}, r"qrels\['q'\] must give a level, .*got \{'d': 'x'\}"),
+        ({"q": "a"}, {"q": {"d": "x"}}, r"qrels\['q'\]\['d'\] must be a number; got str 'x'"),
+        ({"q": "a"}, {"q": {"d": True}}, r"qrels\['q'\]\['d'\] must be a number; got bool True"),
+        ({1: "a"}, {"1": {"d": 1}}, "queries must be by ids that are strings; got int 1"),
     ],
 )
 def test_a_collection_is_checked_when_it_is_made(queries, qrels, message):
@@ -156,6 +158,31 @@ def test_runs_with_nan_or_without_common_queries_are_named():
         score_run({"q": {"d1": 0.1, "d2": float("nan")}}, QRELS)
     with pytest.raises(ValueError, match=r"no query in common; got \['x'\] and \['q'\]"):
         score_run({"x": {}}, QRELS)
+
+
+@pytest.mark.parametrize(
+    ("run", "qrels", "message"),
+    [
+        ({"q": {"d1": "1"}}, QRELS, r"run\['q'\]\['d1'\] must be a number; got str '1'"),
+        ({"q": {"d1": 10**400}}, QRELS, r"run\['q'\] has a whole number that float64 cannot hold"),
+        ({1: {"d1": 1.0}}, QRELS, "run must be by ids that are strings; got int 1"),
+        ({"q": {None: 1.0}}, QRELS, r"run\['q'\] must be by ids that are strings; got NoneType None"),
+        (RUN, {"q": {"d1": True}}, r"qrels\['q'\]\['d1'\] must be a number; got bool True"),
+        (RUN, {"q": {1: 1}}, r"qrels\['q'\] must be by ids that are strings; got int 1"),
+        (RUN, {"q": {"d1": 1, "d2": np.inf}}, r"qrels\['q'\]\['d2'\] must be a finite level; got inf"),
+        (RUN, {"q": {"d1": 10**400}}, r"qrels\['q'\] has a whole number that float64 cannot hold"),
+    ],
+)
+def test_ids_scores_and_levels_are_what_they_should_be(run, qrels, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        score_run(run, qrels)
+
+
+def test_a_cut_off_beyond_the_last_document_takes_no_memory():
+    run = RUN | {"x": {np.str_("d1"): np.float16(1)}}
+    far, near = (score_run(run, QRELS | {"x": {"d1": 1}}, ks=(k,)).means() for k in (10**9, 10))
+    assert far["ndcg@1000000000"] == near["ndcg@10"]
+    assert far["precision@1000000000"] == pytest.approx(near["precision@10"] / 10**8)
 
 
 def write_beir(directory, compress):
