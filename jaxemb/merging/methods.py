@@ -1,5 +1,6 @@
 """Merging without training: averages, task arithmetic, TIES, DARE, SLERP, Fisher and RegMean."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,8 @@ def merge_average(
       include: which tensors are merged; the others are the first model's. None for all.
 
     Raises:
-      ValueError: if there are no models, they do not match, a tensor that is merged is not floating-point, or the
-        weights are not n numbers with a positive sum.
+      ValueError: if there are no models, they do not match, a tensor that is merged is not floating-point, the weights
+        are not n finite numbers with a positive sum, or a result overflows.
     """
     match = Match.of(numbered("models", models), include)
     shares = _shares(weights, len(models))
@@ -50,7 +51,7 @@ def merge_task_arithmetic(base: PyTree, vectors: Sequence[PyTree], scale: float 
     """`base + scale * sum_i tau_i` (Ilharco et al. 2023, arXiv 2212.04089); scales of 0.3 to 0.4 are typical.
 
     Raises:
-      ValueError: if there are no vectors, or the trees do not match.
+      ValueError: if there are no vectors, the trees do not match, or a result overflows.
     """
     return apply_task_vectors(base, vectors, jnp.ones(len(vectors)), scale)
 
@@ -84,7 +85,7 @@ def merge_ties(
       stacked: which tensors are stacks of layers' tensors, which counts with the scope "tensor".
 
     Raises:
-      ValueError: if there are no vectors, the trees do not match, or an option is something else.
+      ValueError: if there are no vectors, the trees do not match, an option is something else, or a result overflows.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1]; got {density}")
@@ -171,10 +172,11 @@ def merge_slerp(
 
     def interpolate(path, a, b):
         rows = _rows(path, a, stacked), _rows(path, b, stacked)
-        norms = [jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows]
-        norms = [jnp.where(norm > 1e-8, norm, 1) for norm in norms]
-        cosine = jnp.clip(jnp.sum(rows[0] / norms[0] * (rows[1] / norms[1]), axis=1, keepdims=True), -1, 1)
-        nonzero = jnp.minimum(*(jnp.abs(x).max(axis=1, keepdims=True) for x in rows)) > 0
+        largest = [jnp.abs(x).max(axis=1, keepdims=True, initial=0) for x in rows]
+        nonzero = jnp.minimum(*largest) > 0
+        scaled = [x / _scale(top) for x, top in zip(rows, largest, strict=True)]  # so that squares fit
+        norms = [jnp.where(nonzero, jnp.linalg.norm(x, axis=1, keepdims=True), 1) for x in scaled]
+        cosine = jnp.clip(jnp.sum(scaled[0] / norms[0] * (scaled[1] / norms[1]), axis=1, keepdims=True), -1, 1)
         curved = nonzero & (jnp.abs(cosine) <= _LINEAR)
         omega = jnp.arccos(jnp.where(curved, cosine, 0))
         of_first = jnp.where(curved, jnp.sin((1 - t) * omega) / jnp.sin(omega), 1 - t)
@@ -204,7 +206,7 @@ def merge_fisher(
 
     Raises:
       ValueError: if there are no models, or not one Fisher information for each, the trees do not match, a tensor that
-        is merged is not floating-point, the floor is not positive, or the weights are bad.
+        is merged is not floating-point, the floor is not positive, the weights are bad, or a result overflows.
     """
     if len(fishers) != len(models):
         raise ValueError(f"fishers must be one for each of {len(models)} models; got {len(fishers)}")
@@ -212,7 +214,9 @@ def merge_fisher(
     shares = _shares(weights, len(models))
 
     def merge(path, *xs):
-        information = [w * jnp.maximum(f, floor) for w, f in zip(shares, xs[len(models) :], strict=True)]
+        raised = [jnp.maximum(f, floor) for f in xs[len(models) :]]
+        scale = _scale(functools.reduce(jnp.maximum, raised))  # so that sums and products fit
+        information = [w * (f / scale) for w, f in zip(shares, raised, strict=True)]
         return sum(f * x for f, x in zip(information, xs, strict=False)) / sum(information)
 
     return match.map(merge)
@@ -243,7 +247,7 @@ def merge_regmean(
 
     Raises:
       ValueError: if there are no models, or not one set of matrices for each, the trees do not match, a matrix has
-        another shape or no kernel, or a number is out of its range.
+        another shape or no kernel, a number is out of its range, or a result is not finite.
     """
     match = Match.of(numbered("models", models), include)
     if len(grams) != len(models):
@@ -270,7 +274,9 @@ def merge_regmean(
     def merge(path, *xs):
         if path not in grams[0]:
             return sum(xs) / len(xs)
-        weights = [damped(wide(of_model[path])) for of_model in grams]
+        given = [wide(of_model[path]) for of_model in grams]
+        largest = functools.reduce(jnp.maximum, [jnp.abs(g).max(axis=(-2, -1), keepdims=True) for g in given])
+        weights = [damped(g / _scale(largest)) for g in given]  # so that sums fit
         return jnp.linalg.solve(sum(weights), sum(g @ x for g, x in zip(weights, xs, strict=True)))
 
     return match.map(merge)
@@ -278,19 +284,29 @@ def merge_regmean(
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     given = [1.0] * count if weights is None else [float(w) for w in weights]
-    if len(given) != count or not sum(given) > 0:
-        raise ValueError(f"weights must be {count} numbers with a positive sum; got {given}")
-    return [w / sum(given) for w in given]
+    largest = max(map(abs, given), default=0.0)
+    scaled = [w / largest for w in given] if 0 < largest < math.inf else []  # whose sum is finite
+    if len(given) != count or not sum(scaled) > 0:
+        raise ValueError(f"weights must be {count} finite numbers with a positive sum; got {given}")
+    return [w / sum(scaled) for w in scaled]
+
+
+def _scale(largest: jax.Array) -> jax.Array:
+    """What numbers up to `largest` are divided by so that their squares fit; its own inverse does too."""
+    return jnp.clip(largest, 1e-30, 1e30)
 
 
 def _rows(path: str, x: jax.Array, stacked: Where) -> jax.Array:
     """`x` as `[tensors, entries]`."""
-    return x.reshape(x.shape[0] if selects(stacked)(path) else 1, -1)
+    tensors = x.shape[0] if selects(stacked)(path) else 1
+    return x.reshape(tensors, x.size // max(tensors, 1))
 
 
 def _ties(vectors: jax.Array, density: float, zero_sum: str) -> jax.Array:
     """The merged vector `[R, S]` of `[n, R, S]`; each row is trimmed by itself."""
     size = vectors.shape[-1]
+    if not size:
+        return vectors.sum(axis=0)
     magnitudes = jnp.abs(vectors)
     smallest = jnp.sort(magnitudes, axis=-1)[..., size - max(1, int(density * size)), None]
     trimmed = jnp.where(magnitudes >= smallest, vectors, 0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxemb.checks import arrays, check_finite, checked, each, finite, having
+from jaxemb.checks import arrays, check_finite, checked, described, each, finite, having, is_finite
 from jaxemb.trees import PyTree, Where, by_path, map_with_path, selects
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ def task_vector(params: PyTree, base: PyTree, *, include: Where | None = None) -
       include: which tensors are merged; None for all. The vector is None at the others.
 
     Raises:
-      ValueError: if the trees do not match, or a tensor that is included is not floating-point.
+      ValueError: if the trees do not match, a tensor that is included is not floating-point, or a difference overflows.
     """
     match = Match.of({"base": base, "params": params}, include)
-    return match.build([None if ts is None else wide(ts[1]) - wide(ts[0]) for ts in match.tensors])
+    differences = [None if ts is None else wide(ts[1]) - wide(ts[0]) for ts in match.tensors]
+    for path, x in zip(match.paths, differences, strict=True):
+        if x is not None:
+            _held(path, x, x.dtype)
+    return match.build(differences)
 
 
 @checked(base=arrays, vectors=each(arrays), scale=finite)
@@ -64,23 +68,25 @@ def apply_task_vectors(
         `layer_groups`. An array of groups is of the first axes of its tensor.
 
     Raises:
-      ValueError: if there are no vectors, the trees do not match, or the coefficients have another shape.
+      TypeError: for coefficients that are no real numbers.
+      ValueError: if there are no vectors, the trees do not match, the coefficients have another shape or are not
+        finite, or a tensor's dtype cannot hold the result.
     """
     match = match_vectors(base, vectors)
-    coefficients = jnp.asarray(coefficients)
+    coefficients = _coefficients(coefficients)
     rows = check_groups(base, groups)
     expected = (len(vectors),) if groups is None else (1 + max(int(np.max(r)) for r in rows), len(vectors))
     if coefficients.shape != expected:
         raise ValueError(f"coefficients must have shape {expected}; got {coefficients.shape}")
     result = []
-    for leaf, ts, row in zip(match.originals, match.tensors, rows, strict=True):
+    for path, leaf, ts, row in zip(match.paths, match.originals, match.tensors, rows, strict=True):
         if ts is None:
             result.append(leaf)
             continue
         by_part = coefficients if groups is None else coefficients[row]  # [n] or [L, n]
         by_part = by_part.reshape(by_part.shape[:-1] + (1,) * (leaf.ndim - by_part.ndim + 1) + by_part.shape[-1:])
         total = sum(by_part[..., i] * wide(vector) for i, vector in enumerate(ts[1:]))
-        result.append((wide(leaf) + scale * total).astype(leaf.dtype))
+        result.append(_held(path, wide(leaf) + scale * total, leaf.dtype))
     return match.build(result)
 
 
@@ -166,10 +172,15 @@ class Match:
         return self.structure.unflatten(leaves)
 
     def map(self, function: Callable[..., jax.Array]) -> PyTree:
-        """The tree of `function(path, *arrays)`, with the first tree's dtypes, and its arrays where none is merged."""
+        """The tree of `function(path, *arrays)`, with the first tree's dtypes, and its arrays where none is merged.
+
+        Raises:
+          ValueError: if a result is not finite in its dtype.
+        """
         triples = zip(self.paths, self.originals, self.tensors, strict=True)
         return self.build(
-            leaf if ts is None else function(path, *map(wide, ts)).astype(leaf.dtype) for path, leaf, ts in triples
+            leaf if ts is None else _held(path, function(path, *map(wide, ts)), leaf.dtype)
+            for path, leaf, ts in triples
         )
 
 
@@ -220,6 +231,25 @@ def check_groups(base: PyTree, groups: PyTree | None) -> list[Any]:
 def wide(x: jax.Array) -> jax.Array:
     """`x` in float32, or in its own dtype if that is wider."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _held(path: str, x: jax.Array, dtype: Any) -> jax.Array:
+    """What is made of the tensors at `path`, in `dtype`; raises a ValueError if it is not finite."""
+    held = x.astype(dtype)
+    if not isinstance(held, jax.core.Tracer) and not is_finite(np.asarray(held)):
+        raise ValueError(f"{path} must be finite after merging; it overflows in {held.dtype}")
+    return held
+
+
+def _coefficients(given: Any) -> jax.Array:
+    try:
+        coefficients = jnp.asarray(given)
+    except (TypeError, ValueError):  # texts, or rows of several lengths
+        raise TypeError(f"coefficients must be numbers; got {described(given)}") from None
+    if jnp.issubdtype(coefficients.dtype, jnp.complexfloating):
+        raise TypeError(f"coefficients must be real numbers; got {described(coefficients)}")
+    check_finite("coefficients", coefficients)
+    return coefficients
 
 
 def _structure(tree: PyTree) -> Any:

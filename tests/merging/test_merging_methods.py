@@ -162,7 +162,8 @@ def test_regmean_averages_what_never_occurred_and_takes_stacks(layers):
     ("call", "message"),
     [
         (lambda m: merge_average([]), "models must be at least one; got 0"),
-        (lambda m: merge_average(m, [1, 2]), r"weights must be 3 numbers with a positive sum; got \[1.0, 2.0\]"),
+        (lambda m: merge_average(m, [1, 2]), r"weights must be 3 finite numbers with a positive sum; got \[1.0, 2.0\]"),
+        (lambda m: merge_average(m, [1, 1, np.inf]), "weights must be 3 finite numbers"),
         (lambda m: merge_average([{"n": np.arange(2)}]), "only floating-point tensors"),
         (lambda m: merge_task_arithmetic(m[0], []), "vectors must be at least one"),
         (lambda m: merge_ties(m[0], []), "vectors must be at least one"),
@@ -198,3 +199,38 @@ def test_values_that_are_not_finite_are_not_merged(bad):
     ):
         with pytest.raises(ValueError, match=r"(models\[1\]|second|fishers\[1\]): w must be finite"):
             merge()
+
+
+def test_large_numbers_are_merged_like_others():
+    small, large = {"w": np.array([1.0, 2.0], np.float32)}, {"w": np.array([3.0, -2.0], np.float32)}
+    np.testing.assert_allclose(jitted(merge_average, [small, large], weights=[1e308, 1e308])["w"], [2, 0])
+    fishers = [{"w": np.array([3e38, 3e38], np.float32)}, {"w": np.array([3e38, 1e38], np.float32)}]
+    np.testing.assert_allclose(jitted(merge_fisher, [small, large], fishers)["w"], [2, 1], rtol=1e-6)
+    expected = jitted(merge_slerp, small, large)["w"]
+    for scale in (1e38, 1e-25):
+        scaled = [{"w": x["w"] * np.float32(scale)} for x in (small, large)]
+        np.testing.assert_allclose(np.asarray(jitted(merge_slerp, *scaled)["w"]) / scale, expected, 1e-5, 1e-6)
+    kernels = [{"w": x["w"][:, None]} for x in (small, large)]
+    grams = [{"w": np.diag([3e38, 1e38]).astype(np.float32)}, {"w": np.diag([3e38, 3e38]).astype(np.float32)}]
+    np.testing.assert_allclose(jitted(merge_regmean, kernels, grams)["w"], [[2], [-1]], rtol=1e-5)
+
+
+def test_a_result_that_overflows_is_named():
+    base, vector = {"w": np.full(2, 6e4, np.float16)}, {"w": np.full(2, 6e4, np.float32)}
+    for merge in (
+        lambda: merge_task_arithmetic(base, [vector], 1.0),
+        lambda: merge_average([base, {"w": -base["w"]}], [2, -1]),
+    ):
+        with pytest.raises(ValueError, match="w must be finite after merging; it overflows in float16"):
+            merge()
+
+
+def test_tensors_without_rows_are_merged():
+    shapes = {"layers": {"w": (0, 2)}, "e": (0, 3), "b": (2,)}
+    tree = jax.tree.map(lambda shape: np.ones(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    for merge in (
+        lambda tree: merge_slerp(tree, tree),
+        lambda tree: merge_ties(tree, [tree]),
+        lambda tree: merge_ties(tree, [tree], scope="tensor"),
+    ):
+        assert jax.tree.map(np.shape, jitted(merge, tree)) == shapes

@@ -110,6 +110,10 @@ def test_bad_coefficients_and_groups():
         apply_task_vectors(base, [], [])
     with pytest.raises(ValueError, match=r"coefficients must have shape \(2,\); got \(3,\)"):
         apply_task_vectors(base, [vector, vector], [1.0, 2.0, 3.0])
+    with pytest.raises(TypeError, match=r"coefficients must be numbers; got list \['one'\]"):
+        apply_task_vectors(base, [vector], ["one"])
+    with pytest.raises(ValueError, match="coefficients must be finite"):
+        apply_task_vectors(base, [vector], [np.nan])
     with pytest.raises(ValueError, match=r"must have shape \(2, 1\); got \(1, 1\)"):
         apply_task_vectors(base, [vector], [[1.0]], groups=tensor_groups(base))
     with pytest.raises(ValueError, match="groups must have the structure of the base"):
