@@ -7,7 +7,9 @@ floats. Needs the package `gguf`, whose arithmetic it is.
 import dataclasses
 import json
 import logging
+import mmap
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from jaxemb.embedder import Embedder
 from jaxemb.encoders.families import family_of
 from jaxemb.packages import remedy
 from jaxemb.pooling import LastToken, Pooling, named
-from jaxemb.settings import CheckpointError, Settings, flag, size, text, texts
+from jaxemb.settings import CheckpointError, Settings, flag, numbers, read, size, text, texts
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,12 @@ _SANDWICH = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _ROPE_FACTORS = "rope_freqs.weight"  # what frequencies are divided by (Llama 3)
+_UNSTATED, _NOT_POOLED = -1, 0  # types of poolings
 _POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken"}
 _SCALINGS = ("none", "linear", "yarn")
-_CONTROL, _USER_DEFINED = 3, 4  # types of tokens
+_CONTROL, _USER_DEFINED, _TOKEN_TYPES = 3, 4, range(7)  # types of tokens
+_WIDTHS = (1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)  # bytes of a value, by its type
+_TEXT, _LIST = 8, 9  # types that say how long a value is
 # How texts are cut before byte pairs are joined, by "tokenizer.ggml.pre"; {} is how many digits go together.
 _CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
@@ -135,16 +140,18 @@ def read_gguf(
     with remedy():
         from gguf import GGUFReader
     try:
+        _check_lengths(path)
         reader = GGUFReader(path)
         plain = {key: field.contents() for key, field in reader.fields.items()}
     except Exception as error:  # whatever it makes of bytes that are none of its kind
         raise CheckpointError(f"{path}: not a complete GGUF file ({error}); fetch or write it again") from error
     meta, tensors = Settings(plain, str(path)), {tensor.name: tensor for tensor in reader.tensors}
+    _check_tensors(meta.where, tensors)
     hf_config = Settings(_config(meta, tensors), str(path))
     family = family_of(hf_config)
     hf_config, config = with_overrides(hf_config, family, overrides)
-    names = _named(hf_config, tensors)
     try:
+        names = _named(hf_config, tensors)
         encoder, format = load_weights(config, names, family, hf_config.plain, placement)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -156,6 +163,59 @@ def read_gguf(
         max_length=config.max_positions,
         format=DirectoryFormat(format),
     )
+
+
+def _check_lengths(path: Path) -> None:
+    """Raises a ValueError if something is longer than what is left of the file: its reader would not notice."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        order, at = "<" if struct.unpack_from("<I", data, 4)[0] & 0xFFFF else ">", 8
+
+        def skip(n: int) -> int:
+            nonlocal at
+            if n > len(data) - at:
+                raise ValueError(f"{n} bytes are to follow byte {at}, and {len(data) - at} do")
+            at += n
+            return at - n
+
+        def whole(code: str) -> int:
+            code = order + code
+            return struct.unpack_from(code, data, skip(struct.calcsize(code)))[0]
+
+        def skip_value(kind: int) -> None:
+            if kind == _TEXT:
+                skip(whole("Q"))
+            elif kind == _LIST:
+                part, n = whole("I"), whole("Q")
+                if part not in (_TEXT, _LIST):
+                    skip(n * _WIDTHS[part])
+                for _ in range(n if part in (_TEXT, _LIST) else 0):
+                    skip_value(part)
+            else:
+                skip(_WIDTHS[kind])
+
+        n_tensors, n_entries = whole("Q"), whole("Q")
+        for _ in range(n_entries):
+            skip(whole("Q"))
+            skip_value(whole("I"))
+        for _ in range(n_tensors):
+            skip(whole("Q"))
+            skip(8 * whole("I") + 12)  # its axes, its type, and where it is
+
+
+def _check_tensors(where: str, tensors: Mapping[str, Any]) -> None:
+    """Raises a CheckpointError that names a tensor of a type or a shape that nothing here has."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    for name, tensor in tensors.items():
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        if not shape or (name == "token_embd.weight" and len(shape) != 2):
+            expected = "two axes" if shape else "an axis"
+            raise CheckpointError(f"{where}: tensor {name!r} must have {expected}; its shape is {shape}")
+        try:
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[tensor.tensor_type][1]), np.uint8), tensor.tensor_type)  # a block
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise CheckpointError(f"{where}: tensor {name!r} is of the type {kind}, which is not read") from error
 
 
 def _config(meta: Settings, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,39 +265,48 @@ def _named(config: Settings, tensors: Mapping[str, Any]) -> _Tensors:
         ours = f"{names.get(kind, kind)}.{part}"
         ours = ours if layer is None else f"model.layers.{layer}.{ours}"
         turned = kind in heads_of and config["model_type"] == "llama"  # whose pairs of dimensions stand side by side
-        order = _halves(int(tensor.shape[-1]), heads_of[kind]) if turned else None
+        order = _halves(name, int(tensor.shape[-1]), heads_of[kind]) if turned else None
         parts[ours] = _Parts(tensor, order, -1.0 if gemma and kind.endswith("norm") else 0.0)
     return _Tensors(parts)
 
 
-def _halves(rows: int, heads: int) -> np.ndarray:
+def _halves(name: str, rows: int, heads: int) -> np.ndarray:
     """Which row of the file each row of a projection is: it has the first of all pairs of a head, then the second."""
+    if rows % (2 * heads):
+        raise CheckpointError(f"tensor {name!r} must have pairs of rows for each of {heads} heads; it has {rows} rows")
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()
 
 
 def _pooling(meta: Settings, given: Any) -> Pooling:
     if given is not None:
         return given if isinstance(given, Pooling) else named((given,) if isinstance(given, str) else tuple(given))
-    stated = meta.get(f"{meta['general.architecture']}.pooling_type")
+    key = f"{meta['general.architecture']}.pooling_type"
+    stated = size(meta, key, _UNSTATED, least=_UNSTATED, most=max(_POOLINGS))
     if stated in _POOLINGS:
         return named((_POOLINGS[stated],))
-    logger.warning("%s: nothing says how states are pooled; it is by their last token", meta.where)
+    said = f"{key} says that states are not pooled" if stated == _NOT_POOLED else "nothing says how states are pooled"
+    logger.warning("%s: %s; it is by their last token", meta.where, said)
     return LastToken()
 
 
 def _tokenizer(meta: Settings) -> Tokenizer:
     """The tokenizer that the file describes."""
     kind = text(meta, "tokenizer.ggml.model", options=("gpt2", "llama"))
-    tokens, types = texts(meta, "tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type") or []
+    tokens = texts(meta, "tokenizer.ggml.tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) < len(tokens) or not tokens:
+        twice = next((token for i, token in enumerate(tokens) if vocabulary[token] != i), None)
+        got = f"{twice!r} twice" if tokens else "none"
+        raise CheckpointError(f"{meta.where}: tokenizer.ggml.tokens must be different texts; got {got}")
+    types = _token_types(meta, len(tokens))
     backend, with_bos = (_byte_level if kind == "gpt2" else _sentence_piece)(meta, vocabulary)
-    for token, token_type in zip(tokens, types, strict=False):
+    for token, token_type in zip(tokens, types, strict=True):
         if token_type in (_CONTROL, _USER_DEFINED):
             special = token_type == _CONTROL
             backend.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)])
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "mask": "mask"}
-    stated = {role: meta.get(f"tokenizer.ggml.{name}_token_id") for role, name in roles.items()}
-    ids = {role: size(stated, role, least=0, most=len(tokens) - 1) for role, i in stated.items() if i is not None}
+    stated = {role: _token_id(meta, name, len(tokens)) for role, name in roles.items()}
+    ids = {role: i for role, i in stated.items() if i is not None}
     before = ["bos"] * (flag(meta, "tokenizer.ggml.add_bos_token", with_bos) and "bos" in ids)
     after = ["eos"] * (flag(meta, "tokenizer.ggml.add_eos_token", False) and "eos" in ids)
     if before or after:
@@ -251,10 +320,33 @@ def _tokenizer(meta: Settings) -> Tokenizer:
     return dataclasses.replace(made, files=files)
 
 
+def _token_types(meta: Settings, n: int) -> list[int]:
+    """The types of n tokens."""
+    key = "tokenizer.ggml.token_type"
+    if key not in meta:
+        logger.warning("%s: no %s; special tokens are read as plain text", meta.where, key)
+        return [0] * n
+    is_type = lambda i: isinstance(i, int) and not isinstance(i, bool) and i in _TOKEN_TYPES
+    expected = f"a list of {n} whole numbers in 0..{_TOKEN_TYPES[-1]}, one for each token"
+    return read(meta, key, None, expected, lambda v: isinstance(v, list) and len(v) == n and all(map(is_type, v)))
+
+
+def _token_id(meta: Settings, name: str, n: int) -> int | None:
+    """The one of n tokens that has a role, if there is one."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    return size(meta, key, least=0, most=n - 1) if key in meta else None
+
+
 def _byte_level(meta: Settings, vocabulary: Mapping[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
     """GPT-2's kind of byte pairs, and whether a text begins with a token where the file does not say."""
     name = text(meta, "tokenizer.ggml.pre", "default", (*_BYTE_LEVEL, *_PATTERNS))
     merges = [tuple(merge.split(" ", 1)) for merge in texts(meta, "tokenizer.ggml.merges")]
+    for pair in merges:
+        if len(pair) < 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise CheckpointError(
+                f"{meta.where}: tokenizer.ggml.merges must be two tokens, and a space between, that become a third; "
+                f"got {' '.join(pair)!r}"
+            )
     backend = tokenizers.Tokenizer(models.BPE(dict(vocabulary), merges, ignore_merges=name == "llama-bpe"))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name not in _PATTERNS)]
     if name in _PATTERNS:
@@ -270,14 +362,16 @@ def _byte_level(meta: Settings, vocabulary: Mapping[str, int]) -> tuple[tokenize
 
 def _sentence_piece(meta: Settings, vocabulary: Mapping[str, int]) -> tuple[tokenizers.Tokenizer, bool]:
     """SentencePiece's byte pairs: two pieces become one in the order of the scores of what they become."""
-    scores = meta["tokenizer.ggml.scores"]
+    key = "tokenizer.ggml.scores"
+    if len(scores := numbers(meta, key)) != len(vocabulary):
+        raise CheckpointError(f"{meta.where}: {key} must be {len(vocabulary)}, one for each token; got {len(scores)}")
     pairs = []
     for piece, i in vocabulary.items():
         halves = ((piece[:n], piece[n:]) for n in range(1, len(piece)))
         known = [(vocabulary[a], vocabulary[b], a, b) for a, b in halves if a in vocabulary and b in vocabulary]
         pairs += [(-scores[i], *pair) for pair in sorted(known)]
     merges = [(a, b) for *_, a, b in sorted(pairs, key=lambda pair: pair[0])]
-    unknown = meta.get("tokenizer.ggml.unknown_token_id")
+    unknown = _token_id(meta, "unknown", len(vocabulary))
     options = {} if unknown is None else {"unk_token": list(vocabulary)[unknown]}
     model = models.BPE(dict(vocabulary), merges, fuse_unk=True, byte_fallback=True, **options)
     backend = tokenizers.Tokenizer(model)
