@@ -15,8 +15,8 @@ from tokenizers import normalizers
 from jaxemb.checks import at_least, checked, described, encodable, instance
 from jaxemb.checks import size as check_size
 from jaxemb.data import chat
-from jaxemb.files import parse_json, write_bytes, write_json, write_text
-from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, size, text
+from jaxemb.files import parse_json, read_bytes, write_bytes, write_json, write_text
+from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, shown, size, text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -117,14 +117,7 @@ class Tokenizer:
     @property
     def chat_templates(self) -> Mapping[str, str]:
         """The checkpoint's chat templates by name; most have one, "default"."""
-        if "chat_template.jinja" in self.files:
-            return {"default": self.files["chat_template.jinja"].decode()}
-        config = _settings(Path(), self.files, "tokenizer_config.json")
-        if isinstance(several := config.get("chat_template"), list):
-            entries = [Settings(entry, f"{config.where}: chat_template") for entry in several]
-            return {text(entry, "name"): text(entry, "template") for entry in entries}
-        one = text(config, "chat_template", None)
-        return {} if one is None else {"default": one}
+        return _chat_templates(Path(), self.files)
 
     @checked()
     def chat(
@@ -320,10 +313,14 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: the directory has neither file.
+          IsADirectoryError: one of the tokenizer's files is a directory.
           ValueError: `tokenizer_config.json` gives an added token another id than it has.
+          CheckpointError: a file cannot be read, or a value in it is wrong, of a chat template, too.
         """
         directory = Path(directory)
-        files = {name: path.read_bytes() for name in TOKENIZER_FILES if (path := directory / name).is_file()}
+        paths = {name: directory / name for name in TOKENIZER_FILES}
+        files = {name: read_bytes(path) for name, path in paths.items() if path.is_file() or path.is_dir()}
+        _chat_templates(directory, files)  # which raises an error now, while its directory is known
         config, tokens = (_settings(directory, files, f"{name}.json") for name in ("tokenizer_config", _TOKENS_MAP))
         specials = {
             role: content
@@ -389,6 +386,25 @@ class Tokenizer:
             **length,
             **{f"{role}_token": self.backend.id_to_token(i) for role, i in self.special_ids.items()},
         }
+
+
+def _chat_templates(directory: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    name, key = "chat_template.jinja", "chat_template"
+    if name in files:
+        try:
+            return {"default": files[name].decode("utf-8")}
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{directory / name}: not UTF-8, at byte {error.start}") from error
+    config = _settings(directory, files, "tokenizer_config.json")
+    if not isinstance(several := config.get(key), list):
+        one = text(config, key, None)
+        return {} if one is None else {"default": one}
+    if not all(isinstance(entry, Mapping) for entry in several):
+        raise CheckpointError(
+            f"{config.where}: {key} must be a text, or objects with name and template; got {shown(several)}"
+        )
+    entries = [Settings(entry, f"{config.where}: {key}") for entry in several]
+    return {text(entry, "name"): text(entry, "template") for entry in entries}
 
 
 def _set_options(backend: tokenizers.Tokenizer, config: Settings) -> None:
