@@ -1,5 +1,6 @@
 """The `jaxemb` command: what it prints, writes and returns, and what it says about bad input."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -191,10 +192,50 @@ def test_search_with_vectors_that_encode_wrote(capsys, tiny, notes, tmp_path):
     np.save(other, np.load(vectors)[:, :5])
     message = fail(capsys, 2, *arguments, other)
     assert message.endswith("other.npy must hold (4, 384), a vector of this model for each text; got (4, 5)")
-    np.save(other, np.load(vectors)[::-1])
-    assert "other.npy is not of these texts and this model: its vectors" in fail(capsys, 2, *arguments, other)
+    np.save(other, np.load(vectors)[[0, 2, 1, 3]])
+    assert "other.npy is not of these texts and this model: its vector of text" in fail(capsys, 2, *arguments, other)
     other.write_text("no array")
     assert "other.npy is no .npy file of numbers" in fail(capsys, 2, *arguments, other)
+
+
+def test_search_with_vectors_of_a_length_that_matters(capsys, tiny, notes, tmp_path):
+    model, vectors = tmp_path / "dot", tmp_path / "notes.npy"
+    embedder = jaxemb.load(tiny)
+    embedder.replace(model=dataclasses.replace(embedder.model, heads=()), similarity_fn_name="dot").save(model)
+    succeed(capsys, "encode", notes, "--model", model, "--out", vectors, "--quiet")
+    arguments = ("search", notes, "dogs", "--model", model, "--quiet", "--vectors", vectors)
+    succeed(capsys, *arguments)
+    np.save(vectors, np.load(vectors) * [[1], [1], [1.5], [1]])
+    assert "its vector of text 2 is 50% of the length away from the model's" in fail(capsys, 2, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 384), np.float32), "has a vector that is zero or not finite, of text 0"),
+        (np.diag([1, 1, np.nan, 1]) @ np.ones((4, 384)), "has a vector that is zero or not finite, of text 2"),
+        (np.ones((4, 384), complex), "must be a .npy file of floating-point numbers; got complex128"),
+        (np.zeros((4, 384), "M8[s]"), "must be a .npy file of floating-point numbers; got datetime64[s]"),
+        (np.zeros((4, 384), "V4"), "must be a .npy file of floating-point numbers; got |V4"),
+        ({"a": np.ones((4, 384))}, "must be a .npy file of floating-point numbers; got an archive"),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (4, -16), }",
+            "is no .npy file of numbers",
+        ),
+        (None, "there is no file"),
+    ],
+)
+def test_search_with_what_are_no_vectors(capsys, tiny, notes, tmp_path, array, message):
+    file = tmp_path / "v.npy"
+    if isinstance(array, np.ndarray):
+        np.save(file, array)
+    elif isinstance(array, dict):
+        np.savez(tmp_path / "v.npz", **array)
+        (tmp_path / "v.npz").rename(file)
+    elif isinstance(array, bytes):
+        file.write_bytes(array.ljust(127) + b"\n" + bytes(256))
+    said = fail(capsys, 2, "search", notes, "dogs", "--model", tiny, "--quiet", "--vectors", file)
+    assert "--vectors: " in said and message in said
 
 
 def test_files_without_a_header_line(capsys, caplog, tiny, tmp_path):

@@ -29,7 +29,8 @@ _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy"),
     *("grain", "tensorflow-datasets", "array-record", "pyarrow", "rich", "matplotlib", "tensorboardX"),
 )
-_SAME = 0.99  # cosine of vectors of one text that differ by precision and device alone
+_ALIKE = 0.14  # of its length: how far vectors of one text are that differ by precision and device alone; cosine 0.99
+_SAMPLE, _TINY = 64, 1e-12  # texts that are encoded to check vectors of all; a length that counts as zero
 MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
 
 
@@ -217,28 +218,49 @@ def search(args: argparse.Namespace) -> None:
 
 
 def _vectors(file: str, texts: Sequence[str], embedder: "SentenceEmbedder") -> Any:
-    """The vectors of a file that `jaxemb encode` wrote, which must be of these texts and this model."""
+    """The vectors of a file that `jaxemb encode` wrote, which must be of these texts and this model.
+
+    Of a sample of the texts, spread over all, the model's own vectors are compared.
+    """
     import numpy as np
 
     from jaxemb.similarity import unit_rows
 
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--vectors: there is no file {file}")
     try:
         vectors = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a header is Python, and what NumPy raises for one is of many types
         raise ValueError(f"--vectors: {file} is no .npy file of numbers: {error}") from error
+    if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f":
+        got = vectors.dtype if isinstance(vectors, np.ndarray) else "an archive"
+        raise ValueError(f"--vectors: {file} must be a .npy file of floating-point numbers; got {got}")
     if vectors.shape != (expected := (len(texts), embedder.model.dim)):
         raise ValueError(
             f"--vectors: {file} must hold {expected}, a vector of this model for each text; got {vectors.shape}"
         )
-    ends = [0, -1]
-    made = [embedder.encode([texts[i] for i in ends], prompt_name=name) for name in (None, *embedder.prompts)]
-    alike = max(float((unit_rows(vectors[ends]) * unit_rows(one)).sum(axis=1).min()) for one in made)
-    if not alike > _SAME:
-        raise ValueError(
-            f"--vectors: {file} is not of these texts and this model: its vectors of the first and last text have a "
-            f"cosine of {alike:.2f} with the model's; another model is named with --model"
-        )
-    return vectors
+    for start in range(0, len(vectors), 65_536):  # which are on the disk
+        bad = ~np.isfinite(part := vectors[start : start + 65_536]).all(axis=1) | ~part.any(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"--vectors: {file} has a vector that is zero or not finite, of text {start + bad.argmax()}"
+            )
+    if not len(texts):
+        return vectors
+    sample = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE).round().astype(int))
+    # Where lengths matter they are compared, too.
+    seen = unit_rows if embedder.similarity_fn_name == "cosine" else lambda rows: np.asarray(rows, np.float32)
+    given, least = seen(vectors[sample]), np.full(len(sample), np.inf)
+    for name in dict.fromkeys((embedder.default_prompt_name, *embedder.prompts)):
+        made = seen(embedder.encode([texts[i] for i in sample], prompt_name=name))
+        away = np.linalg.norm(given - made, axis=1) / np.maximum(np.linalg.norm(made, axis=1), _TINY)
+        if (away <= _ALIKE).all():
+            return vectors
+        least = min(least, away, key=np.max)
+    raise ValueError(
+        f"--vectors: {file} is not of these texts and this model: its vector of text {sample[least.argmax()]} is "
+        f"{least.max():.0%} of the length away from the model's; another model is named with --model"
+    )
 
 
 def mine(args: argparse.Namespace) -> None:
