@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, encodable, having, whole
+from jaxemb.checks import at_least, checked, described, encodable, having, whole
 from jaxemb.files import Contents, mapped_array, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.settings import Settings, inner, size
@@ -173,9 +173,10 @@ def build_index(
 
     Raises:
       FileExistsError: if `path` is something other than an index.
-      ValueError: if there are no records, a record lacks the field or has a lone surrogate, `vectors` do not fit, an
-        embedding is not finite, or the model compares vectors in a way that cannot be searched.
-      TypeError: naming the record whose text is no string, or that JSON cannot hold.
+      ValueError: if there are no records, a record lacks the field, has a lone surrogate or a number that JSON does not
+        have (NaN, infinities), `vectors` do not fit, an embedding is not finite, or the model compares vectors in a way
+        that cannot be searched.
+      TypeError: naming the record whose text is no string, or that JSON cannot hold, such as a key that is no string.
     """
     path = Path(path)
     if not len(records):
@@ -258,7 +259,13 @@ def _open(path: Path, verify: bool) -> SearchIndex:
     for name, expected_sha256 in manifest.sha256.items() if verify else ():
         if sha256(path / name) != expected_sha256:
             raise ValueError(f"{path / name} was changed after the index was built; build it anew")
-    return SearchIndex(path, manifest, vectors, lines)
+    index = SearchIndex(path, manifest, vectors, lines)
+    if manifest.text not in (first := index.record(0)):
+        there = ", ".join(map(repr, first))
+        raise ValueError(
+            f"{path / _MANIFEST}: text must be a field of the records, such as {there}; got {manifest.text!r}"
+        )
+    return index
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -295,12 +302,25 @@ def _text(record: Mapping[str, Any], field: str, number: int) -> str:
 
 
 def _json_line(record: Mapping[str, Any], number: int) -> str:
+    """The record as a line from which `parse_json` makes it again."""
     try:
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        raise TypeError(f"record {number} is not JSON: {error}") from error
+        _check_keys(record)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"record {number} is not JSON: {error}") from error
     encodable(f"record {number}", line)
     return line
+
+
+def _check_keys(value: Any) -> None:
+    """Raises a TypeError for a key that is no string, of which `json` would make one, perhaps one that is there."""
+    for key in value if isinstance(value, Mapping) else ():
+        if not isinstance(key, str):
+            raise TypeError(f"keys must be strings; got {described(key)}")
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _check_keys(part)
 
 
 def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:

@@ -123,6 +123,10 @@ def test_building_over_something_else_is_refused(tmp_path):
         (ValueError, r"record 1 has no field 'text'; it has \['body'\]", ["a", {"body": "b"}]),
         (TypeError, "record 1: 'text' must be a str; got int", ["a", {"text": 3}]),
         (TypeError, "record 0 is not JSON: .*set", [{"text": "a", "tags": {1}}]),
+        (TypeError, "record 1 is not JSON: keys must be strings; got int 1", ["a", {"text": "b", 1: 2, "1": 3}]),
+        (TypeError, "record 0 is not JSON: keys must be strings; got NoneType", [{"text": "a", "in": [{None: 1}]}]),
+        (ValueError, "record 0 is not JSON: Out of range float", [{"text": "a", "x": float("nan")}]),
+        (ValueError, "record 0 is not JSON: .*digits", [{"text": "a", "x": 10**4500}]),
     ],
 )
 def test_bad_records_are_named(tmp_path, error, message, records):
@@ -243,6 +247,7 @@ def test_a_damaged_record_is_named_when_it_is_found(index):
         ({"similarity": None}, r"manifest.json: similarity must be one of .*; got null"),
         ({"sha256": []}, r"manifest.json: sha256 must be an object; got \[\]"),
         ({"sha256": {}}, "manifest.json: sha256: key 'vectors.npy' is missing"),
+        ({"text": "nope"}, r"manifest.json: text must be a field of the records, such as 'text'; got 'nope'"),
         ({"fingerprint": "?"}, "manifest.json: fingerprint must be base64 of 4 numbers"),
     ],
 )
