@@ -88,7 +88,7 @@ def hard_negatives(
       queries: `[Q, D]`.
       corpus: `[N, D]`; may be memory-mapped.
       positives: pairs of a query's row and the row of a document that answers it, int `[P, 2]`.
-      num_negatives: n, wanted for each query; of more than there are documents, N are.
+      num_negatives: n, wanted for each query; of more than a query can have in the corpus, as many as it can.
       range_min: how many of the most similar to skip, as they may be positives that nobody has marked.
       range_max: the rank up to which to look; None takes range_min + n + (most positives), with 10 n for n where a
         margin, a percentile, `max_score` or `rescore` is given.
@@ -122,11 +122,13 @@ def hard_negatives(
         "max_score": max_score,
         "min_score": min_score,
     }
-    num_negatives = min(num_negatives, len(corpus))
     _check(limits, sampling_strategy)
     positives = _checked_positives(positives, len(queries), len(corpus))
     of, document = positives.T
-    most_positives = int(np.bincount(of).max(initial=0))
+    positives_of = np.bincount(of, minlength=len(queries))
+    most_positives = int(positives_of.max(initial=0))
+    fewest_positives = int(positives_of.min()) if len(queries) and not include_positives else 0
+    num_negatives = min(num_negatives, max(1, len(corpus) - fewest_positives))
     if range_max is None:
         widened = rescore is not None or any(limits[name] is not None for name in limits if name != "min_score")
         range_max = range_min + num_negatives * (10 if widened else 1) + most_positives
@@ -135,6 +137,7 @@ def hard_negatives(
             f"range_max must leave num_negatives = {num_negatives} candidates after range_min = {range_min}; "
             f"got {range_max}"
         )
+    num_negatives = min(num_negatives, max(1, len(corpus) - fewest_positives - range_min))
 
     scores, ids = topk_search(queries, corpus, range_max + most_positives, metric=metric, mesh=mesh)
     kept = ids >= 0

@@ -37,7 +37,9 @@ def mined(positives=POSITIVE, queries=QUERY, **options):
         ({"percentile": 50}, [3, 4, 5]),  # of one positive: its score
         ({"range_max": 3}, [1, 2, 3]),
         ({"range_max": 3, "absolute_margin": 0.0}, [3, -1, -1]),  # ranks 1 to 3, and one for the positive
-        ({"num_negatives": 10**9}, [1, 2, 3, 4, 5, 6, 7, -1]),
+        ({"num_negatives": 10**9}, [1, 2, 3, 4, 5, 6, 7]),  # all but the positive, so lists of n are there
+        ({"num_negatives": 10**9, "range_min": 5}, [6, 7]),
+        ({"num_negatives": 10**9, "include_positives": True}, [1, 2, 0, 3, 4, 5, 6, 7]),
         ({"include_positives": True}, [1, 2, 0]),
         ({"metric": "dot"}, [1, 2, 3]),
         ({"metric": "euclidean", "max_score": -0.5}, [3, 4, 5]),  # |q - x| = 2 sin(angle / 2): .518 at 30, .684 at 40
