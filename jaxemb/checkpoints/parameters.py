@@ -10,6 +10,8 @@ import numpy as np
 from jaxemb.checkpoints.tensors import CheckpointError, read_tensors, write_tensors
 from jaxemb.trees import PyTree, by_path, map_with_path
 
+_OF_OTHERS = ("config.json", "modules.json")  # what the directories of encoders and embedding models are known by
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
@@ -26,7 +28,13 @@ class Parameters:
         return dataclasses.replace(self, **changes)
 
     def save(self, path: str | Path) -> None:
-        """Writes `model.safetensors` into the directory `path`, which is made if absent."""
+        """Writes `model.safetensors` into the directory `path`, which is made if absent.
+
+        Raises:
+          FileExistsError: if the directory holds another kind of model, of which this would be half.
+        """
+        if other := next((name for name in _OF_OTHERS if (Path(path) / name).exists()), None):
+            raise FileExistsError(f"{path} holds another kind of model ({other}); give another path")
         write_tensors(path, {name: np.asarray(leaf) for name, leaf in by_path(self.model).items()})
 
     def load(self, path: str | Path) -> "Parameters":

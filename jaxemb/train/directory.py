@@ -34,8 +34,8 @@ class RunDirectory:
       longer: in what this run, which has more steps, differs from the one that is gone on with; empty if in nothing.
 
     Raises:
-      FileExistsError: if it holds a run and is neither to be resumed nor overwritten, a model that is no run's, or a
-        search index.
+      FileExistsError: if it holds a run and is neither to be resumed nor overwritten, a model that is no run's, a
+        search index, or a link in place of a model.
       ValueError: if it holds a different run.
       NotADirectoryError: if it is a file.
       InUseError: if another process trains there.
@@ -82,6 +82,8 @@ class RunDirectory:
 
     def _check(self) -> bool:
         """Whether another run makes place for this one, as it has nothing to keep or is to be overwritten."""
+        for link in (path for name in ("model", "best") if (path := self.path / name).is_symlink()):
+            raise FileExistsError(f"{link} is a link, through which a run would overwrite {link.resolve()}; remove it")
         saved, kept = self._saved(), self._kept()
         others = [name for name in _OF_OTHERS if (self.path / name).exists()]
         if others and saved is None and not kept:

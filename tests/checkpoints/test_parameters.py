@@ -22,6 +22,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert jax.tree.structure(again) == jax.tree.structure(MODEL)
 
 
+@pytest.mark.parametrize("name", ["config.json", "modules.json"])
+def test_a_model_of_another_kind_is_not_made_half_of_this_one(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match=f"holds another kind of model \\({name}\\); give another path"):
+        Parameters(MODEL).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_all_that_does_not_fit_is_named(tmp_path):
     Parameters(MODEL).save(tmp_path)
     other = {"mlp": MODEL["mlp"], "step": np.float32(5), "half": np.ones(3, ml_dtypes.bfloat16), "more": np.ones(1)}

@@ -193,6 +193,18 @@ def test_a_model_of_nobody_is_noticed_before_the_first_step(tmp_path, name):
     assert not made
 
 
+def test_a_link_in_place_of_a_model_is_refused(finished, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    out, _ = finished
+    shutil.move(out / "model", pretrained)
+    (out / "model").symlink_to(pretrained)
+    before = (pretrained / "model.safetensors").read_bytes()
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match="model is a link, through which a run would overwrite .*pretrained"):
+            fit(toy_run(steps=14), out, progress=False, **options)
+    assert (pretrained / "model.safetensors").read_bytes() == before
+
+
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(NotADirectoryError, match="a run needs a directory"):
