@@ -187,9 +187,10 @@ def kind_of(annotation: Any) -> Kind | None:
     is_told = not getattr(base, "_is_protocol", False) or getattr(base, "_is_runtime_protocol", False)
     if isinstance(base, type) and base not in _UNTOLD and is_told:
         article = "an" if base.__name__[0] in "AEIO" else "a"
-        # A text has `encode`, which is no model's.
+        # A text has `encode`, which is no model's, and a class all that its instances have.
         is_text = lambda value: isinstance(value, str) and not issubclass(base, str)
-        return Kind(f"{article} {base.__name__}", lambda value: isinstance(value, base) and not is_text(value))
+        is_other = lambda value: is_text(value) or (_is_class(value) and not issubclass(base, type))
+        return Kind(f"{article} {base.__name__}", lambda value: isinstance(value, base) and not is_other(value))
     return None
 
 
@@ -209,7 +210,7 @@ def _of(part: Any) -> str:
 
 def described(value: Any) -> str:
     """The type of a value and, cut to 60 characters, what it is; of an array its shape and type."""
-    if (shape := getattr(value, "shape", None)) is not None and hasattr(value, "dtype"):
+    if not _is_class(value) and (shape := getattr(value, "shape", None)) is not None and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(shape)}"
     return f"{type(value).__name__} {value!r:.60}"
 
@@ -296,7 +297,7 @@ def having(*attributes: str) -> Check:
     """The check that a value is an object with these attributes, as one of several classes has."""
 
     def check(name: str, value: Any) -> None:
-        if absent := [attribute for attribute in attributes if not hasattr(value, attribute)]:
+        if absent := [attribute for attribute in attributes if _is_class(value) or not hasattr(value, attribute)]:
             raise TypeError(f"{name} must have {', '.join(absent)}; got {described(value)}")
 
     return check
@@ -455,11 +456,13 @@ def in_32_bits(name: str, value: Any) -> None:
 
 def is_array(value: Any) -> bool:
     """Whether it is an array of numbers or keys."""
-    return hasattr(value, "shape") and getattr(getattr(value, "dtype", np.dtype("O")), "kind", "") not in (
-        "O",
-        "S",
-        "U",
-    )
+    kind = getattr(getattr(value, "dtype", np.dtype("O")), "kind", "")
+    return hasattr(value, "shape") and not _is_class(value) and kind not in ("O", "S", "U")
+
+
+def _is_class(value: Any) -> bool:
+    """Whether it is a class, such as `np.float32`, which has the attributes of its instances, and is none."""
+    return isinstance(value, type)
 
 
 def _is_real(value: Any) -> bool:
@@ -491,7 +494,8 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping)
+    is_one = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not _is_class(value)
+    return is_one and not isinstance(value, str | bytes | Mapping)
 
 
 def _scalar(name: str, value: Any) -> np.ndarray:
@@ -539,7 +543,9 @@ _KINDS: dict[Any, Kind] = {
     Sequence: Kind("a sequence", _is_sequence),
     tuple: Kind("a tuple", lambda value: isinstance(value, tuple | list)),
     list: Kind("a list", lambda value: isinstance(value, tuple | list)),
-    Iterable: Kind("an iterable", lambda value: hasattr(value, "__iter__") and not isinstance(value, str | bytes)),
+    Iterable: Kind(
+        "an iterable", lambda value: hasattr(value, "__iter__") and not isinstance(value, str | bytes | type)
+    ),
     Mapping: Kind("a mapping", lambda value: isinstance(value, Mapping)),
     Callable: Kind("a function", callable),
 }

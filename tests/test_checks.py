@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from jaxemb import losses, nn, transforms
 from jaxemb.checks import (
@@ -25,6 +26,7 @@ from jaxemb.checks import (
     one_of,
     shapes,
 )
+from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.text_encoder import TextEncoder
 
 GOOD: list[tuple[Any, list[Any]]] = [
@@ -74,6 +76,14 @@ BAD: list[tuple[Any, Any, str]] = [
     (tuple[int, ...], (1, "a"), r"x\[1\] must be a whole number; got str 'a'"),
     (jax.Array, np.zeros(2, complex), r"x must be an array of real numbers; got ndarray complex128 \(2,\)"),
     (DTypeLike, "text", "x must be a type of numbers, such as jnp.float32; got str 'text'"),
+    (int, np.int64, "x must be a whole number; got type <class 'numpy.int64'>"),
+    (float, np.float32, "x must be a number; got type <class 'numpy.float32'>"),
+    (str, np.ndarray, "x must be a string; got type <class 'numpy.ndarray'>"),
+    (jax.Array, np.float32, "x must be an array of real numbers; got type <class 'numpy.float32'>"),
+    (ArrayLike, np.float32, "x must be numbers; got type <class 'numpy.float32'>"),
+    (Sequence[str], list, "x must be a sequence of strings; got type <class 'list'>"),
+    (Iterable[int], list, "x must be an iterable; got type <class 'list'>"),
+    (TextEncoder, SentenceEmbedder, "x must be a TextEncoder; got type <class 'jaxemb"),
     (TextEncoder, "a model", "x must be a TextEncoder; got str 'a model'"),
     (Callable[[int], int], "abs", "x must be a function; got str 'abs'"),
     (jax.sharding.Mesh | None, 1, "x must be a Mesh or None; got int 1"),
@@ -145,6 +155,8 @@ def test_paths_and_things_of_several_classes():
             use(path)
     with pytest.raises(TypeError, match="model must have dim; got str 'a'"):
         use("a", "a")
+    with pytest.raises(TypeError, match="model must have encode, dim; got type <class"):
+        use("a", type("Model", (), {"encode": None, "dim": 3}))
     with pytest.raises(TypeError, match="path must be a string or a path; got NoneType None"):
         use(None)
 
