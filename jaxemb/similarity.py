@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from jaxemb.checks import checked, shapes
+from jaxemb.checks import check_finite, checked, is_finite, one_of, shapes
 
 Paired = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -42,18 +42,36 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; one vector `[D]` is one row.
 
-    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1. The cosine of a vector
-    shorter than 1e-12 is 0, within 1e-12.
+    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1. A vector shorter than
+    1e-12 counts as zero: its cosines are 0, within 1e-12.
 
     Raises:
-      ValueError: for an unknown kind or vectors of different dimension.
+      ValueError: for an unknown kind, vectors of different dimension, and values or similarities that are not finite in
+        float32.
     """
-    a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
-    match kind:
-        case "cosine":
-            return unit_rows(a) @ unit_rows(b).T
-        case "dot":
-            return a @ b.T
-        case "euclidean" | "manhattan":
-            return -cdist(a, b, {"euclidean": "euclidean", "manhattan": "cityblock"}[kind]).astype(np.float32)
-    raise ValueError(f"kind must be one of {', '.join(PAIRED)}; got {kind!r}")
+    one_of("kind", kind, list(PAIRED))
+    with np.errstate(over="ignore", invalid="ignore"):
+        a, b = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
+        check_finite("a", a)
+        check_finite("b", b)
+        match kind:
+            case "cosine":
+                return unit_rows(a) @ unit_rows(b).T
+            case "dot":
+                found = a @ b.T
+            case _:
+                metric = "euclidean" if kind == "euclidean" else "cityblock"
+                found = -cdist(a, b, metric).astype(np.float32)
+    if not is_finite(found):
+        raise ValueError(f"a and b must not be too large to compare in float32; their {kind} similarities overflow")
+    return found
+
+
+def magnitude(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The power of two that brings the largest magnitude, over all or an axis that is kept, to 0.5..2; 1 for zeros.
+
+    What is divided by it loses no digit, and its squares neither overflow nor vanish.
+    """
+    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0).astype(np.float64)
+    power = np.ldexp(1.0, np.minimum(np.frexp(largest)[1], 1023))
+    return power if axis is not None else power.reshape(())

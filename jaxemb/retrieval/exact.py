@@ -42,7 +42,8 @@ def topk_search(
       corpus: `[N, D]`, any float type; may be a memory-mapped array larger than memory, which is read once.
         What is on the device already stays there.
       k: number of results; of more than there are rows, N are given.
-      metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2.
+      metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2. A vector shorter than 1e-12 counts as
+        zero: its cosines are 0, within 1e-12.
       corpus_chunk: most corpus rows on the device at a time.
       query_chunk: most queries compared with a chunk at a time; `query_chunk * corpus_chunk` scores exist at once.
       mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged. By default
@@ -199,8 +200,13 @@ def _scores(queries, rows, metric):
         return products
     if metric == "euclidean":
         return 2 * products - _squares(queries)[:, None] - _squares(rows)
-    inverse_norm = lambda x: jax.lax.rsqrt(jnp.maximum(_squares(x), 1e-24))
-    return products * inverse_norm(queries)[:, None] * inverse_norm(rows)
+    return products * _inverse_norms(queries)[:, None] * _inverse_norms(rows)
+
+
+def _inverse_norms(x):
+    """`1 / |x|`; 1 of a vector that counts as zero, as in `jaxemb.nn.unit`."""
+    squares = _squares(x)
+    return jax.lax.rsqrt(jnp.where(squares <= 1e-24, 1.0, squares))
 
 
 def _top_k(scores, k):

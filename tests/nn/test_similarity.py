@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 
 from jaxemb import similarity as on_host
 from jaxemb.nn.similarity import cosine, euclidean, paired, unit
+from jaxemb.retrieval import topk_search
 
 
 def test_distances_of_vectors_that_are_nearer_than_they_are_long():
@@ -43,8 +44,32 @@ def test_a_vector_shorter_than_1e_12_counts_as_zero_on_device_and_host():
         a, b = np.array([[length, 0]], np.float32), np.array([[2, 0]], np.float32)
         np.testing.assert_allclose(cosine(a, b), [[expected]], atol=1e-11)
         np.testing.assert_allclose(on_host.similarity(a, b), [[expected]], atol=1e-11)
+        for queries, corpus in ((a, b), (b, a)):
+            np.testing.assert_allclose(topk_search(queries, corpus, 1)[0], [[expected]], atol=1e-11)
         gradient = jax.grad(lambda a, b=b: cosine(a, b).sum())(jnp.asarray(a))
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", on_host.PAIRED)
+def test_similarities_on_the_host_are_finite_or_refused(kind):
+    large = np.array([[1e20, 3e38], [-1e20, -3e38]])
+    if kind == "cosine":
+        np.testing.assert_allclose(on_host.similarity(large, large), [[1, -1], [-1, 1]], rtol=1e-6)
+    else:
+        with pytest.raises(ValueError, match=f"a and b must not be too large .* their {kind} similarities overflow"):
+            on_host.similarity(large, large, kind)
+    for wrong in (np.inf, np.nan, 1e39):
+        with pytest.raises(ValueError, match="b must be finite"):
+            on_host.similarity(large, np.full(2, wrong), kind)
+
+
+def test_dividing_by_the_magnitude_loses_nothing():
+    x = np.array([[0.7, -3.0], [0, 0], [1e300, 1.7e308], [5e-324, 0]])
+    powers = on_host.magnitude(x, axis=1)
+    np.testing.assert_array_equal(powers[:2, 0], [4, 1])
+    np.testing.assert_array_equal(x / powers * powers, x)
+    assert np.abs(x / powers).max(axis=1).tolist() == [0.75, 0, pytest.approx(1.89, abs=0.01), 0.5]
+    assert on_host.magnitude(x).shape == ()
 
 
 def test_a_vector_whose_squares_overflow_is_no_number_on_the_device():
