@@ -137,6 +137,11 @@ def test_encode_reads_stdin(tiny, tmp_path):
     assert np.load(out).shape == (2, 384)
 
 
+def test_encode_reads_stdin_once(capsys, tiny, tmp_path):
+    message = fail(capsys, 2, "encode", "-", "-", "--model", tiny, "--out", tmp_path / "v.npy")
+    assert message == "jaxemb: error: FILE: - is stdin, which can be read only once"
+
+
 def test_encode_of_an_empty_file_gives_no_vectors(capsys, tiny, tmp_path):
     (tmp_path / "empty.txt").touch()
     out = tmp_path / "v.npy"

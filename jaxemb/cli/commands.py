@@ -115,6 +115,8 @@ def encode(args: argparse.Namespace) -> None:
         raise ValueError(f"--out must be a .npy file; got {args.out!r}")
     if not Path(args.out).parent.is_dir():
         raise FileNotFoundError(f"--out: there is no directory {Path(args.out).parent}")
+    if args.files.count("-") > 1:
+        raise ValueError("FILE: - is stdin, which can be read only once")
     texts = []
     for file in args.files:
         records, column = _read_texts(file, args)
