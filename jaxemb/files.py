@@ -411,9 +411,11 @@ def _lock(number: int | None, how: int) -> bool:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """What a file holds; of a directory the error says what was expected."""
+    """What a file holds; of a directory, or a pipe that one could wait for, the error says what was expected."""
     if (path := Path(path)).is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory; expected a file", str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "is no regular file; expected a file", str(path))
     return path.read_bytes()
 
 

@@ -200,7 +200,7 @@ def test_a_link_in_place_of_a_model_is_refused(finished, tmp_path):
     (out / "model").symlink_to(pretrained)
     before = (pretrained / "model.safetensors").read_bytes()
     for options in ({}, {"overwrite": True}):
-        with pytest.raises(FileExistsError, match="model is a link, through which a run would overwrite .*pretrained"):
+        with pytest.raises(FileExistsError, match=r"model is a link, through which a run would overwrite .*pretrained"):
             fit(toy_run(steps=14), out, progress=False, **options)
     assert (pretrained / "model.safetensors").read_bytes() == before
 
@@ -488,6 +488,15 @@ def test_a_directory_in_the_place_of_a_file_is_named(finished, name):
     (out / name).unlink()
     (out / name).mkdir()
     with pytest.raises(IsADirectoryError, match=f"is a directory; expected a file: '{out / name}'"):
+        again(out)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(finished, name):
+    out, _ = finished
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(FileExistsError, match=f"is no regular file; expected a file: '{out / name}'"):
         again(out)
 
 
