@@ -205,6 +205,7 @@ class _Loop:
         self._step, self._saved_at = int(state.step), time.monotonic()
         self._ends = list(itertools.accumulate(task.steps for task in run.all_tasks))
         self._batches: Any = None  # those of the task that is trained
+        self._is_longer = False
 
     def train(self, restored: Mapping[str, Any] | None) -> None:
         """Takes the steps that are left, from where the last checkpoint was."""
@@ -255,6 +256,7 @@ class _Loop:
         """Says what more steps change, and goes on with the last task if it was at its end."""
         run, done, path = self._run, self._done, self._directory.path
         self._log.say(f"going on to step {run.steps}: more than before")
+        self._is_longer = True
         if changed := [line for line in self._directory.longer if line.startswith("optimizer")]:
             _log.warning(
                 "from step %d on the learning rate follows the schedule of %d steps, as if it had from the first: %s",
@@ -429,7 +431,18 @@ class _Loop:
             pace = {"records_per_second": done.records / done.seconds} if done.seconds else {}
             values = metrics | {"loss": float(np.mean(done.losses))} | pace
             self._write({f"train/{name}": value for name, value in values.items()}, step)
+            self._warn_of_rate(step, values.get("learning_rate"))
             done.losses, done.records, done.seconds = [], 0, 0.0
+
+    def _warn_of_rate(self, step: int, rate: float | None) -> None:
+        """Says once that the steps by which a run became longer train nothing."""
+        if self._is_longer and rate == 0:
+            self._is_longer = False
+            _log.warning(
+                "step %d: the learning rate is 0, as the optimiser's schedule is still that of less steps; "
+                "let it follow the steps of the run",
+                step,
+            )
 
     def _write(self, values: Mapping[str, float], step: int | None = None) -> None:
         step = self._step if step is None else step

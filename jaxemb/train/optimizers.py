@@ -64,7 +64,10 @@ def adamw(
         raise ValueError(f"schedule must be one of {sorted(down)}; got {schedule!r}")
     # The first step, too, has a rate above 0.
     rise = optax.linear_schedule(learning_rate / max(up, 1), learning_rate, max(up - 1, 1))
-    rate = optax.join_schedules([rise, down[schedule]], [up])
+    parts, starts = [rise, down[schedule]], [up]
+    if schedule != "constant":  # of which rounding would leave a little, above 0 or below
+        parts, starts = [*parts, optax.constant_schedule(0.0)], [up, steps]
+    rate = optax.join_schedules(parts, starts)
     make = lambda learning_rate: optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
     adam = optax.inject_hyperparams(make)(learning_rate=rate)
     return adam if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adam)

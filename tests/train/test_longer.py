@@ -55,6 +55,16 @@ def test_a_longer_run_says_what_its_learning_rate_does(tmp_path, caplog):
         fit(toy_run(steps=9, optimizer=adamw(1e-2, 9, weight_decay=0.1)), tmp_path, progress=False)
 
 
+def test_a_longer_run_with_the_schedule_of_the_shorter_one_says_so(tmp_path, caplog):
+    for steps in (4, 8):
+        fit(toy_run(steps=steps, optimizer=adamw(1e-2, 4), log_every=1), tmp_path, progress=False)
+    told = [
+        record.message for record in caplog.records if "the learning rate is 0, as the optimiser's" in record.message
+    ]
+    assert len(told) == 1 and told[0].startswith("step 5: ")
+    assert {line["train/learning_rate"] for line in read_metrics(tmp_path)[-4:] if "train/loss" in line} == {0.0}
+
+
 def test_a_run_whose_method_has_ended_becomes_no_longer(tmp_path):
     ended = Transform(end_task=lambda task, context, params, state: (context.trained, state))
     fit(toy_run(steps=2, transform=ended), tmp_path, progress=False)

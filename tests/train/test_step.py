@@ -240,17 +240,21 @@ class TestStackBatches:
 
 
 class TestAdamw:
-    def rates(self, steps, **settings):
-        optimizer = adamw(1.0, steps, **settings)
+    def rates(self, steps, rate=1.0, taken=None, **settings):
+        optimizer = adamw(rate, steps, **settings)
         params = {"kernel": np.ones((2, 2), np.float32)}
         state, seen, update = jax.jit(optimizer.init)(params), [], jax.jit(optimizer.update)
-        for _ in range(steps):
+        for _ in range(taken or steps):
             _, state = update(params, state, params)
             seen.append(float(optax.tree.get(state, "hyperparams")["learning_rate"]))
         return seen
 
     def test_linear_warm_up_and_decay(self):
         assert self.rates(8, warmup=0.5) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+    def test_stays_at_0_after_the_end(self):
+        for schedule in ("linear", "cosine"):
+            assert self.rates(12, 1e-2, taken=20, schedule=schedule)[12:] == [0.0] * 8
 
     def test_cosine(self):
         expected = [0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(4)]
