@@ -183,7 +183,7 @@ class SentenceEmbedder(ModelDirectory):
         """
         if prompt is not None and prompt_name is not None:
             raise ValueError(f"prompt and prompt_name exclude each other; got {prompt!r} and {prompt_name!r}")
-        name = prompt_name or self.default_prompt_name
+        name = self.default_prompt_name if prompt_name is None else prompt_name
         if prompt is not None or name is None:
             return prompt or ""
         if name not in self.prompts:

@@ -163,6 +163,7 @@ def test_texts_that_are_cut_are_counted_in_one_warning(embedder, caplog):
         (["a"], {"dim": 385}, ValueError, r"dim must be in 1..384, the dimension of the embeddings; got 385"),
         (["a"], {"batch_tokens": 0}, ValueError, "batch_tokens must be in 1.."),
         (["a"], {"dtype": "int8"}, ValueError, "dtype must be one of .*; got 'int8'"),
+        (["a"], {"prompt_name": ""}, ValueError, "prompt_name is not known: the model has no prompts; got ''"),
         (["a"], {"prompt_name": "none"}, ValueError, "prompt_name is not known: the model has no prompts; got 'none'"),
     ],
 )

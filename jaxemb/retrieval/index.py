@@ -121,7 +121,8 @@ class SearchIndex:
           ValueError: if the index was built with another model, or k < 1.
         """
         self._check_model(embedder)
-        prompt_name = prompt_name or ("query" if "query" in embedder.prompts else None)
+        if prompt_name is None and "query" in embedder.prompts:
+            prompt_name = "query"
         vectors = embedder.encode(list(queries), prompt_name=prompt_name)
         scores, ids = topk_search(vectors, self.vectors, k, metric=self.manifest.similarity)
         return [
@@ -197,7 +198,7 @@ def build_index(
         if vectors is None:
             vectors = embedder.encode(
                 texts,
-                prompt_name=prompt_name or next(stored, None),
+                prompt_name=next(stored, None) if prompt_name is None else prompt_name,
                 dtype=dtype,
                 out=fresh / _VECTORS,
                 show_progress=show_progress,

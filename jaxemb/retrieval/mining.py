@@ -382,7 +382,8 @@ def mine_hard_negatives(
             if name is not None:
                 raise ValueError(f"a prompt and the name of one exclude each other; got {prompt!r} and {name!r}")
             return np.asarray(embedder.encode(texts, prompt=prompt, **encoding))  # type: ignore[call-arg]
-        return np.asarray(embedder.encode(texts, prompt_name=name or stored_prompt(embedder, *stored), **encoding))
+        name = stored_prompt(embedder, *stored) if name is None else name
+        return np.asarray(embedder.encode(texts, prompt_name=name, **encoding))
 
     def rescore(query_rows: np.ndarray, document_rows: np.ndarray) -> np.ndarray:
         assert cross_encoder is not None
