@@ -699,6 +699,14 @@ def test_searching_nothing(capsys, tmp_path, notes):
     (tmp_path / "run" / "model").mkdir(parents=True)
     message = fail(capsys, 2, "search", tmp_path / "run", "x")
     assert f"run {tmp_path / 'run'} has no index" in message and f"--out {tmp_path / 'run' / 'index'}" in message
+    (tmp_path / "run" / "model").rmdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert f"the run {tmp_path / 'run'} has no model yet; go on" in fail(capsys, 2, "search", tmp_path / "run", "x")
+
+
+def test_a_name_that_no_path_can_have(capsys, tmp_path):
+    (tmp_path / "run.py").write_text("from tiny_run import toy_run as run")
+    assert "File name too long" in fail(capsys, 2, "train", tmp_path / "run.py", "--out", tmp_path / ("a" * 300))
 
 
 def test_a_config_that_is_not_there(capsys, tmp_path):

@@ -54,6 +54,8 @@ def locate(path_or_id: str | Path, *, revision: str | None = None, fetch: bool =
     if path.suffix == GGUF and path.is_file():
         return Found(path, "its file")
     name = str(path_or_id)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{name!r} is a link that leads nowhere")
     if path.exists():
         raise NotADirectoryError(f"{name!r} is a file; expected the directory of a model, or a hub id 'owner/name'")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -153,7 +154,8 @@ def _is_of_input(error: BaseException) -> bool:
     """Whether it is about what the user gave; a directory that somebody else uses is that, too."""
     from jaxemb.files import InUseError
 
-    return isinstance(error, (*_INPUT_ERRORS, InUseError))
+    is_of_path = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return is_of_path or isinstance(error, (*_INPUT_ERRORS, InUseError))
 
 
 def _one_line(error: BaseException) -> str:

@@ -198,6 +198,10 @@ def search(args: argparse.Namespace) -> None:
                 f"the run {where} has no index; search a file of texts: "
                 f"jaxemb search TEXTS QUERY --model {run_model} --out {where / 'index'}"
             )
+        if (where / "run.json").is_file() and not has_index:
+            raise FileNotFoundError(
+                f"the run {where} has no model yet; go on with it: jaxemb train CONFIG --out {where}"
+            )
         index = open_index(where / "index" if has_index else where)
         args.model = args.model or str(run_model if run_model.is_dir() else _model_of(index))
         embedder, _ = _load(args)

@@ -90,11 +90,14 @@ def checked_format(
     Raises:
       FileNotFoundError: there is no such file.
       IsADirectoryError: it is a directory.
+      FileExistsError: it is another thing that is no file, such as a pipe.
       ValueError: an unknown format or `on_error`, a name that does not tell the format, options of other formats.
     """
     if path.is_dir():
         ending = format or _FORMATS.get(path.suffix, "csv")
         raise IsADirectoryError(f"{path} is a directory; read its files, or stream('{path}/*.{ending}')")
+    if path.exists() and not path.is_file():  # a pipe can be read only once
+        raise FileExistsError(f"{path} is no regular file; write what it gives to one")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if format is None:

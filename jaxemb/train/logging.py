@@ -183,6 +183,8 @@ def _tensorboard(directory: Path, resumed_at: int):
     finally:
         if hidden:
             del sys.modules["torch"]
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; expected the directory of TensorBoard's events")
     return SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
 
 

@@ -90,6 +90,13 @@ def test_a_file_is_no_model_and_not_looked_up_on_the_hub(no_network, tmp_path, m
         resolve(name)
 
 
+def test_a_link_to_nothing_is_not_looked_up_on_the_hub(no_network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError, match="'loop' is a link that leads nowhere"):
+        resolve("loop")
+
+
 @pytest.mark.parametrize("name", ["./missing", "a/b/c", "/no/such/directory", "missing/", "~/missing", Path("missing")])
 def test_what_can_be_neither_is_refused(no_network, name):
     with pytest.raises(

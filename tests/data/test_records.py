@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import logging
+import os
 import random
 import sys
 
@@ -226,6 +227,12 @@ def test_unusable_arguments_and_files_are_named(tmp_path, name, content, options
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file: .*absent.csv"):
         read(tmp_path / "absent.csv")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(FileExistsError, match=r"pipe.csv is no regular file; write what it gives to one"):
+        read(tmp_path / "pipe.csv")
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,7 @@ def test_a_longer_run_says_what_its_learning_rate_does(tmp_path, caplog):
 def test_a_longer_run_with_the_schedule_of_the_shorter_one_says_so(tmp_path, caplog):
     for steps in (4, 8):
         fit(toy_run(steps=steps, optimizer=adamw(1e-2, 4), log_every=1), tmp_path, progress=False)
-    told = [
-        record.message for record in caplog.records if "the learning rate is 0, as the optimiser's" in record.message
-    ]
+    told = [message for message in caplog.messages if "the learning rate is 0, as the optimiser" in message]
     assert len(told) == 1 and told[0].startswith("step 5: ")
     assert {line["train/learning_rate"] for line in read_metrics(tmp_path)[-4:] if "train/loss" in line} == {0.0}
 

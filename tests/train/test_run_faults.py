@@ -491,6 +491,14 @@ def test_a_directory_in_the_place_of_a_file_is_named(finished, name):
         again(out)
 
 
+def test_a_file_in_the_place_of_the_events_is_named(finished):
+    out, _ = finished
+    shutil.rmtree(out / "tensorboard")
+    (out / "tensorboard").touch()
+    with pytest.raises(NotADirectoryError, match="tensorboard is a file; expected the directory of TensorBoard's"):
+        again(out)
+
+
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(finished, name):
     out, _ = finished
