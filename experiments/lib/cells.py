@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import re
@@ -20,10 +21,17 @@ import numpy as np
 from experiments.lib import sources
 from experiments.lib.datasets import REPOSITORY
 from experiments.lib.experiment import Experiment
-from jaxemb.files import write_json
+from jaxemb.files import kind, parse_json, read_bytes, read_json, write_json
+from jaxemb.settings import REQUIRED, Settings, inner
 from jaxemb.train.description import describe
 
+logger = logging.getLogger(__name__)
+
 CHOICE_SEED = 1_000_000  # with which settings are chosen; no result has it
+
+
+class ResultsError(ValueError):
+    """Results that cannot be read, or not be written where they are to be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +87,9 @@ class Cells:
       preset: its name.
       out: directory of the results.
       seeds: how many; None for the preset's.
+
+    Raises:
+      ResultsError: `results.json` cannot be read, or a file is where a directory is to be.
     """
 
     def __init__(self, experiment: Experiment, preset: str, out: Path, seeds: int | None = None) -> None:
@@ -87,8 +98,17 @@ class Cells:
         self.seeds = range(seeds or self.preset.seeds)
         self._sources = sources.experiments()  # as they are now, not when a cell is done, hours later
         self._loaded: tuple[Any, Any] = (None, None)  # the data of the last cell
-        complete = out / "results.json"
-        self._before = json.loads(complete.read_text(encoding="utf-8"))["cells"] if complete.exists() else {}
+        if (folder := out / "cells").exists() and not folder.is_dir():
+            raise ResultsError(f"{folder} must be a directory, and is a file; remove it")
+        self._told: set[str] = set()  # what cannot be read
+        self._complete = out / "results.json"
+        self._before: Mapping[str, Any] = {}
+        if self._complete.exists():
+            try:
+                complete = read_json(self._complete, dict, finite=False, error=ResultsError)
+            except OSError as error:
+                raise ResultsError(f"{self._complete}: {error.strerror}") from error
+            self._before = inner(Settings(complete, str(self._complete), ResultsError), "cells", REQUIRED)
 
     def __iter__(self) -> Iterator[Cell]:
         """All cells of results, seed by seed."""
@@ -103,12 +123,28 @@ class Cells:
         return [Cell(dataset, arm, CHOICE_SEED, tuple(one.items())) for one in tried] if len(tried) > 1 else []
 
     def kept(self, cell: Cell) -> Record | None:
-        """What was measured before by these modules of `experiments` with these settings."""
+        """What was measured before by these modules of `experiments` with these settings.
+
+        What is damaged is not kept, with a warning.
+
+        Raises:
+          ResultsError: where the file of the cell is to be is a directory, or what is not ours to read.
+        """
         arm, path = self._arm(cell), self.out / "cells" / cell.file
-        if arm is None:
+        if arm is None or not (path.exists() or cell.file in self._before):
             return None
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else self._before.get(cell.file)
-        return Record(**kept) if kept and kept["made_by"] == self._made_by(arm) else None
+        made_by = self._made_by(arm)
+        where = str(path) if path.exists() else f"{self._complete}: {cell.file}"
+        try:
+            kept = parse_json(read_bytes(path), finite=False) if path.exists() else self._before[cell.file]
+            return self._record(kept, made_by)
+        except OSError as error:
+            raise ResultsError(f"{where}: {error.strerror}") from error
+        except ValueError as error:
+            if where not in self._told:
+                logger.warning("%s: %s; the cell is measured again", where, error)
+            self._told.add(where)
+            return None
 
     def measured(self, cell: Cell) -> Record:
         """What was measured before, or is now.
@@ -123,9 +159,10 @@ class Cells:
         experiment, arm, began = self.experiment, self._arm(cell), time.process_time()
         data = self._data(cell)
         values = plain(experiment.measure(self.preset, data, arm, cell.seed))
-        found = {name: values[name] for name in experiment.measures if name in values}
-        if not found or not all(map(math.isfinite, found.values())):
-            raise ValueError(f"{cell}: measures must be finite numbers; got {found}")
+        try:
+            found = self._found(values)
+        except ValueError as error:
+            raise ValueError(f"{cell}: {error}") from None
         seconds = time.process_time() - began
         described = experiment.describe(data)
         record = Record(self._made_by(arm), sources.library(), made_on(), values, described, seconds)
@@ -133,6 +170,28 @@ class Cells:
         write_json(self.out / "cells" / cell.file, dataclasses.asdict(record))
         print(f"{cell}: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}, {seconds:.0f} s of CPU", flush=True)
         return record
+
+    def _record(self, kept: Any, made_by: str) -> Record | None:
+        """What a file holds; None if other code or settings made it, a ValueError if it is no record."""
+        names = [field.name for field in dataclasses.fields(Record)]
+        if not isinstance(kept, dict):
+            raise ValueError(f"expected a JSON object of {', '.join(names)}; got {kind(kept)}")
+        if isinstance(kept.get("made_by"), str) and kept["made_by"] != made_by:
+            return None
+        if wrong := sorted(kept.keys() ^ set(names)):
+            raise ValueError(f"expected a JSON object of {', '.join(names)}; missing or unknown: {', '.join(wrong)}")
+        kinds = {"values": dict, "cpu_seconds": (int, float)}  # others are texts
+        if wrong := [name for name in names if not isinstance(kept[name], kinds.get(name, str))]:
+            raise ValueError(f"{wrong[0]} must not be {kind(kept[wrong[0]])}")
+        self._found(kept["values"])
+        return Record(**kept)
+
+    def _found(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """The measures among the values; a ValueError if there is none, or one is not finite."""
+        found = {name: values[name] for name in self.experiment.measures if name in values}
+        if not found or not all(isinstance(one, int | float) and math.isfinite(one) for one in found.values()):
+            raise ValueError(f"measures must be finite numbers; got {found}")
+        return found
 
     def _arm(self, cell: Cell) -> Any:
         """The arm with its settings; None as long as these are not chosen."""

@@ -3,14 +3,14 @@
 python -m experiments.lib.reproductions
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.lib.datasets import REPOSITORY
 from experiments.lib.report import interval_text, markdown_table
-from jaxemb.files import write_text
+from jaxemb.files import read_json, write_text
+from jaxemb.settings import Settings
 
 PAGE = REPOSITORY / "docs" / "reproductions.md"
 _ABOUT = """# Reproductions
@@ -29,7 +29,8 @@ def page(results: Path) -> str:
 
     So are the experiments, beside that directory, that have no results.
     """
-    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/results.json"))]
+    files = sorted(results.glob("*/results.json"))
+    summaries = [Settings(read_json(path, dict), str(path), ValueError) for path in files]
     rows = [row for summary in summaries for row in _rows(summary)]
     header = ["experiment", "claim", "data", "paper", "difference", "verdict", "command", "CPU minutes"]
     text = _ABOUT + (markdown_table(header, rows, left=len(header)) if rows else "No experiment has a row yet.\n")

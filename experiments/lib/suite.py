@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lib import report, sources
-from experiments.lib.cells import CHOICE_SEED, Cell, Cells, Record, plain
+from experiments.lib.cells import CHOICE_SEED, Cell, Cells, Record, ResultsError, plain
 from experiments.lib.datasets import REPOSITORY, AbsentError
 from experiments.lib.experiment import Arm, Claim, Experiment, Measure, Preset, Reported
 from jaxemb.compilation import enable_persistent_cache
@@ -51,12 +51,17 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 1:
         parser.error(f"--seeds must be at least 1; got {args.seeds}")
+    seeds = args.seeds or experiment.presets[args.preset].seeds
+    if unknown := [seed for seed in args.seed or () if seed not in range(seeds)]:
+        parser.error(f"--seed must be in 0..{seeds - 1}; got {unknown[0]}")
+    if args.out is not None and (file := next((p for p in (args.out, *args.out.parents) if p.is_file()), None)):
+        parser.error(f"--out must be a directory; {file} is a file")
     results = REPOSITORY / "experiments" / "results" / experiment.name
     out = args.out or (results if args.preset == "small" else results / args.preset)
     enable_persistent_cache()
     try:
         run(experiment, args.preset, out, seeds=args.seeds, only_seeds=args.seed, only_arms=args.arm)
-    except AbsentError as error:
+    except (AbsentError, ResultsError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 

@@ -72,7 +72,7 @@ _UNSTATED, _NOT_POOLED = -1, 0  # types of poolings
 _POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken"}
 _SCALINGS = ("none", "linear", "yarn")
 _CONTROL, _USER_DEFINED, _TOKEN_TYPES = 3, 4, range(7)  # types of tokens
-_WIDTHS = (1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)  # bytes of a value, by its type
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 _TEXT, _LIST = 8, 9  # types that say how long a value is
 # How texts are cut before byte pairs are joined, by "tokenizer.ggml.pre"; {} is how many digits go together.
 _CUT = (
@@ -186,12 +186,15 @@ def _check_lengths(path: Path) -> None:
                 skip(whole("Q"))
             elif kind == _LIST:
                 part, n = whole("I"), whole("Q")
-                if part not in (_TEXT, _LIST):
+                if part in _WIDTHS:
                     skip(n * _WIDTHS[part])
-                for _ in range(n if part in (_TEXT, _LIST) else 0):
-                    skip_value(part)
-            else:
+                else:
+                    for _ in range(n):
+                        skip_value(part)
+            elif kind in _WIDTHS:
                 skip(_WIDTHS[kind])
+            else:
+                raise ValueError(f"{kind}, before byte {at}, is no type of a value")
 
         n_tensors, n_entries = whole("Q"), whole("Q")
         for _ in range(n_entries):

@@ -107,7 +107,7 @@ def test_what_a_template_must_not_do_is_refused(template, messages, message):
     ],
 )
 def test_no_operation_makes_something_huge(expression):
-    with pytest.raises(ValueError, match="chat template: (more than 100,000 parts at once|the format .* is too wide)"):
+    with pytest.raises(ValueError, match=r"chat template: (more than 100,000 parts at once|the format .* is too wide)"):
         tokenizer(chat_template="{{ " + expression + " }}").chat([], width=10**9)
 
 

@@ -331,6 +331,74 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         suite.main(absent, ["--out", str(tmp_path / "other")])
 
 
+def test_numbers_of_seeds_and_places_of_results_are_usage_errors(tmp_path, capsys):
+    (file := tmp_path / "file").touch()
+    for options, message in (
+        (["--seed", "0", "--seed", "3"], "--seed must be in 0..2; got 3"),
+        (["--seed", "-1"], "--seed must be in 0..2; got -1"),
+        (["--seeds", "1", "--seed", "1"], "--seed must be in 0..0; got 1"),
+        (["--out", str(file)], f"--out must be a directory; {file} is a file"),
+        (["--out", str(file / "results")], f"--out must be a directory; {file} is a file"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            suite.main(experiment(), ["--out", str(tmp_path / "out"), *options])
+        assert error.value.code == 2 and message in capsys.readouterr().err
+    assert not CALLS.made and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda cell: [1], "expected a JSON object of made_by, .*; got a list"),
+        (lambda cell: {name: part for name, part in cell.items() if name != "made_by"}, "missing or unknown: made_by"),
+        (lambda cell: cell | {"more": 1}, "missing or unknown: more"),
+        (lambda cell: {name: part for name, part in cell.items() if name != "data"}, "missing or unknown: data"),
+        (lambda cell: cell | {"cpu_seconds": "long"}, "cpu_seconds must not be a string 'long'"),
+        (lambda cell: cell | {"values": {"score": "high"}}, "measures must be finite numbers"),
+        ('{"made_by": "', "not valid JSON"),
+        ("", "is empty"),
+    ],
+)
+def test_a_damaged_cell_is_measured_again(damage, message, tmp_path, caplog):
+    run = lambda: suite.run(experiment(), "small", tmp_path, seeds=1, only_arms=["up"])
+    run()
+    path = tmp_path / "cells" / Cell("first", "up", 0).file
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(damage(whole)) if callable(damage) else damage)
+    run()
+    assert CALLS.made[2:] == [("first 0", 1.0, 0)]
+    assert len(caplog.messages) == 1 and re.search(rf"{path}: .*{message}.*; the cell is measured again", caplog.text)
+    assert json.loads(path.read_text())["values"] == whole["values"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"cells": []}', "[1]", None])
+def test_results_that_cannot_be_read_are_named(content, tmp_path):
+    path = tmp_path / "shifts" / "results.json"
+    path.parent.mkdir()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(SystemExit, match=rf"experiments\.shifts: {path}: "):
+        suite.main(experiment(), ["--out", str(path.parent)])
+    assert not CALLS.made
+    if content is not None:
+        with pytest.raises(ValueError, match=f"{path}: "):
+            reproductions.page(tmp_path)
+
+
+def test_what_is_in_the_place_of_a_cell_is_named(tmp_path):
+    (path := tmp_path / "cells" / Cell("first", "none", 0).file).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=f"{path}: is a directory; expected a file"):
+        suite.main(experiment(), ["--out", str(tmp_path)])
+    path.rmdir()
+    path.parent.rmdir()
+    path.parent.touch()
+    with pytest.raises(SystemExit, match=f"{path.parent} must be a directory"):
+        suite.main(experiment(), ["--out", str(tmp_path)])
+    assert not CALLS.made
+
+
 def test_files_of_cells_have_names_of_their_own():
     cells = [
         Cell("a", arm, seed, choice) for arm in ("x > 1", "x < 1") for seed in (1, 11) for choice in ((), (("r", 1),))
