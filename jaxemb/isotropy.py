@@ -4,7 +4,8 @@
     vectors = transform(embedder.encode(others))
 
 Embeddings of language models crowd in a narrow cone: all cosines are large, and little of them is about the texts.
-Everything here is an affine map that is fitted once, on the host, and then applied to any vectors.
+Every transform is an affine map that is fitted once, on the host, and then applied to any vectors, in float32: what it
+is fitted to must be of a scale that float32 can hold, or is refused with a ValueError.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import scipy.linalg
 import scipy.special
 
 from jaxemb.checks import at_least, check_finite, checked, non_negative
-from jaxemb.similarity import unit_rows
+from jaxemb.similarity import magnitude, unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +44,17 @@ class AffineTransform:
 def center(x: np.ndarray) -> AffineTransform:
     """Subtracts the mean of `x` `[N, D]`."""
     x = _checked(x, least=1)
-    return AffineTransform(x.mean(axis=0), np.eye(x.shape[1]))
+    return _affine(_mean(x), np.eye(x.shape[1]))
 
 
 @checked()
 def standardize(x: np.ndarray) -> AffineTransform:
     """Gives each component of `x` `[N, D]` mean 0 and variance 1; a constant component stays 0."""
     x = _checked(x, least=1)
-    deviation = x.std(axis=0)
-    return AffineTransform(x.mean(axis=0), np.diag(1 / np.where(deviation > 0, deviation, 1)))
+    scale = magnitude(x, axis=0)[0]
+    deviation = (x / scale).std(axis=0)
+    with np.errstate(over="ignore"):
+        return _affine(_mean(x), np.diag(np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1) / scale, 1)))
 
 
 @checked()
@@ -79,14 +82,15 @@ def whiten(x: np.ndarray, dim: int | None = None, *, zca: bool = False) -> Affin
         raise ValueError(f"dim must be in 1..{full}, and {full} or None with zca; got {dim}")
     if n <= k:
         raise ValueError(f"x must have more rows than the {k} components that are kept; got {n}")
-    mean = x.mean(axis=0)
-    variances, vectors = scipy.linalg.eigh(np.cov(x, rowvar=False, bias=True).reshape(full, full))
+    scale = magnitude(x)
+    variances, vectors = scipy.linalg.eigh(np.cov(x / scale, rowvar=False, bias=True).reshape(full, full))
     variances, vectors = variances[::-1][:k], vectors[:, ::-1][:, :k]
     if variances[-1] <= variances[0] * 1e-10:
         rank = int((variances > variances[0] * 1e-10).sum())
         raise ValueError(f"x varies in {rank} directions only; whiten at most that many, dim <= {rank}; got {dim}")
     matrix = vectors / np.sqrt(variances)
-    return AffineTransform(mean, matrix @ vectors.T if zca else matrix)
+    with np.errstate(over="ignore"):
+        return _affine(_mean(x), (matrix @ vectors.T if zca else matrix) / scale)
 
 
 @checked(max_iterations=at_least(1), tolerance=non_negative)
@@ -139,7 +143,7 @@ def mean_cosine(x: np.ndarray) -> float:
     0.833
     """
     x = _checked(x, least=2)
-    unit = unit_rows(x)
+    unit = unit_rows(x / magnitude(x, axis=1))
     own = np.square(unit).sum()
     return float((np.square(unit.sum(axis=0)).sum() - own) / (len(x) * (len(x) - 1)))
 
@@ -154,8 +158,13 @@ def partition_isotropy(x: np.ndarray) -> float:
       Mu and Viswanath 2018, https://arxiv.org/abs/1702.01417, eq. 2 and appendix A.
     """
     x = _checked(x, least=2)
-    projections = x @ scipy.linalg.eigh(x.T @ x)[1]
-    logs = scipy.special.logsumexp(np.concatenate([projections, -projections], axis=1), axis=0)
+    scale = magnitude(x)
+    vectors = scipy.linalg.eigh((x / scale).T @ (x / scale))[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        projections = x @ vectors
+        logs = scipy.special.logsumexp(np.concatenate([projections, -projections], axis=1), axis=0)
+    if not np.isfinite(logs).all():
+        raise ValueError(f"x must not be so large that its projections overflow; its largest magnitude is {scale:.1e}")
     return float(np.exp(logs.min() - logs.max()))
 
 
@@ -172,6 +181,7 @@ def effective_rank(x: np.ndarray) -> float:
     2.0
     """
     x = _checked(x, least=2)
+    x = x / magnitude(x)
     variances = np.square(scipy.linalg.svdvals(x - x.mean(axis=0)))
     if not variances.sum() > 0:
         raise ValueError("x must have rows that differ")
@@ -180,7 +190,24 @@ def effective_rank(x: np.ndarray) -> float:
 
 def _checked(x: np.ndarray, least: int) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < least:
-        raise ValueError(f"x must be [N, D] with N >= {least}; got {x.shape}")
+    if x.ndim != 2 or len(x) < least or not x.shape[1]:
+        raise ValueError(f"x must be [N, D] with N >= {least} and D >= 1; got {x.shape}")
     check_finite("x", x)
     return x
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    scale = magnitude(x)
+    return (x / scale).mean(axis=0) * scale
+
+
+def _affine(mean: np.ndarray, matrix: np.ndarray) -> AffineTransform:
+    """The transform, if float32, in which it is applied, can hold it; else raises a ValueError."""
+    largest = np.abs(matrix).max(axis=0)
+    held = np.finfo(np.float32)
+    if np.abs(mean).max() > held.max or largest.max() > held.max or largest.min() < held.tiny:
+        raise ValueError(
+            f"x must be neither too large nor too small for a transform in float32; means are up to "
+            f"{np.abs(mean).max():.1e}, and its matrix would be of {largest.min():.1e} to {largest.max():.1e}"
+        )
+    return AffineTransform(mean, matrix)

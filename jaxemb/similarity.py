@@ -68,10 +68,10 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray
 
 
 def magnitude(x: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """The power of two that brings the largest magnitude, over all or an axis that is kept, to 0.5..2; 1 for zeros.
+    """The power of two that brings the largest magnitude to 0.5..2, of all, or along an axis that is kept; 1 for zeros.
 
-    What is divided by it loses no digit, and its squares neither overflow nor vanish.
+    What is divided by it, in the floats of `x`, loses no digit, and the squares of the largest fit.
     """
-    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0).astype(np.float64)
-    power = np.ldexp(1.0, np.minimum(np.frexp(largest)[1], 1023))
-    return power if axis is not None else power.reshape(())
+    largest = np.abs(x).max(axis=axis, keepdims=axis is not None, initial=0)
+    exponent = np.minimum(np.frexp(largest)[1], np.finfo(x.dtype).maxexp - 1)
+    return np.ldexp(np.ones((), x.dtype), exponent)

@@ -75,6 +75,16 @@ def test_standardizing_and_scaling(sources):
     np.testing.assert_allclose(found.std(axis=0), [100, 100, 100, 0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [2.0**660, 2.0**-660, 2.0**100, 2.0**-100])
+def test_measures_do_not_depend_on_the_scale(sources, scale):
+    for measure in (isotropy.mean_cosine, isotropy.effective_rank):
+        assert measure(sources * scale) == pytest.approx(measure(sources), rel=1e-12)
+    assert isotropy.partition_isotropy(sources * scale) == (0 if scale > 1 else 1)
+    if abs(np.log2(scale)) == 100:  # float32 can hold the transform
+        for make in (isotropy.whiten, isotropy.standardize):
+            np.testing.assert_allclose(make(sources * scale).matrix * scale, make(sources).matrix, rtol=1e-12)
+
+
 def test_applies_to_new_vectors_of_any_kind(sources):
     transform = isotropy.whiten(sources[:2000], 2)
     new = sources[2000:].astype(np.float32)
@@ -93,6 +103,14 @@ def test_applies_to_new_vectors_of_any_kind(sources):
         (lambda: isotropy.ica(CROSS * np.nan), "must be finite"),
         (lambda: isotropy.mean_cosine(CROSS[0]), r"x must be \[N, D\]"),
         (lambda: isotropy.effective_rank(CROSS * 0), "rows that differ"),
+        (lambda: isotropy.partition_isotropy(np.zeros((3, 0))), r"N >= 2 and D >= 1; got \(3, 0\)"),
+        (lambda: isotropy.partition_isotropy(np.full((2, 2), 1.7e308)), "so large that its projections overflow"),
+        *(
+            (lambda make=make, scale=scale: make(CROSS * scale), "neither too large nor too small for .* float32")
+            for make in (isotropy.standardize, isotropy.whiten, isotropy.ica)
+            for scale in (1e200, 1e-200)
+        ),
+        (lambda: isotropy.center(CROSS * 1e200 + 1e200), "neither too large nor too small"),
     ],
 )
 def test_names_what_is_wrong(make, message):

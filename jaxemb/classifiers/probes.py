@@ -1,5 +1,6 @@
 """Classifiers fitted to frozen features, to see what these hold: `fit(features, labels) -> classify`."""
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,9 +11,9 @@ import optax
 import scipy.optimize
 from scipy.spatial.distance import cdist
 
-from jaxemb.checks import at_least, check_finite, checked, non_negative, positive
+from jaxemb.checks import at_least, check_finite, checked, described, is_array, non_negative, positive
 from jaxemb.retrieval import topk_search
-from jaxemb.similarity import unit_rows
+from jaxemb.similarity import magnitude, unit_rows
 
 Classify = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray], Classify]
@@ -29,10 +30,16 @@ def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
     return features, labels
 
 
-def _finite(features: np.ndarray) -> np.ndarray:
+def _finite(features: np.ndarray, dim: int | None = None) -> np.ndarray:
+    """Features in f32 or wider. Raises ValueError unless they are finite and `[N, D]`, of `dim` dimensions if told."""
     features = np.asarray(features)
+    if not is_array(features) or features.dtype.kind == "c":
+        raise TypeError(f"features must be real numbers; got {described(features)}")
+    features = np.asarray(features, np.result_type(features, np.float32))
     if features.ndim != 2 or not np.isfinite(features).all():
         raise ValueError(f"features must be finite, [N, D]; got {features.dtype} {features.shape}")
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"features must be [M, {dim}], as those it was fitted to; got {features.shape}")
     return features
 
 
@@ -40,7 +47,9 @@ def _finite(features: np.ndarray) -> np.ndarray:
 def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: float = 1e-4, steps: int = 1000) -> Fit:
     """Multinomial logistic regression on features, for a `probe`; scikit-learn's `LogisticRegression(C)`.
 
-    Minimises `mean_n -log softmax(f_n W + b)[y_n] + |W|² / (2 C N)` by L-BFGS from zero.
+    Minimises `mean_n -log softmax(f_n W + b)[y_n] + |W|² / (2 C N)` by L-BFGS from zero. Features larger than 1 are
+    divided by a power of two meanwhile, which changes the tolerance's unit and not the minimum. Features so small that
+    the gradient is within the tolerance from the start are warned about: W stays 0.
 
     Args:
       C: > 0; inverse strength of the penalty.
@@ -55,14 +64,16 @@ def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: f
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
         features, labels = _checked(features, labels)
-        x = jnp.asarray(scaled(features), jnp.float32)
+        x = scaled(features)
+        scale = max(1.0, float(magnitude(x)))
+        x, strength = jnp.asarray(x / scale, jnp.float32), C * scale * scale
         classes, y = np.unique(labels, return_inverse=True)
-        if len(classes) == 1:
-            return lambda other: np.full(len(other), classes[0])
         dim, many = x.shape[1], len(classes)
+        if many == 1:
+            return lambda other: np.full(len(_finite(other, dim)), classes[0])
 
         def value_and_grad(flat: np.ndarray):
-            value, grad = _logistic(jnp.asarray(flat, jnp.float32).reshape(dim + 1, many), x, y, C)
+            value, grad = _logistic(jnp.asarray(flat, jnp.float32).reshape(dim + 1, many), x, y, strength)
             return float(value), np.asarray(grad, np.float64).ravel()
 
         best = scipy.optimize.minimize(
@@ -73,7 +84,13 @@ def logistic_regression(C: float = 1.0, *, normalise: bool = False, tolerance: f
             options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-9},
         )
         weights = best.x.reshape(dim + 1, many)
-        return lambda other: classes[np.argmax(scaled(_finite(other)) @ weights[:-1] + weights[-1], axis=1)]
+        if not best.nit and np.any(features):
+            warnings.warn(f"features are too small for a tolerance of {tolerance}: no weight was learnt", stacklevel=2)
+
+        def classify(other: np.ndarray) -> np.ndarray:
+            return classes[np.argmax(scaled(_finite(other, dim)) / scale @ weights[:-1] + weights[-1], axis=1)]
+
+        return classify
 
     return fit
 
@@ -98,12 +115,21 @@ def nearest_mean(metric: Literal["euclidean", "cosine"] = "euclidean") -> Fit:
 
     def fit(features: np.ndarray, labels: np.ndarray) -> Classify:
         features, labels = _checked(features, labels)
-        x = unit_rows(features) if metric == "cosine" else features
+        scale = magnitude(features)
+        x = unit_rows(features) if metric == "cosine" else features / scale
         classes = np.unique(labels)
         means = np.stack([x[labels == c].mean(axis=0, dtype=np.float64) for c in classes])
         if metric == "cosine" and not np.any(means != 0, axis=1).all():
             raise ValueError(f"the mean of class {classes[~np.any(means != 0, axis=1)][0]} is zero: it has no cosine")
-        return lambda other: classes[np.argmin(cdist(_finite(other), means, metric), axis=1)]
+
+        def classify(other: np.ndarray) -> np.ndarray:
+            other = _finite(other, features.shape[1])
+            if metric == "cosine":
+                return classes[np.argmax(unit_rows(other) @ unit_rows(means).T, axis=1)]
+            top = max(float(scale), float(magnitude(other)))  # so that squares fit
+            return classes[np.argmin(cdist(other / top, means * (scale / top)), axis=1)]
+
+        return classify
 
     return fit
 
@@ -125,7 +151,12 @@ def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
         classes, numbers = np.unique(labels, return_inverse=True)
 
         def classify(other: np.ndarray) -> np.ndarray:
-            _, ids = topk_search(other, features, k, metric=metric)
+            other = _finite(other, features.shape[1])
+            axis = 1 if metric == "cosine" else None  # each row by itself, or all alike
+            scales = [magnitude(x, axis) for x in (other, features)]
+            scales = scales if metric == "cosine" else [np.maximum(*scales)] * 2
+            found = (x / scale for x, scale in zip((other, features), scales, strict=True))  # so that squares fit
+            _, ids = topk_search(*found, k, metric=metric)
             votes = numbers[ids]
             return classes[np.argmax((votes[:, :, None] == np.arange(len(classes))).sum(axis=1), axis=1)]
 

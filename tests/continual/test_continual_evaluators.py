@@ -84,6 +84,40 @@ def test_logistic_regression_finds_the_minimum_of_scikit_learn():
     np.testing.assert_array_equal(logistic_regression()(x, y * 0 + 2)(x[:3]), [2, 2, 2])
 
 
+@pytest.mark.parametrize(
+    ("fit", "like"),
+    [
+        *((fit, fit) for fit in (nearest_mean(), nearest_mean("cosine"))),
+        *((fit, fit) for fit in (nearest_neighbours(3, "euclidean"), nearest_neighbours(3))),
+        (logistic_regression(), logistic_regression(1e30)),  # the penalty is of weights of 1e-200
+    ],
+)
+def test_large_features_are_classified_like_others(fit, like):
+    expected = like(FEATURES[TRAIN], LABELS[TRAIN])(FEATURES)
+    large = FEATURES.astype(np.float64) * 2.0**665  # 1e200
+    np.testing.assert_array_equal(fit(large[TRAIN], LABELS[TRAIN])(large), expected)
+    with pytest.raises(ValueError, match=r"features must be \[M, 4\], as those it was fitted to; got \(5, 3\)"):
+        fit(FEATURES, LABELS)(np.ones((5, 3)))
+
+
+def test_small_features_are_classified_like_others_or_warned_about():
+    for fit in (nearest_mean(), nearest_mean("cosine"), nearest_neighbours(3, "euclidean"), nearest_neighbours(3)):
+        small = FEATURES * 2.0**-30
+        np.testing.assert_array_equal(fit(small, LABELS)(small), fit(FEATURES, LABELS)(FEATURES))
+    with pytest.warns(UserWarning, match="features are too small for a tolerance of 0.0001"):
+        logistic_regression()(small, LABELS)
+
+
+def test_whole_numbers_are_features():
+    x = np.array([[1, 0], [3, 1], [0, 2]], np.int8)
+    for fit in (nearest_mean(), nearest_neighbours(1), logistic_regression()):
+        np.testing.assert_array_equal(fit(x, np.arange(3))(x), np.arange(3))
+        with pytest.raises(TypeError, match="features must be real numbers"):
+            fit(x.astype(str), np.arange(3))
+    bfloat16 = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_array_equal(nearest_mean()(bfloat16, np.arange(3))(bfloat16), np.arange(3))
+
+
 def test_a_probe_scores_features_of_the_task_or_of_all_seen():
     data = {"input": FEATURES, "label": LABELS.astype(np.int32)}
     part = lambda which: {name: column[which] for name, column in data.items()}

@@ -70,6 +70,9 @@ def test_dividing_by_the_magnitude_loses_nothing():
     np.testing.assert_array_equal(x / powers * powers, x)
     assert np.abs(x / powers).max(axis=1).tolist() == [0.75, 0, pytest.approx(1.89, abs=0.01), 0.5]
     assert on_host.magnitude(x).shape == ()
+    single = np.array([-3e38, 1], np.float32)
+    assert (single / on_host.magnitude(single)).tolist() == pytest.approx([-1.76, 0], abs=0.01)
+    assert on_host.magnitude(single).dtype == np.float32
 
 
 def test_a_vector_whose_squares_overflow_is_no_number_on_the_device():
