@@ -237,7 +237,7 @@ def _check(texts: Sequence[str], batch_tokens: int | None, dtype: str, dim: int 
         size("batch_tokens", batch_tokens)
     if dim is not None and not 1 <= dim <= full:
         raise ValueError(f"dim must be in 1..{full}, the dimension of the embeddings; got {dim}")
-    if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
+    if isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray) or getattr(texts, "shape", None) == ():
         raise TypeError(f"texts must be a string or a sequence of strings; got {type(texts).__name__}")
     for i, text in enumerate(texts):
         if not isinstance(text, str):

@@ -159,6 +159,7 @@ def test_texts_that_are_cut_are_counted_in_one_warning(embedder, caplog):
         (["a", "b", b"c"], {}, TypeError, r"texts\[2\] must be a string; got bytes b'c'"),
         (b"abc", {}, TypeError, "texts must be a string or a sequence of strings; got bytes"),
         (None, {}, TypeError, "texts must be a string or a sequence of strings; got NoneType"),
+        (np.array("a"), {}, TypeError, "texts must be a string or a sequence of strings; got ndarray"),
         (["a"], {"dim": 0}, ValueError, r"dim must be in 1..384, the dimension of the embeddings; got 0"),
         (["a"], {"dim": 385}, ValueError, r"dim must be in 1..384, the dimension of the embeddings; got 385"),
         (["a"], {"batch_tokens": 0}, ValueError, "batch_tokens must be in 1.."),

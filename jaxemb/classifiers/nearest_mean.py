@@ -132,7 +132,7 @@ def nmc_logits(
 
     Raises:
       ValueError: for another metric and shapes that do not fit; outside of `jit` also as long as no class was seen, for
-        features that are not finite, and for "cosine" if the mean of a class is zero.
+        features that are not finite, or too large for a finite logit, and for "cosine" if the mean of a class is zero.
 
     Source: Janson et al. 2022, arXiv 2210.04428; "unit" as in its code, https://github.com/PaulJanson002/pretrained-cl;
     "cosine": Rebuffi et al. 2017, arXiv 1611.07725.
@@ -142,7 +142,7 @@ def nmc_logits(
         raise ValueError(f"features must be [B, {state.sums.shape[1]}]; got {features.shape}")
     check_seen(state, features)
     means = nmc_means(state, normalise=metric == "cosine")
-    return _compared(means, state.counts, features, metric, class_mask)
+    return check_logits(_compared(means, state.counts, features, metric, class_mask), state.counts, class_mask)
 
 
 @functools.partial(jax.jit, static_argnames="metric")
@@ -193,6 +193,14 @@ def check_seen(state: NMCState, features: jax.Array) -> None:
     if not _traced(*state) and not np.asarray(state.counts).any():
         raise ValueError("no class was seen yet: there is no mean to compare with")
     check_finite("features", features)
+
+
+def check_logits(logits: jax.Array, counts: jax.Array, class_mask: jax.Array | None = None) -> jax.Array:
+    """The logits. Raises ValueError, outside of `jit`, if that of a class that competes is not finite."""
+    mask = np.ones(1, bool) if class_mask is None else class_mask
+    if not _traced(logits, counts, mask) and np.any(~np.isfinite(logits) & (np.asarray(counts) > 0) & np.asarray(mask)):
+        raise ValueError("features must have finite logits in float32; they are too large, or the classes do not vary")
+    return logits
 
 
 def check_metric(metric: str) -> None:

@@ -152,11 +152,11 @@ def nearest_neighbours(k: int = 5, metric: str = "cosine") -> Fit:
 
         def classify(other: np.ndarray) -> np.ndarray:
             other = _finite(other, features.shape[1])
-            axis = 1 if metric == "cosine" else None  # each row by itself, or all alike
-            scales = [magnitude(x, axis) for x in (other, features)]
-            scales = scales if metric == "cosine" else [np.maximum(*scales)] * 2
-            found = (x / scale for x, scale in zip((other, features), scales, strict=True))  # so that squares fit
-            _, ids = topk_search(*found, k, metric=metric)
+            if metric == "cosine":  # so that squares fit: each row by itself, or all alike
+                ours, theirs = magnitude(other, axis=1), magnitude(features, axis=1)
+            else:
+                ours = theirs = np.maximum(magnitude(other), magnitude(features))
+            _, ids = topk_search(other / ours, features / theirs, k, metric=metric)
             votes = numbers[ids]
             return classes[np.argmax((votes[:, :, None] == np.arange(len(classes))).sum(axis=1), axis=1)]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxemb.checks import checked, shapes, size
-from jaxemb.classifiers.nearest_mean import NMCState, check_seen, nmc_init, nmc_means, nmc_update
+from jaxemb.classifiers.nearest_mean import NMCState, check_logits, check_seen, nmc_init, nmc_means, nmc_update
 
 
 class SldaState(NamedTuple):
@@ -47,8 +47,8 @@ def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) 
       shrinkage: in (0, 1]; at 1 it is the nearest mean.
 
     Raises:
-      ValueError: for a shrinkage outside (0, 1]; outside of `jit` also as long as no class was seen, and for features
-        that are not finite.
+      ValueError: for a shrinkage outside (0, 1]; outside of `jit` also as long as no class was seen, for features that
+        are not finite, or too large for a finite logit, and for classes that do not vary.
 
     Source: Hayes and Kanan 2020, arXiv 1909.01520; the shrinkage to tr(S)/D is that of Ledoit and Wolf 2004.
     """
@@ -57,7 +57,7 @@ def slda_logits(state: SldaState, features: jax.Array, shrinkage: float = 1e-4) 
     if features.shape[1] != (dim := state.products.shape[0]):
         raise ValueError(f"features must be [B, {dim}]; got {features.shape}")
     check_seen(state.classes, features)
-    return _logits(state, features, shrinkage)
+    return check_logits(_logits(state, features, shrinkage), state.classes.counts)
 
 
 @jax.jit

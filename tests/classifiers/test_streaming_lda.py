@@ -24,3 +24,6 @@ def test_parity_with_scikit_learn():
     np.testing.assert_array_equal(np.asarray(slda_logits(state, x, 1.0)).argmax(axis=1), nmc_predict(state.classes, x))
     with pytest.raises(ValueError, match=r"shrinkage must be in \(0, 1\]; got 0"):
         slda_logits(state, x, 0)
+    for scale in (1e25, 0):  # squares overflow, and there is no variance
+        with pytest.raises(ValueError, match="features must have finite logits in float32"):
+            slda_logits(slda_update(slda_init(5, 4), FEATURES * scale, LABELS), x)

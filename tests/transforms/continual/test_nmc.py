@@ -230,6 +230,8 @@ def test_drift_moves_every_mean_with_a_translation():
         (lambda: nmc_update(HAND, np.ones((1, 2)), np.array([0, 1])), "one for each of 1 features"),
         (lambda: nmc_update(HAND, np.ones((1, 2)), np.array([0]), np.array([0.5])), "as they are counted; got float"),
         (lambda: nmc_logits(HAND, np.ones((1, 3))), r"features must be \[B, 2\]; got \(1, 3\)"),
+        (lambda: nmc_logits(HAND, np.full((1, 2), 3e38)), "features must have finite logits in float32"),
+        (lambda: nmc_logits(nmc_update(HAND, np.full((1, 2), 1e30), np.array([0])), np.ones((1, 2))), "finite logits"),
         (lambda: nmc_predict(nmc_init(3, 2), np.ones((1, 2))), "no class was seen yet"),
         (lambda: nmc_logits(HAND, np.ones((1, 2)), "manhattan"), "metric must be 'euclidean', 'unit' or 'cosine'"),
         (
