@@ -127,8 +127,7 @@ def hard_negatives(
     of, document = positives.T
     positives_of = np.bincount(of, minlength=len(queries))
     most_positives = int(positives_of.max(initial=0))
-    fewest_positives = int(positives_of.min()) if len(queries) and not include_positives else 0
-    num_negatives = min(num_negatives, max(1, len(corpus) - fewest_positives))
+    num_negatives = min(num_negatives, len(corpus))
     if range_max is None:
         widened = rescore is not None or any(limits[name] is not None for name in limits if name != "min_score")
         range_max = range_min + num_negatives * (10 if widened else 1) + most_positives
@@ -137,6 +136,7 @@ def hard_negatives(
             f"range_max must leave num_negatives = {num_negatives} candidates after range_min = {range_min}; "
             f"got {range_max}"
         )
+    fewest_positives = int(positives_of.min()) if len(queries) and not include_positives else 0
     num_negatives = min(num_negatives, max(1, len(corpus) - fewest_positives - range_min))
 
     scores, ids = topk_search(queries, corpus, range_max + most_positives, metric=metric, mesh=mesh)
