@@ -237,7 +237,10 @@ def _held(path: str, x: jax.Array, dtype: Any) -> jax.Array:
     """What is made of the tensors at `path`, in `dtype`; raises a ValueError if it is not finite."""
     held = x.astype(dtype)
     if not isinstance(held, jax.core.Tracer) and not is_finite(np.asarray(held)):
-        raise ValueError(f"{path} must be finite after merging; it overflows in {held.dtype}")
+        raise ValueError(
+            f"{path} must be finite after merging; it overflows in {held.dtype}: what is merged, or its weights, scale "
+            "or floor, is too large"
+        )
     return held
 
 
