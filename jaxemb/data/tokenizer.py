@@ -273,10 +273,12 @@ class Tokenizer:
         backend = tokenizers.BertWordPieceTokenizer(lowercase=lower_case)
         if absent := [token for token in SPECIAL_TOKENS if token not in special_tokens]:
             raise ValueError(f"special_tokens must have {', '.join(SPECIAL_TOKENS)}; it lacks {', '.join(absent)}")
-        named = (instance(f"texts[{i}]", text, str) for i, text in enumerate(texts))
-        backend.train_from_iterator(
-            named, vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False
-        )
+        named = [instance(f"texts[{i}]", text, str) for i, text in enumerate(texts)]
+        # Its characters "##c" would get ids in an order that differs from run to run, and ties of word pieces follow.
+        backend.train_from_iterator(named, vocab_size=0, special_tokens=list(special_tokens), show_progress=False)
+        continuing = sorted(token for token in backend.get_vocab() if token.startswith("##") and len(token) == 3)
+        kept = list(dict.fromkeys([*special_tokens, *continuing]))
+        backend.train_from_iterator(named, vocab_size=vocab_size, special_tokens=kept, show_progress=False)
         ids = backend.get_vocab()
         return cls.word_piece(sorted(ids, key=ids.__getitem__), lower_case=lower_case)
 

@@ -93,6 +93,14 @@ def test_a_directory_without_a_tokenizer_says_how_to_make_one(tmp_path):
         Tokenizer.from_directory(tmp_path)
 
 
+def test_the_same_texts_make_the_same_tokenizer():
+    """The trainer of `tokenizers` gives the pieces other ids in every process and, at ties, other pieces."""
+    texts = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvwx"]
+    vocabularies = [Tokenizer.train(texts, 120).backend.get_vocab() for _ in range(3)]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2]
+    assert [vocabularies[0][token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
+
+
 def test_a_tokenizer_is_made_from_texts(tmp_path):
     tokenizer = Tokenizer.train(["the cat sat on the mat", "The cats sat"] * 9, 40)
     assert tokenizer.vocab_size <= 40 and tokenizer.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
