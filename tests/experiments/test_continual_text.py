@@ -23,6 +23,6 @@ def test_the_last_layers_on_cached_states_are_the_whole_model(data_dir, minilm):
 def test_smoke(smoke_cells, minilm):
     table, summary = smoke_cells(continual_text.EXPERIMENT, *continual_text.EXPERIMENT.arms)
     values = [record["values"] for record in summary["cells"].values()]
-    assert len({found["ACC"] for found in values}) >= 6  # they learn otherwise
+    assert len({(found["ACC"], found["task ACC"]) for found in values}) >= 6  # they learn otherwise
     assert all(found["ACC"] <= found["task ACC"] for found in values)
     assert "77 intents in 7 tasks, 154 training and 154 test questions" in table
