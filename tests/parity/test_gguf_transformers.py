@@ -11,13 +11,14 @@ from jaxemb.types import Tokens
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")
+pytest.importorskip("accelerate")  # with which transformers reads such files
 
 pytestmark = pytest.mark.slow
 
 _states = jax.jit(lambda model, tokens: model(tokens))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "qwen3"])  # there its heads have 128 dimensions
 def test_states_are_those_of_transformers(name, tmp_path):
     tokenizer = sentence_pieces if name == "llama" else byte_pairs
     write_gguf(tmp_path / "model.gguf", name, tensors_of(CONFIGS[name]), more=tokenizer)
