@@ -2,7 +2,8 @@
 
 The paper claims to be clearly better than InterContiNet, its base, and to guarantee that the loss of an old task stays
 below a worst case. The guarantee compares two moments: a record's promise is its worst-case loss when its task had just
-been learnt, and "above promise" is the percentage of the old tasks' training records whose loss at the end is larger.
+been learnt, and "above promise" is the percentage of the old tasks' training records (a random sample: those of an
+epoch's whole batches) whose loss at the end is larger.
 It is in force only where the boxes of weights have not moved ("moved": how far they may have). The "soundness of the
 arithmetic" is another matter: of the final hypernetwork, how many sampled weights and logits are outside their bounds.
 
@@ -119,7 +120,7 @@ class Arm(suite.Arm):
     contraction_rate: float = 0.01
 
     def config(self, stream: Stream, tasks: list[Experience]) -> HyperIntervalConfig:
-        """HyperInterval's, with the promises of all training records."""
+        """HyperInterval's, with room for the promises of all training records."""
         given = {"gamma": self.gamma, "beta": self.beta, "regulariser": self.regulariser, "select": self.select}
         fields = {"embed_dim": 24, **(stream.nested if self.nested else stream.plain)}
         fields |= {name: value for name, value in given.items() if value is not None}

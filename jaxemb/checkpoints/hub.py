@@ -89,7 +89,9 @@ def _model_of_run(path: Path) -> Path:
     for name in ("best", "model"):
         if (path / name).is_dir():
             return path / name
-    raise FileNotFoundError(f"{path} is a training run that has written no model yet; go on with it: jaxemb train")
+    raise FileNotFoundError(
+        f"{path} is a training run that has written no model yet; go on with it: jaxemb train, or fit"
+    )
 
 
 def _packaged(repository: str) -> Path | None:

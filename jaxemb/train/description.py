@@ -7,6 +7,7 @@ no function only its class is known, and what its own `repr` says: what it holds
 """
 
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
@@ -34,6 +35,7 @@ _LIBRARIES = tuple(
     str(path)
     for path in {Path(__file__).parents[1], *(sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib"))}
 )
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")  # what else is in `co_names` are names of attributes
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # its bytecode is its own
 
 
@@ -187,7 +189,8 @@ def _function(function: types.FunctionType, inner: Any) -> dict[str, Any]:
     described |= {"defaults": inner(defaults)} if defaults else {}
     if not function.__code__.co_filename.startswith(_LIBRARIES):
         codes = list(_codes(function.__code__))
-        names = sorted({name for code in codes for name in code.co_names} & function.__globals__.keys())
+        loads = (load for code in codes for load in dis.get_instructions(code) if load.opname in _GLOBAL)
+        names = sorted({load.argval for load in loads} & function.__globals__.keys())
         used = {name: function.__globals__[name] for name in names}
         described["globals"] = {n: inner(v) for n, v in used.items() if not inspect.ismodule(v)}
         constants = [c for code in codes for c in code.co_consts if not inspect.iscode(c)]

@@ -69,7 +69,7 @@ def interruptible(stop: Stop) -> Iterator[None]:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         with contextlib.suppress(OSError):
-            os.write(2, b"\njaxemb: Ctrl-C: saving after this step; once more quits at once\n")
+            os.write(2, b"\njaxemb: Ctrl-C: saving after this step or evaluation; once more quits at once\n")
 
     is_ignored = before in (signal.SIG_IGN, None)  # as in a background job
     with contextlib.nullcontext() if is_ignored else _handled(signal.SIGINT, note):

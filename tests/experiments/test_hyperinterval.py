@@ -17,7 +17,8 @@ def test_smoke(smoke_cells):
     assert all(f"| {row} |" in table for row in ("nested, point", "fine-tuning"))
     assert own["R_worst_case"] == [[None if j > i else own["R_worst_case"][i][j] for j in range(5)] for i in range(5)]
     assert np.shape(other["R"]) == (5, 5) and "broken" not in other
-    assert own["bounds_checked"] > 1e3 and own["promises"] == universal["promises"] == point["promises"] > 700
+    assert own["bounds_checked"] > 1e3
+    assert own["promises"] == universal["promises"] == point["promises"] == 4 * 3 * 64  # whole batches of old tasks
     assert universal["max_excess"] != point["max_excess"] != own["max_excess"]
 
 

@@ -113,6 +113,13 @@ def test_globals_count_for_functions_of_users(monkeypatch):
     assert "globals" not in describe(adamw)
 
 
+def test_an_attribute_is_no_global_of_its_name(monkeypatch):
+    size_of = lambda model: model.SCALE
+    before = describe(size_of)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert describe(size_of) == before
+
+
 def test_what_is_not_set_yet_is_described():
     """As in the sources of libraries that open their files late."""
 

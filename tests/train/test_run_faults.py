@@ -245,7 +245,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(heard, tmp_path, capfd, cap
     interrupted = acting_at(4, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         fit(toy_run(**interrupted, checkpoint_every=100), tmp_path, progress=False)
-    assert "Ctrl-C: saving after this step; once more quits at once" in capfd.readouterr().err
+    assert "Ctrl-C: saving after this step or evaluation; once more quits at once" in capfd.readouterr().err
     assert f"Ctrl-C: saved {tmp_path / 'checkpoints/step_00000004'}" in caplog.text
     assert signal.getsignal(signal.SIGINT) is before
     assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [4]

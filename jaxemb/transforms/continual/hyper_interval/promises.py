@@ -5,7 +5,8 @@ records (x, y) is the worst-case loss over the task's box of weights,
 
     promise(x, y) = CE(ẑ(x), y),  ẑ_j the lower bound of the logit for j = y, else the upper.
 
-It is one number a record; no data are stored. At any later time, `CE(f(x; theta), y) <= promise(x, y)` for all weights
+It is one number a record; no data are stored. `run_stream` gives the records of an epoch's whole batches; what is left
+out of them has no promise. At any later time, `CE(f(x; theta), y) <= promise(x, y)` for all weights
 theta in the box as it was: for those of every embedding in the intersection of the nested boxes as long as the
 hypernetwork maps task t's box to the same box of weights (`HyperIntervalState.residual` 0). Where it has moved, only
 `promise_report` can tell. The worst case *recomputed* with the present hypernetwork always bounds the present loss, and
