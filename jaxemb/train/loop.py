@@ -439,7 +439,7 @@ class _Loop:
         if self._is_longer and rate == 0:
             self._is_longer = False
             _log.warning(
-                "step %d: the learning rate is 0, as the optimiser's schedule is still that of less steps; "
+                "step %d: the learning rate is 0, as the optimiser's schedule is still that of fewer steps; "
                 "let it follow the steps of the run",
                 step,
             )
