@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxemb.checks import checked, size
+from jaxemb.checks import at_least, checked, size
 from jaxemb.nn import Linear, Module, uniform_linear
 
 
@@ -21,15 +21,13 @@ class Classifier(Module):
     head: Linear = nnx.data()
 
     @classmethod
-    @checked(dim=size, classes=size)
+    @checked(dim=size, classes=at_least(2))
     def init(cls, key: jax.Array, encoder: Any, dim: int, classes: int) -> "Classifier":
         """The encoder, whose features are `[N, dim]`, with a new layer, uniform in `±1 / sqrt(dim)`.
 
         Raises:
           ValueError: for fewer than two classes.
         """
-        if classes < 2:
-            raise ValueError(f"classes must be at least 2; got {classes}")
         return cls(encoder, uniform_linear(key, dim, classes))
 
     def features(self, inputs: Any, *, key: jax.Array | None = None) -> jax.Array:

@@ -28,8 +28,6 @@ def nmc_init(classes: int, dim: int) -> NMCState:
     Raises:
       ValueError: for fewer than one class or dimension.
     """
-    if classes < 1 or dim < 1:
-        raise ValueError(f"classes and dim must be at least 1; got {classes} and {dim}")
     return NMCState(jnp.zeros((classes, dim), jnp.float32), jnp.zeros(classes, jnp.int32))
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxemb.checks import checked, size
+from jaxemb.checks import at_least, checked, each, size
 from jaxemb.nn import Linear, Module
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BUCKETS = 2**15
 _WORD = re.compile(r"\w+")
 
 
-@checked(buckets=size)
+@checked(buckets=size, sizes=each(at_least(1)))
 def hashed_ngrams(texts: Sequence[str], *, buckets: int = BUCKETS, sizes: Sequence[int] = (3, 4)) -> "csr_array":
     """Which features each text has: its lower-cased words and their character n-grams, hashed.
 
@@ -51,8 +51,6 @@ def hashed_ngrams(texts: Sequence[str], *, buckets: int = BUCKETS, sizes: Sequen
     """
     from scipy.sparse import csr_array
 
-    if buckets < 1 or any(n < 1 for n in sizes):
-        raise ValueError(f"buckets and sizes must be at least 1; got {buckets} and {tuple(sizes)}")
     known: dict[str, list[int]] = {}
 
     def features(word: str) -> list[int]:
