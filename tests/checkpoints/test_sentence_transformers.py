@@ -385,6 +385,8 @@ def test_files_of_a_cache_may_be_links_to_elsewhere(directory, tmp_path):
     shutil.move(directory / "model.safetensors", tmp_path / "weights")
     (directory / "model.safetensors").symlink_to("../weights")
     load(directory).save(tmp_path / "saved")
+    assert read_tensors(tmp_path / "saved").keys() == read_tensors(directory).keys()
+    assert (tmp_path / "weights").is_file() and (directory / "model.safetensors").is_symlink()
 
 
 def test_saving_over_the_directory_it_came_from_works(directory):
