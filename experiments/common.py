@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.lib.datasets import REPOSITORY, WithColumns, data_dir, vectors  # noqa: F401
+from experiments.lib.report import markdown_table  # noqa: F401
 from jaxemb.files import write_figure, write_text
 
 Preset = TypeVar("Preset")
@@ -124,12 +125,6 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[float]]]):
     axes[0][0].invert_yaxis()
     figure.tight_layout()
     return figure
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is aligned left, the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def write(path: Path, text: str) -> None:
