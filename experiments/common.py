@@ -2,9 +2,7 @@
 
 import argparse
 import dataclasses
-import gzip
 import importlib.metadata
-import itertools
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,13 +77,6 @@ def spreads(results: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
 def paired(results: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """The differences from `base`, seed by seed."""
     return [{name: a[name] - b[name] for name in b} for a, b in zip(results, base, strict=True)]
-
-
-def multi30k(language: str, limit: int | None = None) -> list[str]:
-    """The training captions of Multi30k in "de" or "en", the first `limit` of them; line i is the same in both."""
-    path = data_dir() / "multi30k" / "task1_raw" / f"train.{language}.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in itertools.islice(file, limit)]
 
 
 def intents(name: str, split: str, per_intent: int | None = None) -> tuple[list[str], np.ndarray]:

@@ -28,6 +28,7 @@ import jaxemb
 from experiments import common
 from experiments.defsent_plus import wordnet
 from experiments.last_layers import States, cut, states_of
+from experiments.lib import datasets
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.continual import (
     Evaluate,
@@ -89,7 +90,7 @@ PRESETS = {
 
 def german() -> tuple[list[Pair], list[Pair]]:
     """Captions of Multi30k in German, and the English ones that they translate."""
-    return _divided(list(zip(common.multi30k("de"), common.multi30k("en"), strict=True)))
+    return _divided(list(zip(datasets.multi30k("de"), datasets.multi30k("en"), strict=True)))
 
 
 def dictionary() -> tuple[list[Pair], list[Pair]]:

@@ -20,6 +20,7 @@ import numpy as np
 
 import jaxemb
 from experiments import common, translations
+from experiments.lib import datasets
 from jaxemb.compilation import enable_persistent_cache
 from jaxemb.data import batches, from_list
 from jaxemb.encoders import HashedBag
@@ -101,7 +102,7 @@ def run(
       seed: of the order of the pairs and of dropout.
       limit: use the first so many pairs only.
     """
-    german, english = (common.multi30k(language, limit) for language in ("de", "en"))
+    german, english = (datasets.multi30k(language, limit) for language in ("de", "en"))
 
     def data(embedder):
         texts = batches(
