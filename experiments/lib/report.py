@@ -62,7 +62,12 @@ def interval_text(row: Mapping[str, Any], decimals: int) -> str:
 
 
 def table(
-    experiment: Experiment, found: Found, described: Mapping[str, str], made: Sequence[str], notes: str = ""
+    experiment: Experiment,
+    found: Found,
+    described: Mapping[str, str],
+    made: Sequence[str],
+    notes: str = "",
+    recipes: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The Markdown page of the results.
 
@@ -72,6 +77,7 @@ def table(
       described: what is said of each data set.
       made: lines on how the results were made.
       notes: what a person says of them.
+      recipes: what `jaxemb compile --json` says of the full recipes.
     """
     title, *about = experiment.about.strip().splitlines()
     seeds = len(next(iter(next(iter(found.values())).values())))
@@ -98,7 +104,23 @@ def table(
     ]
     text += markdown_table(header, lines, left=4)
     text += f"\n## Notes\n\n{notes.strip()}\n" if notes.strip() else ""
+    text += f"\n## The full recipe\n\n{recipe_table(recipes)}" if recipes else ""
     return text + "\n## How it was made\n\n" + "".join(f"- {line}\n" for line in made)
+
+
+def recipe_table(recipes: Iterable[Mapping[str, Any]]) -> str:
+    """What the full recipes take, by their commands; read off the compiled program, which was not run."""
+    lines = []
+    for found in recipes:
+        options = "".join(f" --set {option}" for option in found["set"])
+        memory, step, steps = found["memory"], found["seconds"]["step"], found["steps"]
+        peak = f"{memory['peak'] / 2**30:.2f} of {memory['capacity'] / 2**30:.2f}"
+        command = f"`jaxemb compile {found['config']} --topology {found['topology']}{options}`"
+        took = [f"{step:.3g}", f"{steps:,}", f"{steps * step / 3600:.3g}", f"{found['chip_hours']:.3g}"]
+        lines.append([command, f"{found['parameters'] / 1e6:,.1f}", peak, *took])
+    header = ["", "M parameters", "GiB of a chip", "s a step", "steps", "hours", "chip-hours"]
+    about = "Compiled for chips that are not here: memory and time are read off the program, which was not run.\n\n"
+    return about + markdown_table(header, lines)
 
 
 def _rows(experiment: Experiment, dataset: str, arms: Mapping[str, Sequence[Values]]) -> str:

@@ -15,7 +15,8 @@ settings and of the text of all modules of `experiments` that are imported, and 
 are the same: a change of any of these files, be it of a word, has everything measured again. The library, data files
 and kept vectors are not part of that hash; if cells were measured with different states of the library, the table says
 so. When all are there, `table.md`, `figure.png` and `results.json` are written; what `notes.md` beside them says
-becomes part of the table.
+becomes part of the table, and so does what the full recipe takes, if `jaxemb compile ... --json` was written to
+`recipes/` there.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from experiments.lib.cells import CHOICE_SEED, Cell, Cells, Record, ResultsError
 from experiments.lib.datasets import REPOSITORY, AbsentError
 from experiments.lib.experiment import Arm, Claim, Experiment, Measure, Preset, Reported
 from jaxemb.compilation import enable_persistent_cache
-from jaxemb.files import write_figure, write_json, write_text
+from jaxemb.files import read_json, write_figure, write_json, write_text
 
 __all__ = ["CHOICE_SEED", "Arm", "Claim", "Experiment", "Measure", "Preset", "Reported", "main", "run"]
 
@@ -118,12 +119,13 @@ def write(cells: Cells) -> None:
         "cells": {cell.file: dataclasses.asdict(record) for cell, record in every.items()},
     }
     described = {cell.dataset: record.data for cell, record in records.items()}
-    notes = out / "notes.md"
+    notes, compiled = out / "notes.md", sorted((out / "recipes").glob("*.json"))
     said = notes.read_text(encoding="utf-8") if notes.exists() else ""
     scores = {cell: record.values[experiment.first] for cell, record in tried.items()}
     made = [*_made(summary), *_libraries(every.values()), *_chosen(scores)]
     write_json(out / "results.json", summary)
-    write_text(out / "table.md", report.table(experiment, found, described, made, said))
+    recipes = [read_json(path, dict) for path in compiled]
+    write_text(out / "table.md", report.table(experiment, found, described, made, said, recipes))
     plots = experiment.plots(found) if experiment.plots else {}
     for name, figure in {"figure": report.figure(experiment, found), **plots}.items():
         write_figure(out / f"{name}.png", figure, dpi=120, bbox_inches="tight")

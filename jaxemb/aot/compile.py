@@ -73,6 +73,7 @@ def compile_run(
         texts=sum(math.prod(column.ids.shape[:-1]) for column in batch.values() if isinstance(column, Tokens)),
         micro_batches=run.accumulate,
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.model, state.method_params))),
+        steps=run.steps,
     )
     step = make_train_step(run.objective, run.optimizer, run.transform, accumulate=run.accumulate)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)

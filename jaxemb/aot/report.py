@@ -90,6 +90,7 @@ class Setup:
       texts: rows of tokens of that batch, over all columns.
       micro_batches: run one after another in a step.
       parameters: numbers in the trained model.
+      steps: of the whole run, of all its tasks.
     """
 
     topology: str
@@ -99,6 +100,7 @@ class Setup:
     texts: int
     micro_batches: int
     parameters: int
+    steps: int
 
     @property
     def batch(self) -> int:
@@ -141,10 +143,16 @@ class Report(Setup):
     advice: tuple[str, ...] = ()
     program: Program | None = dataclasses.field(default=None, repr=False)
 
+    @property
+    def chip_hours(self) -> float | None:
+        """Of the whole run, as predicted and without evaluation or input; None if it does not fit."""
+        return None if self.seconds is None else self.steps * self.seconds.step * self.chips / 3600
+
     def as_json(self) -> dict[str, Any]:
         """All but the program, in types that JSON has."""
         found = dataclasses.asdict(dataclasses.replace(self, program=None))
         del found["program"]
+        found["chip_hours"] = self.chip_hours
         if self.seconds is not None:
             found["seconds"] |= {"roofline": self.seconds.roofline, "step": self.seconds.step}
         return found
@@ -265,6 +273,9 @@ def _lines(report: Report) -> Iterable[str]:
         yield f"  kernels             {_time(seconds.kernels):>12}  as the compiler estimates them"
         yield f"  roofline            {_time(seconds.roofline):>12}  {report.roofline_share:.1%} of the peak at best"
         yield f"  prediction          {_time(seconds.step):>12}  {report.peak_share:.1%} of the peak"
+        yield ""
+        hours = f"{report.steps * seconds.step / 3600:,.3g} h"
+        yield f"{f'all {report.steps:,} steps':<22}{hours:>12}  {report.chip_hours:,.3g} chip-hours"
     if report.advice:
         yield ""
         yield "what to change"

@@ -104,7 +104,7 @@ def compile_(args: argparse.Namespace) -> None:
         run = _load_run(args)
         mesh = None if args.mesh is None else parallel.make_mesh(**args.mesh)
     report = compile_run(run, slice_, mesh=mesh, records=args.records, progress=not args.quiet)
-    _print(args, report.as_json(), str(report))
+    _print(args, {"config": args.config, "set": args.set, **report.as_json()}, str(report))
     if not report.fits:
         raise MemoryError(f"{args.config} needs more than the memory of a chip of {args.topology}")
 

@@ -41,17 +41,19 @@ def test_a_report_says_what_was_compiled(toy):
     reductions = [kind for kind in toy.traffic if kind.kind == "all-reduce"]
     assert [kind.chips for kind in reductions] == [4] and reductions[0].nbytes >= 5 * 4
     assert toy.seconds.step >= toy.seconds.roofline > 0
+    assert toy.steps == 12 and toy.chip_hours == pytest.approx(12 * toy.seconds.step * 4 / 3600)
 
 
 def test_a_report_is_json_and_text(toy):
     found = json.loads(json.dumps(toy.as_json()))
     assert found["memory"]["peak"] == toy.memory.peak and "program" not in found
-    assert found["seconds"]["step"] == toy.seconds.step
+    assert found["seconds"]["step"] == toy.seconds.step and found["chip_hours"] == toy.chip_hours
     text = str(toy)
     assert text.startswith(
         "v5e:2x2: 4 chips, mesh data=4 fsdp=1 tensor=1; 8 records of 16 texts a step; 0.0 M parameters"
     )
     assert re.search(r"peak +\d+\.\d\d [KM]iB  of 15.75 GiB, 0%\n", text) and "all-reduce" in text
+    assert re.search(r"all 12 steps +\S+ h  \S+ chip-hours", text)
 
 
 @pytest.mark.slow
@@ -75,7 +77,7 @@ def test_a_model_too_large_for_this_machine_is_not_made(four, capsys):
     said = capsys.readouterr().err.splitlines()
     assert [line.split(" s  ")[1].partition(" ")[0] for line in said] == ["reading", "tracing", "compiling"]
     assert said[2].endswith("s  compiling it for v5e:2x2, the longest part: minutes for large models")
-    assert not report.fits and report.program is None and report.seconds is None
+    assert not report.fits and report.program is None and report.seconds is None and report.chip_hours is None
     assert report.parameters == 2**38 + 5 and report.memory.arguments == pytest.approx(3 * 2**40, rel=1e-3)
     assert report.memory.peak > report.memory.capacity
     assert any("with rules=ENCODER_RULES and fsdp=" in line for line in report.advice)
@@ -133,7 +135,7 @@ Memory Space: vmem (color=1)
 
 
 def overflow(state: float, batch: float, used: float, *lines: str) -> Report:
-    setup = Setup("v5e:8x8", 64, {"data": 64, "fsdp": 1, "tensor": 1}, 65_536, 131_072, 1, 110_000_000)
+    setup = Setup("v5e:8x8", 64, {"data": 64, "fsdp": 1, "tensor": 1}, 65_536, 131_072, 1, 110_000_000, 1000)
     chips = Slice("v5e:8x8", CHIPS["v5e"], (8, 8), ())
     error = f"RESOURCE_EXHAUSTED: the memory required for HLO temporaries ({used}G) exceeds available HBM (15.75G)."
     log = LOG.format(used=used, lines="\n".join(lines))

@@ -260,8 +260,14 @@ def test_the_table_says_that_cells_differ_in_the_library(tmp_path, monkeypatch, 
 
 def test_the_table(tmp_path):
     (tmp_path / "notes.md").write_text("It went well.")
+    recipe = {"config": "shift.py", "set": ["far=3"], "topology": "v5e:2x2", "parameters": 2_500_000, "steps": 1800}
+    needs = {"memory": {"peak": 2**30, "capacity": 2**34}, "seconds": {"step": 2.0}, "chip_hours": 4.0}
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "shift.json").write_text(json.dumps(recipe | needs))
     suite.run(experiment(), "small", tmp_path)
     table = (tmp_path / "table.md").read_text()
+    row = "`jaxemb compile shift.py --topology v5e:2x2 --set far=3` | 2.5 | 1.00 of 16.00 | 2 | 1,800 | 1 | 4 |"
+    assert "## The full recipe\n" in table and row in table
     assert table.startswith("# Shifts: they add up\n\nWho claims it.\n\n## Results\n")
     assert "**second**: about second\n\n|  | score, % | paper |\n| --- | ---: | ---: |\n" in table
     assert "| up | 11.01 ± 10.01 | +2 |" in table
