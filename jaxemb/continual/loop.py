@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,126 +157,232 @@ def run_stream(
       NonFiniteError: if a loss or gradient is not finite; a note says which task it was.
       InUseError: if another process trains with the same checkpoints.
     """
-    # The loop in one piece: training, scores and checkpoints act on the same state and progress.
+    transform = identity() if transform is None else transform
+    _check(experiences, epochs, steps, batch_size, chunk, compete, mesh)
+    stream = _Stream.of(experiences, epochs, steps, batch_size, compete, seed, mesh)
+    about = stream.about() | {"reset_optimizer": reset_optimizer, "boundaries": boundaries, "future": future}
+    about |= {"evaluate": sorted(evaluate)}
+    done = _Progress.new(len(experiences), evaluate)
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_alone_in(checkpoints))
-        transform = identity() if transform is None else transform
-        lengths = _check(experiences, epochs, steps, batch_size, chunk, compete)
-        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        if batch_size % shards:
-            raise ValueError(f"batch_size must divide by the {shards} shards of the mesh; got {batch_size}")
-        place = (lambda state: state) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
-        state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
-        passes = [epochs or 1] * len(lengths) if not isinstance(epochs, Sequence) else epochs
-        totals = [steps or n * max(1, size // batch_size) for n, size in zip(passes, lengths, strict=True)]
-        chunk = min(chunk, max(totals))
-        step = make_train_step(objective, optimizer, transform)
-        in_loop, metrics = _traced(step, state, experiences[0], _classes(experiences, 0, compete), batch_size)
         store = None if directory is None else Checkpoints(directory, keep=1)
-        last_checkpoint = lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None
-        call = _in_a_loop(step, metrics, chunk) if in_loop else _on_rows(step)
-        runner = Runner(call, state, mesh=mesh, last_checkpoint=last_checkpoint)
-        # Its own function, so that a new optimiser state does not share its buffers with the trained one.
-        fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-
-        done = _Progress.new(len(experiences), evaluate)
-        about = {"experiences": [[e.name, n] for e, n in zip(experiences, lengths, strict=True)], "steps": totals}
-        about |= {"batch_size": batch_size, "compete": compete, "seed": seed, "reset_optimizer": reset_optimizer}
-        about |= {"boundaries": boundaries, "future": future, "evaluate": sorted(evaluate)}
+        state = init_state(jax.random.key(seed), model, optimizer, transform, mesh=mesh, rules=rules)
+        learner = _Learner(stream, objective, optimizer, transform, state, chunk, rules, store)
+        scores = _Scores(evaluate, stream, future)
         if store is not None:
             about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
             about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
-        if store is not None and (restored := store.restore_newest(state)):
-            runner.state, saved = restored
-            if lines := differences(saved["about"], about):
-                raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
-            done = _Progress.from_json(saved["done"])
-
-        say, advance = stack.enter_context(_telling(sum(totals[len(done.seconds) :]), progress))
-
-        def remember(number: int) -> None:
-            for score in evaluate.values():
-                if hasattr(score, "remember"):
-                    score.remember(runner.state, experiences, number)
-
-        if not done.seconds:
-            remember(-1)
-            every = _classes(experiences, len(experiences) - 1, "all")
-            with parallel.in_force(mesh):
-                for name, score in evaluate.items() if future else ():
-                    done.b[name] = [float(score(runner.state, e, j, every)) for j, e in enumerate(experiences)]
+            if restored := store.restore_newest(state):
+                learner.state, saved = restored
+                if lines := differences(saved["about"], about):
+                    raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
+                done = _Progress.from_json(saved["done"])
+        say, advance = stack.enter_context(_telling(sum(stream.steps[len(done.seconds) :]), progress))
 
         if done.seconds:
             say(f"going on after {len(done.seconds)} of {len(experiences)} tasks")
+        else:
+            done.b = scores.at_first(learner.state)
         for number in range(len(done.seconds), len(experiences)):
-            began = time.perf_counter()
-            data = _on_device(experiences[number], offsets[number], max(lengths), mesh)
-            classes = _classes(experiences, number, compete)
-            order = functools.partial(_epoch, seed, number, lengths[number], batch_size)
-            all_ids = np.asarray(experiences[number].train.get("id", np.arange(lengths[number]) + offsets[number]))
-            ids_of = all_ids.__getitem__
-            task = Task(
-                number,
-                batches=functools.partial(_once, data, order, classes),
-                steps=totals[number],
-                classes=experiences[number].classes,
-            )
-            if boundaries:
-                runner.state = place(begin_task(transform, objective, runner.state, task))
-            if reset_optimizer and number > 0:
-                runner.state = place(dataclasses.replace(runner.state, opt_state=fresh(runner.state)))
-
-            batches, losses, before = _forever(order), [], int(runner.state.step)
-            for start in range(0, totals[number], chunk):
-                n = min(chunk, totals[number] - start)
-                rows = np.zeros((chunk, batch_size), np.int32)
-                rows[:n] = [next(batches) for _ in range(n)]
-                if in_loop:
-                    runner.start((data, rows, classes, n), ids_of(rows[:n]), steps=n)
-                else:
-                    for row in rows[:n]:
-                        runner.start((data, row, classes), ids_of(row))
-                runner.wait()
-                try:
-                    losses += [of_step["loss"] for of_step in runner.read()]
-                except NonFiniteError as error:
-                    name, of_task = experiences[number].name, error.step - before
-                    error.add_note(f"It is step {of_task} of {totals[number]} of task {number}, {name!r}.")
-                    raise
-                advance(n, f"{number + 1}/{len(experiences)} {experiences[number].name}")
-            if boundaries:
-                runner.state = place(end_task(transform, objective, runner.state, task))
-            del data, task  # the device need not hold them beside the evaluators' arrays
+            began, name = time.perf_counter(), experiences[number].name
+            losses = learner.learn(number, advance, reset_optimizer=reset_optimizer, boundaries=boundaries)
             done.seconds.append(time.perf_counter() - began)
             done.losses.append(losses)
-
-            remember(number)
-            seen = _classes(experiences, number, "seen")
-            with parallel.in_force(mesh):
-                for name, score in evaluate.items():
-                    scored = experiences if future else experiences[: number + 1]
-                    row = [float(score(runner.state, e, j, seen)) for j, e in enumerate(scored)]
-                    done.R[name][number] = row + [float("nan")] * (len(experiences) - len(row))
-            means = (f"{name} {np.mean(R[number][: number + 1]):.4f}" for name, R in done.R.items())
+            for measure, row in scores.after(learner.state, number).items():
+                done.R[measure][number] = row
+            means = (f"{measure} {np.mean(R[number][: number + 1]):.4f}" for measure, R in done.R.items())
             say(
-                f"task {number + 1}/{len(experiences)} {experiences[number].name!r}: {totals[number]} steps in "
-                f"{done.seconds[-1]:.1f} s, loss {losses[-1]:.4g}; on the tasks so far {', '.join(means) or '-'}"
+                f"task {number + 1}/{len(experiences)} {name!r}: {len(losses)} steps in {done.seconds[-1]:.1f} s, "
+                f"loss {losses[-1]:.4g}; on the tasks so far {', '.join(means) or '-'}"
             )
             if store is not None:
-                store.save(number + 1, runner.state, {"about": about, "done": dataclasses.asdict(done)})
+                store.save(number + 1, learner.state, {"about": about, "done": dataclasses.asdict(done)})
                 store.finish()
+        return done.result(stream, transform, learner.state)
 
-        return StreamResult(
-            names=tuple(e.name for e in experiences),
-            R={name: np.array(matrix) for name, matrix in done.R.items()},
-            b={name: np.array(values) for name, values in done.b.items()},
-            state=runner.state,
-            losses=tuple(np.array(values, np.float32) for values in done.losses),
-            seconds=np.array(done.seconds),
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, runner.state))),
-            state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(runner.state.method_state)),
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """The tasks as the loop takes them: how many records and steps each has, and what its batches are.
+
+    Attributes:
+      sizes: numbers of training records.
+      steps: numbers of steps.
+    """
+
+    experiences: Sequence[Experience]
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...]
+    batch_size: int
+    compete: Compete
+    seed: int
+    mesh: Mesh | None
+
+    @classmethod
+    def of(cls, experiences, epochs, steps, batch_size, compete, seed, mesh) -> "_Stream":
+        sizes = tuple(count(e.train) for e in experiences)
+        passes = epochs if isinstance(epochs, Sequence) else [epochs or 1] * len(sizes)
+        totals = tuple(steps or n * max(1, size // batch_size) for n, size in zip(passes, sizes, strict=True))
+        return cls(experiences, sizes, totals, batch_size, compete, seed, mesh)
+
+    def about(self) -> dict[str, Any]:
+        """What tells two streams apart but for their data, as JSON."""
+        named = [[e.name, size] for e, size in zip(self.experiences, self.sizes, strict=True)]
+        described = {"experiences": named, "steps": list(self.steps), "batch_size": self.batch_size}
+        return described | {"compete": self.compete, "seed": self.seed}
+
+    def classes(self, number: int, which: Compete | None = None) -> np.ndarray | None:
+        """The classes `[C]` that compete in a task; None where tasks have none."""
+        if self.experiences[0].classes is None:
+            return None
+        masks = np.stack([np.asarray(e.classes) for e in self.experiences])
+        match which or self.compete:
+            case "task":
+                return masks[number]
+            case "seen":
+                return masks[: number + 1].any(axis=0)
+            case "all":
+                return np.ones(masks.shape[1], bool)
+
+    def ids(self, number: int) -> np.ndarray:
+        """The numbers of a task's records, int32 `[N]`."""
+        rows = np.arange(self.sizes[number], dtype=np.int32) + np.int32(sum(self.sizes[:number]))
+        return np.asarray(self.experiences[number].train.get("id", rows))
+
+    def on_device(self, number: int) -> dict[str, Any]:
+        """The training columns with "id", every leaf padded to the rows of the largest task, whole on every device."""
+
+        def place(leaf) -> jax.Array:
+            leaf = np.asarray(leaf)
+            padded = np.pad(leaf, [(0, max(self.sizes) - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
+            return parallel.put(padded, None if self.mesh is None else parallel.replicated(self.mesh))
+
+        columns = {"id": self.ids(number), **self.experiences[number].train}
+        return {name: jax.tree.map(place, column) for name, column in columns.items()}
+
+    def epoch(self, number: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch's batches, `[steps, B]`."""
+        size, batch = self.sizes[number], self.batch_size
+        order = np.random.default_rng([self.seed, number, epoch]).permutation(size).astype(np.int32)
+        steps = max(1, size // batch)
+        return np.resize(order, (steps, batch)) if size < batch else order[: steps * batch].reshape(steps, -1)
+
+    def rows(self, number: int) -> Iterator[np.ndarray]:
+        """The rows `[B]` of batch after batch, in epochs without end."""
+        return itertools.chain.from_iterable(self.epoch(number, epoch) for epoch in itertools.count())
+
+    def task(self, number: int, data: Columns) -> Task:
+        """What a transform is told of a task; its batches are one epoch of the data on the device."""
+        classes = self.classes(number)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            for rows in self.epoch(number, 0):
+                yield _batch(data, jnp.asarray(rows), classes)
+
+        return Task(number, batches=batches, steps=self.steps[number], classes=self.experiences[number].classes)
+
+
+class _Learner:
+    """Learns the tasks of a stream one by one.
+
+    Attributes:
+      state: the train state, which may be replaced between tasks.
+    """
+
+    def __init__(self, stream: _Stream, objective, optimizer, transform, state: TrainState, chunk, rules, store):
+        self._stream, self._objective, self._transform = stream, objective, transform
+        self._chunk = min(chunk, max(stream.steps))
+        step = make_train_step(objective, optimizer, transform)
+        self._in_loop, metrics = _traced(step, state, stream)
+        self._runner = Runner(
+            _in_a_loop(step, metrics, self._chunk) if self._in_loop else _on_rows(step),
+            state,
+            mesh=stream.mesh,
+            last_checkpoint=lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None,
         )
+        # Its own function, so that a new optimiser state does not share its buffers with the trained one.
+        self._fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
+        alone = stream.mesh is None
+        self._place = (lambda s: s) if alone else functools.partial(parallel.place, mesh=stream.mesh, rules=rules)
+
+    @property
+    def state(self) -> TrainState:
+        return self._runner.state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._runner.state = state
+
+    def learn(
+        self, number: int, advance: Callable[[int, str], None], *, reset_optimizer: bool, boundaries: bool
+    ) -> list[float]:
+        """Learns a task and gives the losses of its steps; raises NonFiniteError with a note of the task."""
+        stream, name = self._stream, self._stream.experiences[number].name
+        data = stream.on_device(number)
+        task = stream.task(number, data)
+        if boundaries:
+            self.state = self._place(begin_task(self._transform, self._objective, self.state, task))
+        if reset_optimizer and number > 0:
+            self.state = self._place(dataclasses.replace(self.state, opt_state=self._fresh(self.state)))
+        losses, before = [], int(self.state.step)
+        try:
+            for steps in self._steps(number, data):
+                losses += [of_step["loss"] for of_step in self._runner.read()]
+                advance(steps, f"{number + 1}/{len(stream.experiences)} {name}")
+        except NonFiniteError as error:
+            error.add_note(f"It is step {error.step - before} of {stream.steps[number]} of task {number}, {name!r}.")
+            raise
+        if boundaries:
+            self.state = self._place(end_task(self._transform, self._objective, self.state, task))
+        return losses
+
+    def _steps(self, number: int, data: Columns) -> Iterator[int]:
+        """Takes the steps of a task, chunk after chunk, and says how many each had."""
+        stream, ids = self._stream, self._stream.ids(number)
+        classes, batches = stream.classes(number), stream.rows(number)
+        for start in range(0, stream.steps[number], self._chunk):
+            n = min(self._chunk, stream.steps[number] - start)
+            rows = np.zeros((self._chunk, stream.batch_size), np.int32)
+            rows[:n] = list(itertools.islice(batches, n))
+            if self._in_loop:
+                self._runner.start((data, rows, classes, n), ids[rows[:n]], steps=n)
+            else:
+                for row in rows[:n]:
+                    self._runner.start((data, row, classes), ids[row])
+            self._runner.wait()
+            yield n
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """The evaluators on the tasks of a stream; `future` as in `run_stream`."""
+
+    evaluate: Mapping[str, Evaluate]
+    stream: _Stream
+    future: bool
+
+    def at_first(self, state: TrainState) -> dict[str, list[float]]:
+        """By name, the scores of all tasks at initialisation, where all classes compete."""
+        everything = self.stream.experiences
+        return self._rows(state, -1, everything if self.future else (), self.stream.classes(0, "all"))
+
+    def after(self, state: TrainState, number: int) -> dict[str, list[float]]:
+        """By name, the scores of all tasks after one was learnt, where the classes seen compete."""
+        everything = self.stream.experiences
+        scored = everything if self.future else everything[: number + 1]
+        return self._rows(state, number, scored, self.stream.classes(number, "seen"))
+
+    def _rows(self, state, number, scored: Sequence[Experience], classes) -> dict[str, list[float]]:
+        every = self.stream.experiences
+        for score in self.evaluate.values():
+            if hasattr(score, "remember"):
+                score.remember(state, every, number)
+        rest = [float("nan")] * (len(every) - len(scored))
+        with parallel.in_force(self.stream.mesh):
+            return {
+                name: [float(score(state, e, j, classes)) for j, e in enumerate(scored)] + rest
+                for name, score in self.evaluate.items()
+            }
 
 
 @contextlib.contextmanager
@@ -321,6 +428,19 @@ class _Progress:
     def from_json(cls, values: Mapping[str, Any]) -> "_Progress":
         return cls(**values)
 
+    def result(self, stream: _Stream, transform: Transform, state: TrainState) -> StreamResult:
+        """What `run_stream` gives."""
+        return StreamResult(
+            names=tuple(e.name for e in stream.experiences),
+            R={name: np.array(matrix) for name, matrix in self.R.items()},
+            b={name: np.array(values) for name, values in self.b.items()},
+            state=state,
+            losses=tuple(np.array(values, np.float32) for values in self.losses),
+            seconds=np.array(self.seconds),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable(transform, state))),
+            state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state.method_state)),
+        )
+
 
 def _digest(experiences: Sequence[Experience]) -> str:
     """Tells the training data of two streams apart."""
@@ -350,16 +470,14 @@ def _in_a_loop(train_step: TrainStep, metrics: PyTree, chunk: int):
     return steps
 
 
-def _traced(
-    train_step: TrainStep, state: TrainState, first: Experience, classes, batch_size: int
-) -> tuple[bool, PyTree]:
+def _traced(train_step: TrainStep, state: TrainState, stream: _Stream) -> tuple[bool, PyTree]:
     """Whether steps run on the device in a loop, and the shapes of their metrics.
 
     XLA makes convolutions on a CPU tens of times slower inside of a loop.
     """
-    like = lambda leaf: jax.ShapeDtypeStruct((batch_size, *np.shape(leaf)[1:]), jnp.result_type(leaf))
-    batch = jax.tree.map(like, {"id": np.zeros(1, np.int32), **first.train})
-    batch = batch if classes is None else {**batch, "classes": classes}
+    like = lambda leaf: jax.ShapeDtypeStruct((stream.batch_size, *np.shape(leaf)[1:]), jnp.result_type(leaf))
+    batch = jax.tree.map(like, {"id": np.zeros(1, np.int32), **stream.experiences[0].train})
+    batch = batch if (classes := stream.classes(0)) is None else {**batch, "classes": classes}
     program, (_, metrics) = jax.make_jaxpr(train_step, return_shape=True)(state, batch)
     return jax.default_backend() != "cpu" or "conv_general_dilated" not in str(program), metrics
 
@@ -373,49 +491,8 @@ def _batch(data: Columns, rows: jax.Array, classes: jax.Array | np.ndarray | Non
     return batch if classes is None else {**batch, "classes": classes}
 
 
-def _on_device(experience: Experience, offset: int, size: int, mesh: Mesh | None) -> dict[str, Any]:
-    """The training columns with "id", every leaf padded to `size` rows, whole on every device of the mesh."""
-
-    def place(leaf) -> jax.Array:
-        leaf = np.asarray(leaf)
-        padded = np.pad(leaf, [(0, size - len(leaf))] + [(0, 0)] * (leaf.ndim - 1))
-        return parallel.put(padded, None if mesh is None else parallel.replicated(mesh))
-
-    ids = np.arange(count(experience.train), dtype=np.int32) + np.int32(offset)
-    columns = {"id": ids, **experience.train}
-    return {name: jax.tree.map(place, column) for name, column in columns.items()}
-
-
-def _epoch(seed: int, number: int, size: int, batch_size: int, epoch: int) -> np.ndarray:
-    """The rows of an epoch's batches, `[steps, B]`."""
-    order = np.random.default_rng([seed, number, epoch]).permutation(size).astype(np.int32)
-    steps = max(1, size // batch_size)
-    return (
-        np.resize(order, (steps, batch_size)) if size < batch_size else order[: steps * batch_size].reshape(steps, -1)
-    )
-
-
-def _once(data: Columns, order: Callable[[int], np.ndarray], classes: np.ndarray | None) -> Iterator[dict[str, Any]]:
-    for rows in order(0):
-        yield _batch(data, jnp.asarray(rows), classes)
-
-
-def _forever(order: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    epoch = 0
-    while True:
-        yield from order(epoch)
-        epoch += 1
-
-
-def _classes(experiences: Sequence[Experience], number: int, which: Compete) -> np.ndarray | None:
-    if experiences[0].classes is None:
-        return None
-    masks = np.stack([np.asarray(e.classes) for e in experiences])
-    return {"task": masks[number], "seen": masks[: number + 1].any(axis=0), "all": np.ones(masks.shape[1], bool)}[which]
-
-
-def _check(experiences, epochs, steps, batch_size, chunk, compete) -> list[int]:
-    """The numbers of training records."""
+def _check(experiences, epochs, steps, batch_size, chunk, compete, mesh) -> None:
+    """Raises a ValueError if they do not go together."""
     if not experiences:
         raise ValueError("experiences must not be empty")
     if (epochs is None) == (steps is None):
@@ -441,4 +518,6 @@ def _check(experiences, epochs, steps, batch_size, chunk, compete) -> list[int]:
             raise ValueError(
                 f"tasks must have columns of the same shapes; {e.name!r} has {other}, the first has {first}"
             )
-    return [count(e.train) for e in experiences]
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise ValueError(f"batch_size must divide by the {shards} shards of the mesh; got {batch_size}")
