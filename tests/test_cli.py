@@ -24,7 +24,7 @@ from jaxemb.objectives import on_columns
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}  # of real processes
 COMMANDS = ("quickstart", "train", "compile", "encode", "evaluate", "search", "mine", "info")
-TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "")
+TEXTS = ("parse a date", "a dog runs in the park", "read a file line by line", "close the door")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,34 @@ def test_search_in_a_file_for_each_query(capsys, tiny, notes):
     lines = succeed(capsys, *arguments).splitlines()
     assert lines[0] == "reading files" and lines[3:5] == ["", "dogs outside"] and len(lines) == 7
     assert lines[1].startswith("  1  0.") and lines[1].endswith("read a file line by line")
+
+
+def test_blank_lines_are_left_out_and_hits_say_their_line(capsys, caplog, tiny, tmp_path):
+    path, out, index = (tmp_path / name for name in ("lines.txt", "v.npy", "lines.index"))
+    path.write_text("parse a date\n\na dog runs in the park\n \n\n")
+    said = f"{path}: 3 blank lines are left out (2, 4, 5); the texts are counted without them"
+    succeed(capsys, "encode", path, "--model", tiny, "--out", out, "--quiet")
+    assert np.load(out).shape == (2, 384) and caplog.messages == [said]
+    shown = succeed(capsys, "search", path, "dogs", "--model", tiny, "--quiet", "-k", 1, "--out", index)
+    assert caplog.messages == [said, said]
+    assert (
+        shown.endswith("  line 3  a dog runs in the park\n")
+        and succeed(capsys, "search", index, "dogs", "-k", 1) == shown
+    )
+    (hit,) = json.loads(succeed(capsys, "search", index, "dogs", "-k", 1, "--json"))["results"][0]["hits"]
+    assert (hit["id"], hit["line"], hit["text"]) == (1, 3, "a dog runs in the park")
+    succeed(capsys, "search", path, "dogs", "--model", tiny, "--quiet", "--vectors", out)
+
+
+def test_hits_show_the_other_columns(capsys, tiny, tmp_path):
+    path = tmp_path / "pages.csv"
+    path.write_text("id,title,url,score,body\nd7,Dogs,example.org/dogs,3,a dog runs in the park\n")
+    arguments = ("search", path, "dogs", "--model", tiny, "--quiet", "--column", "body")
+    first, *others = succeed(capsys, *arguments).splitlines()
+    assert first.endswith("  Dogs")
+    assert others == [f"{'':12}a dog runs in the park", f"{'':12}id: d7  url: example.org/dogs  score: 3"]
+    (hit,) = json.loads(succeed(capsys, *arguments, "--json"))["results"][0]["hits"]
+    assert (hit["id"], hit["record_score"]) == ("d7", "3") and -1 < hit["score"] < 1
 
 
 def test_search_with_vectors_that_encode_wrote(capsys, tiny, notes, tmp_path):
@@ -349,12 +377,30 @@ def test_mine_options_reach_the_miner(capsys, tiny, pairs, tmp_path):
     options = ("--output-format", "labeled-pair", "--scores", "--negatives", 2, "--max-score", -2, "--dim", 64)
     text = succeed(capsys, *arguments, *options)
     assert text == (
-        f"{out}: 3 records of 3 queries\n"
+        f"{out}: 3 records of 3 pairs (3 queries, 3 documents)\n"
         "3 queries have less than 2 negatives; a larger --range-max may find more\n"
         "6 candidates discarded by max_score\n"
     )
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [list(record) for record in written] == [["question", "answer", "score"]] * 3
+
+
+def test_mine_keeps_columns_and_says_what_is_left_out(capsys, tiny, pairs, tmp_path):
+    out = tmp_path / "kept.jsonl"
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", out, "--model", tiny, "--quiet")
+    succeed(capsys, *arguments, "--negatives", 1, "--keep", "other", "--max-length", 8)
+    assert [list(json.loads(line)) for line in out.read_text().splitlines()] == [
+        ["question", "answer", "negatives", "other", "negatives_other"]
+    ] * 3
+    assert succeed(capsys, *arguments, "--negatives", 2, "--max-score", -2) == (
+        f"{out}: 0 records of 3 pairs (3 queries, 3 documents)\n"
+        "3 queries have less than 2 negatives and are left out; a larger --range-max may find more\n"
+        "6 candidates discarded by max_score\n"
+    )
+    message = fail(capsys, 2, *arguments, "--keep", "id")
+    assert "no field 'id'" in message and message.endswith("; choose others with --columns and --keep")
+    message = fail(capsys, 2, *arguments, "--max-length", 4096)
+    assert message.endswith("error: --max-length must be at most 256, what the model reads; got 4096")
 
 
 # info
@@ -415,9 +461,12 @@ def test_train_runs_a_config_file_and_goes_on(capsys, tmp_path):
     assert report["steps"] == 2 and report["metrics"]["toy/error"] > 0
     assert (out / "model").is_dir()
     again = json.loads(succeed(capsys, *arguments, "--set", "learning_rate=3e-5"))
-    assert again["metrics"] == report["metrics"]
+    assert again["metrics"] == report["metrics"] and (report["steps_taken"], again["steps_taken"]) == (2, 0)
+    text = succeed(capsys, *arguments[:-1], "--set", "learning_rate=3e-5")
+    assert text.startswith("the run was finished, and nothing is trained; this is what it gave then:\ntoy/error  ")
     message = fail(capsys, 2, *arguments, "--set", "learning_rate=4e-5")
     assert "holds a different run" in message and "0.0001" not in message
+    assert "To train this one, start anew with --overwrite, choose another directory" in message
 
 
 def test_quickstart_leaves_everything_it_promises(finished):

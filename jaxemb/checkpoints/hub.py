@@ -89,9 +89,14 @@ def _model_of_run(path: Path) -> Path:
     for name in ("best", "model"):
         if (path / name).is_dir():
             return path / name
-    raise FileNotFoundError(
-        f"{path} is a training run that has written no model yet; go on with it: jaxemb train, or fit"
-    )
+    raise FileNotFoundError(f"{path} is a training run that has written no model yet; {how_to_go_on(path)}")
+
+
+def how_to_go_on(run: Path) -> str:
+    """What is to be called to go on with the run of a directory, which says whether it was made from a config file."""
+    if (run / "config.py").is_file():
+        return f"go on with it: jaxemb train CONFIG.py --out {run}"
+    return f"go on with it as it was started, by fit(run, {str(run)!r}) in Python"
 
 
 def _packaged(repository: str) -> Path | None:

@@ -40,7 +40,7 @@ def quickstart(args: argparse.Namespace) -> None:
 
     options = {name: getattr(args, name) for name in ("model", "steps", "batch_size", "limit", "seed")}
     given = {name: value for name, value in options.items() if value is not None}
-    with _without_warnings("jaxemb.encode"):  # that long functions are cut is part of the recipe
+    with _without_warnings("jaxemb.encode"), _called_overwrite():  # that functions are cut is part of the recipe
         numbers = quickstart(args.out, overwrite=args.overwrite, progress=not args.quiet, **given)
     _print(
         args,
@@ -61,6 +61,18 @@ def _without_warnings(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _called_overwrite() -> Iterator[None]:
+    """What `fit` calls overwrite=True the errors of the command call as it does."""
+    try:
+        yield
+    except (ValueError, FileExistsError) as error:
+        said = str(error)
+        if "overwrite=True" not in said:
+            raise
+        raise type(error)(said.replace("overwrite=True", "--overwrite")) from error
+
+
 def train(args: argparse.Namespace) -> None:
     """Runs the training of a config file, alone or with other processes."""
     import jax
@@ -73,7 +85,8 @@ def train(args: argparse.Namespace) -> None:
     _join_processes(args, advice)
     run = _load_run(args)
     try:
-        result = fit(run, args.out, resume=not args.no_resume, overwrite=args.overwrite, progress=not args.quiet)
+        with _called_overwrite():
+            result = fit(run, args.out, resume=not args.no_resume, overwrite=args.overwrite, progress=not args.quiet)
     except jax.errors.JaxRuntimeError as error:
         if processes.tells_of_loss(error):
             raise ConnectionError(f"another process was lost; {advice}. JAX says: {error}") from error
@@ -81,9 +94,11 @@ def train(args: argparse.Namespace) -> None:
     if jax.process_index():  # process 0 speaks for all
         return
     metrics = dict(result.metrics)
-    report = {"out": args.out, "steps": run.steps, "metrics": metrics, "best": result.best and dict(result.best)}
+    report = {"out": args.out, "steps": run.steps, "steps_taken": result.steps_taken, "metrics": metrics}
+    report |= {"best": result.best and dict(result.best)}
     shown = headlines(metrics, run.best and run.best[0])
-    lines = [f"{name}  {metrics[name]:.4f}" for name in shown]
+    lines = [] if result.steps_taken else ["the run was finished, and nothing is trained; this is what it gave then:"]
+    lines += [f"{name}  {metrics[name]:.4f}" for name in shown]
     if more := len(metrics) - len(shown):
         lines.append(f"{more} more results are in {args.out}/metrics.jsonl")
     lines.append(f"the model is {args.out}/model")
@@ -185,6 +200,7 @@ def _evaluate_grid(args: argparse.Namespace, evaluator: "Evaluator", metric: str
 
 def search(args: argparse.Namespace) -> None:
     """Prints the texts nearest to each query."""
+    from jaxemb.checkpoints import hub
     from jaxemb.retrieval import build_index, open_index
 
     where = Path(args.where)
@@ -199,9 +215,7 @@ def search(args: argparse.Namespace) -> None:
                 f"jaxemb search TEXTS QUERY --model {run_model} --out {where / 'index'}"
             )
         if (where / "run.json").is_file() and not has_index:
-            raise FileNotFoundError(
-                f"the run {where} has no model yet; go on with it: jaxemb train CONFIG --out {where}"
-            )
+            raise FileNotFoundError(f"the run {where} has no model yet; {hub.how_to_go_on(where)}")
         index = open_index(where / "index" if has_index else where)
         args.model = args.model or str(run_model if run_model.is_dir() else _model_of(index))
         embedder, _ = _load(args)
@@ -217,7 +231,7 @@ def search(args: argparse.Namespace) -> None:
             found = index.search(args.query, embedder, args.k)
     report, parts = [], []
     for query, hits in zip(args.query, found, strict=True):
-        report.append({"query": query, "hits": [{"score": hit.score, "id": hit.id, **hit.record} for hit in hits]})
+        report.append({"query": query, "hits": [_hit_report(hit) for hit in hits]})
         title = [query] if len(found) > 1 else []
         parts.append("\n".join([*title, *(_hit_lines(i, hit, index.manifest.text) for i, hit in enumerate(hits, 1))]))
     _print(args, {"results": report}, "\n\n".join(parts))
@@ -281,13 +295,13 @@ def mine(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--out: there is no directory {out.parent}")
     if len(set(columns)) != 2 or len(columns) != 2:
         raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
-    with _chosen_by("--columns"):
-        source = read(args.file, format=args.format, names=args.names, columns=columns)
+    with _chosen_by("--columns and --keep" if args.keep else "--columns"):
+        source = read(args.file, format=args.format, names=args.names, columns=[*columns, *args.keep])
     corpus = None
     if args.corpus:
         documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column, names=None)
         records, column = _read_texts(args.corpus, documents, option="--corpus-column")
-        corpus = [record[column] for record in records]
+        corpus = [{**record, columns[1]: record[column]} for record in records]
     embedder, name = _load(args)
     encoding = _encoding(args)
     mined = mine_hard_negatives(
@@ -296,6 +310,7 @@ def mine(args: argparse.Namespace) -> None:
         corpus,
         query_column=columns[0],
         positive_column=columns[1],
+        keep=args.keep,
         query_prompt=args.query_prompt,
         query_prompt_name=args.query_prompt_name,
         corpus_prompt=args.corpus_prompt,
@@ -321,14 +336,20 @@ def mine(args: argparse.Namespace) -> None:
         "out": args.out,
         "model": name,
         "records": len(mined_records),
+        "pairs": len(source),
         "queries": len(mined.queries),
         "documents": len(mined.corpus),
         "queries_with_too_few": int((found < args.negatives).sum()),
         "discarded": dict(mined.negatives.discarded),
     }
-    lines = [f"{args.out}: {len(mined_records)} records of {len(mined.queries)} queries"]
+    lines = [
+        f"{args.out}: {len(mined_records)} records of {len(source)} pairs "
+        f"({len(mined.queries)} queries, {len(mined.corpus)} documents)"
+    ]
     if too_few := report["queries_with_too_few"]:
-        lines.append(f"{too_few} queries have less than {args.negatives} negatives; a larger --range-max may find more")
+        left = " and are left out" if args.output_format in ("list", "n-tuple", "n-tuple-scores") else ""
+        more = "a larger --range-max may find more"
+        lines.append(f"{too_few} queries have less than {args.negatives} negatives{left}; {more}")
     lines += [f"{count} candidates discarded by {option}" for option, count in mined.negatives.discarded.items()]
     _print(args, report, "\n".join(lines))
 
@@ -407,7 +428,12 @@ def _load(args: argparse.Namespace) -> "tuple[SentenceEmbedder, str]":
 
     name = args.model or str(default_model().path)
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return jaxemb.load(name, dtype=args.compute_dtype), name
+    embedder = jaxemb.load(name, dtype=args.compute_dtype)
+    if (length := args.max_length) is None:
+        return embedder, name
+    if length > embedder.max_length:
+        raise ValueError(f"--max-length must be at most {embedder.max_length}, what the model reads; got {length}")
+    return embedder.replace(max_length=length), name
 
 
 def _model_of(index: "SearchIndex") -> Path:
@@ -445,11 +471,14 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
     """The records of a file, or the lines of stdin, and the column of their texts."""
     from jaxemb.checks import described
     from jaxemb.data import read
+    from jaxemb.data.files import checked_format
 
     if file == "-":
-        return [{"text": line.rstrip("\r\n")} for line in sys.stdin], "text"
-    source = read(file, format=args.format, names=args.names)
+        return _lines("stdin", (line.rstrip("\r\n") for line in sys.stdin)), "text"
+    source = read(file, format=args.format, names=args.names, keep_blank=True)
     records = source.__getitems__(range(len(source)))
+    if checked_format(Path(file), args.format) == "txt":
+        records = _lines(file, (record["text"] for record in records))
     names = list(records[0]) if records else ["text"]
     column = args.column or ("text" if "text" in names else names[0] if len(names) == 1 else None)
     has_header = not args.names and (args.format or file.removesuffix(".gz")).endswith(("csv", "tsv"))
@@ -469,6 +498,20 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
             problem = f"it has {there}" if value is None else f"it has {described(value)} there"
             raise ValueError(f"{file}: record {number} has no text in column {column!r} ({option}); {problem}")
     return records, column
+
+
+def _lines(name: str, texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Records of the lines that are not blank, each with its number."""
+    from jaxemb.data.files import BlankLines
+
+    records, blank = [], BlankLines()
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            records.append({"text": text, "line": number})
+        else:
+            blank.add(number)
+    blank.report(name, "the texts are counted without them")
+    return records
 
 
 def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:
@@ -492,15 +535,28 @@ def _write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
+def _hit_report(hit: "Hit") -> dict[str, Any]:
+    """A hit as JSON: its score and number, and the record, whose own id is the number if it has one."""
+    own = {"record_score" if name == "score" else name: value for name, value in hit.record.items()}
+    return {"score": hit.score, "id": hit.id, **own}
+
+
 def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:
-    """A hit in two lines: what it is called and where it is, then what it is about; one line if it has no title."""
+    """A hit in up to three lines: what it is called and where it is, what it is about, and its other columns."""
     record = hit.record
     one_line = lambda value: " ".join(str(value).split())
     title = record.get("title") or one_line(record[text_column])
+    line = f"line {record['line']}  " if "line" in record and "path" not in record else ""
     place = f"  {record['path']}:{record.get('line', 1)}" if "path" in record else ""
     about = one_line(record.get("about") or record[text_column]) if record.get("title") else ""
+    shown = {text_column, "title", "path", "line", "about"}
+    others = [
+        f"{name}: {one_line(value)[:60]}"
+        for name, value in record.items()
+        if name not in shown and isinstance(value, str | int | float) and value != ""
+    ]
     width = shutil.get_terminal_size((120, 24)).columns
-    lines = [f"{rank:>3}  {hit.score:.3f}  {title}{place}", f"{'':12}{about}"]
+    lines = [f"{rank:>3}  {hit.score:.3f}  {line}{title}{place}", f"{'':12}{about}", f"{'':12}{'  '.join(others)}"]
     return "\n".join(line[: width - 1] for line in lines if line.strip())
 
 

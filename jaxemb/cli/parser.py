@@ -281,6 +281,13 @@ def _mine(commands) -> None:
     sub.add_argument("--corpus-format", choices=_FORMATS, help="of the corpus file (default: by its name)")
     sub.add_argument("--output-format", choices=run.MINED_FORMATS, default="list", help="columns of the result")
     sub.add_argument("--scores", action="store_true", help="write the scores as well")
+    sub.add_argument(
+        "--keep",
+        type=_names,
+        default=(),
+        metavar="A,B,...",
+        help="columns to write as well; those of the negatives are called negatives_A (triplet: negative_A)",
+    )
     prompts = sub.add_mutually_exclusive_group()
     prompts.add_argument("--query-prompt", type=_any_text, metavar="TEXT", help="text to put in front of queries")
     prompts.add_argument("--query-prompt-name", metavar="NAME", help="or one of the model's prompts (default: 'query')")
@@ -336,6 +343,12 @@ def _model() -> argparse.ArgumentParser:
     group.add_argument("--model", metavar="PATH_OR_ID", help="directory or hub id (default: all-MiniLM-L6-v2)")
     group.add_argument(
         "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="precision inside the model"
+    )
+    group.add_argument(
+        "--max-length",
+        type=_count,
+        metavar="N",
+        help="tokens that are read of a text (default: the model's); less is faster",
     )
     return shared
 

@@ -77,6 +77,24 @@ class Malformed:
             logger.warning("%s: skipped %d malformed rows, the first: %s", self.name, self.count, self.first)
 
 
+class BlankLines:
+    """Counts the blank lines of a file of texts that are left out, and remembers the first few."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, list[int]()
+
+    def add(self, number: int) -> None:
+        self.count += 1
+        if len(self.first) < 5:
+            self.first.append(number)
+
+    def report(self, name: str, remedy: str = "keep_blank=True keeps them, as empty texts") -> None:
+        if self.count:
+            shown = ", ".join(map(str, self.first)) + (", ..." if self.count > len(self.first) else "")
+            lines = "line is" if self.count == 1 else "lines are"
+            logger.warning("%s: %d blank %s left out (%s); %s", name, self.count, lines, shown, remedy)
+
+
 def checked_format(
     path: Path,
     format: str | None = None,
@@ -150,12 +168,16 @@ class Rename:
 class Lines:
     """The lines of a binary file; `number` of them have been read.
 
+    Attributes:
+      blank: the lines of a txt file that were left out, see `rows_of`.
+
     Raises:
       RecordError: of a compressed file, once what was read is more than `max_ratio` times its size, and 64 MB.
     """
 
     def __init__(self, file: File, number: int = 0, max_ratio: float = MAX_RATIO):
         self.file, self.number, self.ratio = file, number, max_ratio
+        self.blank = BlankLines()
         self.left: float | None = None  # bytes that may still come
         if isinstance(file, gzip.GzipFile):
             self.left = most_bytes(os.fstat(file.fileno()).st_size, max_ratio)
@@ -210,7 +232,12 @@ def opened_parquet(path: Path, max_ratio: float = MAX_RATIO) -> Iterator[Any]:
 
 
 def rows_of(
-    lines: Lines, format: str, names: Sequence[str] | None = None, delimiter: str | None = None
+    lines: Lines,
+    format: str,
+    names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    *,
+    keep_blank: bool = False,
 ) -> Iterator[tuple[int, Record | Exception]]:
     """Line number and fields of each row that is left, or what is wrong with it.
 
@@ -219,12 +246,13 @@ def rows_of(
       format: csv, tsv, jsonl or txt.
       names: the fields of csv and tsv rows, see `header_of`.
       delimiter: between these fields, if it is another one.
+      keep_blank: whether blank lines of a txt file are texts; if not, `lines.blank` counts them.
     """
     if format == "csv":
         return _delimited_rows(lines, names or (), delimiter or ",", quoted=True)
     if format == "tsv":
         return _delimited_rows(lines, names or (), delimiter or "\t", quoted=False)
-    return _json_rows(lines) if format == "jsonl" else _text_rows(lines)
+    return _json_rows(lines) if format == "jsonl" else _text_rows(lines, keep_blank)
 
 
 def header_of(
@@ -347,9 +375,14 @@ def _json_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:
             yield lines.number, error
 
 
-def _text_rows(lines: Lines) -> Iterator[tuple[int, Record | Exception]]:
+def _text_rows(lines: Lines, keep_blank: bool) -> Iterator[tuple[int, Record | Exception]]:
     for line in lines:
         try:
-            yield lines.number, {"text": line.decode("utf-8").rstrip("\r\n")}
+            text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             yield lines.number, error
+            continue
+        if keep_blank or text.strip():
+            yield lines.number, {"text": text}
+        else:
+            lines.blank.add(lines.number)

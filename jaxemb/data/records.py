@@ -128,13 +128,14 @@ def read(
     types: Mapping[str, Callable[[Any], Any]] | None = None,
     on_error: str = "strict",
     max_ratio: float = MAX_RATIO,
+    keep_blank: bool = False,
 ) -> Source:
     """The records of a file; a name that ends in `.gz` is decompressed. Text is UTF-8.
 
     - csv: comma-separated, quoted as RFC 4180 says (a quoted field may hold commas, quotes and line ends);
     - tsv: tab-separated, without quoting: a quote is a character like any other;
     - jsonl: one JSON object per line; blank lines are passed over;
-    - txt: one text per line, as column "text"; an empty line is an empty text, so that parallel files stay aligned;
+    - txt: one text per line, as column "text"; blank lines are passed over, and a warning says which;
     - parquet: read as an Arrow table, which takes far less memory than records of Python objects.
 
     A row is *malformed* when it is no UTF-8, has another number of fields than the header, is no JSON object, lacks
@@ -151,6 +152,8 @@ def read(
       on_error: "strict" raises at the first malformed row; "skip" leaves such rows out, logs a warning, and counts
         them in `Source.skipped`.
       max_ratio: how many times its size a compressed file (gzip, parquet) may hold, beyond 64 MB.
+      keep_blank: take the blank lines of a txt file for empty texts, so that record n is line n, and parallel files
+        stay aligned.
 
     Raises:
       RecordError: a malformed row, as `file:line: what is wrong` (parquet: `file: row n`, from 0), or nothing else.
@@ -168,7 +171,7 @@ def read(
     with opened(path) as file:
         lines = Lines(file, max_ratio=max_ratio)
         fields = names or header_of(lines, format, delimiter, mapping)
-        for line, row in rows_of(lines, format, fields, delimiter):
+        for line, row in rows_of(lines, format, fields, delimiter, keep_blank=keep_blank):
             try:
                 if isinstance(row, Exception):
                     raise row
@@ -189,6 +192,7 @@ def read(
                 values.append(record.get(name))
             size += 1
     malformed.report(size)
+    lines.blank.report(str(path))
     if fields and mapping and not size:
         require(mapping, fields, f"{path}: ")
     return Source(_Table(table, size), str(path), malformed.count)

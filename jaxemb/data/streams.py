@@ -170,6 +170,7 @@ def stream(
     types: Mapping[str, Callable[[Any], Any]] | None = None,
     on_error: str = "strict",
     max_ratio: float = MAX_RATIO,
+    keep_blank: bool = False,
 ) -> Stream:
     """The records of files, read while they are used: nothing but a row (of parquet, a row group) is in memory.
 
@@ -177,7 +178,7 @@ def stream(
 
     Args:
       paths: a file, several, or a pattern such as "corpus-*.jsonl.gz", whose files come in the order of their names.
-      format, columns, names, delimiter, types, on_error, max_ratio: as of `read`.
+      format, columns, names, delimiter, types, on_error, max_ratio, keep_blank: as of `read`.
 
     Raises:
       FileNotFoundError: no file.
@@ -196,7 +197,7 @@ def stream(
     mapping = None if columns is None else mapping_of(columns)
     name = str(paths) if one else f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
     pairs = tuple(zip(files, formats, strict=True))
-    return Stream(_Files(pairs, mapping, names, delimiter, types or {}, on_error, max_ratio), name)
+    return Stream(_Files(pairs, mapping, names, delimiter, types or {}, on_error, max_ratio, keep_blank), name)
 
 
 def resumable(rows: Iterable[Any]) -> Resumable:
@@ -284,6 +285,7 @@ class _Files:
     types: Mapping[str, Callable]
     on_error: str
     max_ratio: float
+    keep_blank: bool
 
     def __iter__(self) -> "_FilesReader":
         return _FilesReader(self)
@@ -319,8 +321,9 @@ class _Files:
             if place.offset:
                 file.seek(place.offset)
                 lines.number = place.line
-            for number, row in rows_of(lines, format, names, self.delimiter):
+            for number, row in rows_of(lines, format, names, self.delimiter, keep_blank=self.keep_blank):
                 yield _Place(place.file, file.tell(), lines.number), f"{path}:{number}", row
+            lines.blank.report(str(path))
 
 
 class _FilesReader(Iterator[Record]):

@@ -92,14 +92,17 @@ class Grid:
         full, least = self.full, self.full.quality - max_loss
         shallow = [cell.quality for cell in self.cells if cell.layers < full.layers and cell.dim == full.dim]
         short = [cell.quality for cell in self.cells if cell.layers == full.layers and cell.dim < full.dim]
+        trained = "if it was trained so already, more steps or a larger max_loss"
         lines = []
         if shallow and max(shallow) < least:
             lines.append(
                 "every smaller number of layers loses more: jaxemb.objectives.starbucks trains a few known sizes, "
-                "matryoshka_2d all of them"
+                f"matryoshka_2d all of them; {trained}"
             )
         if short and max(short) < least:
-            lines.append("every smaller number of dimensions loses more: jaxemb.objectives.matryoshka trains them")
+            lines.append(
+                f"every smaller number of dimensions loses more: jaxemb.objectives.matryoshka trains them; {trained}"
+            )
         return lines
 
 

@@ -220,6 +220,9 @@ class Mined:
       negatives: numbers and scores of the negatives of each query.
       query_column: what the queries are called in records.
       positive_column: what the positives are called.
+      keep: names of further columns that records have.
+      pairs: by a pair of `positives`, these columns of its record.
+      documents: these columns of each document: of the first record that has it.
     """
 
     queries: Sequence[str]
@@ -228,6 +231,9 @@ class Mined:
     negatives: Negatives
     query_column: str = "query"
     positive_column: str = "positive"
+    keep: Sequence[str] = ()
+    pairs: Mapping[tuple[int, int], Record] = dataclasses.field(default_factory=dict, repr=False)
+    documents: Sequence[Record] = dataclasses.field(default=(), repr=False)
 
     def records(self, output_format: OutputFormat = "triplet", *, output_scores: bool = False) -> list[Record]:
         """Records to train with. The columns after the query's, by format:
@@ -238,6 +244,9 @@ class Mined:
                             `on_columns(info_nce, "query", "positive", negatives="negatives")` take
             labeled-pair    a document, "label": 1 for positives and 0 for negatives
             labeled-list    a list of a positive and its negatives, "labels"; what has no negative is left out
+
+        Columns of `keep` are those of the pair; a negative's stand under its own column's name, as "negatives_id" or
+        "negative_id". In labelled formats they are each document's.
 
         Args:
           output_format: one of these, or "n-tuple-scores": "n-tuple" with scores.
@@ -259,18 +268,34 @@ class Mined:
         records: list[Record] = []
         scored = zip(self.positives.tolist(), found.positive_scores.tolist(), strict=True)
         for query, group in itertools.groupby(scored, key=lambda pair: pair[0][0]):
-            positives = [(self.corpus[document], score) for (_, document), score in group]
+            positives = [(document, score) for (_, document), score in group]
             candidates = zip(found.ids[query].tolist(), found.scores[query].tolist(), strict=True)
-            negatives = [(self.corpus[document], score) for document, score in candidates if document >= 0]
+            negatives = [(document, score) for document, score in candidates if document >= 0]
             for columns in format(positives, negatives, n, output_scores):
-                document = {self.positive_column: columns.pop("positive")}
-                records.append({self.query_column: self.queries[query], **document, **columns})
+                records.append({self.query_column: self.queries[query], **self._written(query, columns)})
         return records
 
+    def _written(self, query: int, columns: Record) -> Record:
+        """Texts and kept columns in place of the numbers of documents."""
+        each = lambda number, of: [of(n) for n in number] if isinstance(number, list) else of(number)
+        are_documents = lambda name: name.startswith(("positive", "negative"))
+        names = {"positive": self.positive_column}
+        written = {
+            names.get(name, name): each(value, self.corpus.__getitem__) if are_documents(name) else value
+            for name, value in columns.items()
+        }
+        for name, value in columns.items() if self.keep else ():
+            if are_documents(name):
+                pairs = {} if isinstance(value, list) else self.pairs
+                kept = each(value, lambda document, pairs=pairs: pairs.get((query, document), self.documents[document]))
+                prefix = "" if name == "positive" else f"{name}_"
+                written |= {f"{prefix}{column}": each(kept, lambda row, c=column: row[c]) for column in self.keep}
+        return written
 
-# What the formats make of a query's positives and negatives, texts with their scores, of which n are wanted
 
-Scored = list[tuple[str, float]]
+# What the formats make of a query's positives and negatives, of which n are wanted: numbers and scores of documents
+
+Scored = list[tuple[int, float]]
 
 
 def _triplets(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
@@ -280,30 +305,29 @@ def _triplets(positives: Scored, negatives: Scored, n: int, scores: bool) -> Ite
 
 
 def _lists(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
-    texts, values = [text for text, _ in negatives], [score for _, score in negatives]
+    documents, values = [document for document, _ in negatives], [score for _, score in negatives]
     for positive, s in positives:
-        if len(texts) == n:
-            yield {"positive": positive, "negatives": texts} | ({"scores": [s, *values]} if scores else {})
+        if len(documents) == n:
+            yield {"positive": positive, "negatives": documents} | ({"scores": [s, *values]} if scores else {})
 
 
 def _tuples(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
     for columns in _lists(positives, negatives, n, scores):
-        texts = columns.pop("negatives")
-        numbered = {f"negative_{i}": text for i, text in enumerate(texts, 1)}
+        numbered = {f"negative_{i}": document for i, document in enumerate(columns.pop("negatives"), 1)}
         yield {"positive": columns.pop("positive"), **numbered, **columns}
 
 
 def _labelled_pairs(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
     for label, documents in ((1, positives), (0, negatives)):
-        for text, s in documents:
-            yield {"positive": text} | ({"score": s} if scores else {"label": label})
+        for document, s in documents:
+            yield {"positive": document} | ({"score": s} if scores else {"label": label})
 
 
 def _labelled_lists(positives: Scored, negatives: Scored, n: int, scores: bool) -> Iterator[Record]:
-    texts, values = [text for text, _ in negatives], [score for _, score in negatives]
-    for positive, s in positives if texts else ():
-        shown = {"scores": [s, *values]} if scores else {"labels": [1] + [0] * len(texts)}
-        yield {"positive": [positive, *texts]} | shown
+    documents, values = [document for document, _ in negatives], [score for _, score in negatives]
+    for positive, s in positives if documents else ():
+        shown = {"scores": [s, *values]} if scores else {"labels": [1] + [0] * len(documents)}
+        yield {"positive": [positive, *documents]} | shown
 
 
 _FORMATS = {
@@ -319,10 +343,11 @@ _FORMATS = {
 def mine_hard_negatives(
     embedder: TextEncoder,
     records: Source | Sequence[Mapping[str, Any]],
-    corpus: Sequence[str] | None = None,
+    corpus: Sequence[str | Mapping[str, Any]] | None = None,
     *,
     query_column: str = "query",
     positive_column: str = "positive",
+    keep: Sequence[str] = (),
     query_prompt: str | None = None,
     query_prompt_name: str | None = None,
     corpus_prompt: str | None = None,
@@ -342,9 +367,10 @@ def mine_hard_negatives(
     Args:
       embedder: the model: anything with an `encode` as `SentenceEmbedder` has.
       records: a `jaxemb.data.Source` or sequence of records with a query and a positive each.
-      corpus: documents to search beside the positives; None searches these alone.
+      corpus: documents to search beside the positives, texts or records like those; None searches these alone.
       query_column: the records' column of queries.
       positive_column: the records' column of positives.
+      keep: further columns, such as an id, that the result is to show of pairs and negatives; see `Mined.records`.
       query_prompt: text to put in front of queries.
       query_prompt_name: or a prompt of the model; None takes the one called "query" where there is one.
       corpus_prompt: text to put in front of documents.
@@ -356,7 +382,8 @@ def mine_hard_negatives(
       **options: those of `hard_negatives`.
 
     Raises:
-      ValueError: no records, a record without a text in a column (named); and as `hard_negatives`.
+      ValueError: no records, a record without a text in a column (named), a column to keep that is none, or is called
+        like one of the result; and as `hard_negatives`.
     """
     if not len(records):
         raise ValueError("records must not be empty")
@@ -368,8 +395,12 @@ def mine_hard_negatives(
         (_text(record, query_column, number), _text(record, positive_column, number))
         for number, record in enumerate(rows)
     ]
+    _check_kept(keep, query_column, positive_column, rows)
+    others = [{positive_column: text} if isinstance(text, str) else text for text in corpus or ()]
     queries = list(dict.fromkeys(query for query, _ in pairs))
-    documents = list(dict.fromkeys([*(corpus or ()), *(positive for _, positive in pairs)]))
+    documents = list(
+        dict.fromkeys([*(_text(record, positive_column, n) for n, record in enumerate(others)), *(p for _, p in pairs)])
+    )
     query_number = {text: number for number, text in enumerate(queries)}
     document_number = {text: number for number, text in enumerate(documents)}
     numbered = dict.fromkeys((query_number[query], document_number[positive]) for query, positive in pairs)
@@ -398,7 +429,25 @@ def mine_hard_negatives(
         metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
         **options,
     )
-    return Mined(queries, documents, positives, negatives, query_column, positive_column)
+    of_pairs: dict[tuple[int, int], Record] = {}
+    of_documents: list[Record] = [dict.fromkeys(keep) for _ in documents] if keep else []
+    for record in (*others, *rows) if keep else ():
+        columns = {name: record.get(name) for name in keep}
+        number = document_number[record[positive_column]]
+        of_documents[number] = {n: columns[n] if value is None else value for n, value in of_documents[number].items()}
+        if (query := query_number.get(record.get(query_column, ""))) is not None:
+            of_pairs.setdefault((query, number), columns)
+    return Mined(queries, documents, positives, negatives, query_column, positive_column, keep, of_pairs, of_documents)
+
+
+_RESULTS = frozenset({"negative", "negatives", "score", "scores", "label", "labels"})
+
+
+def _check_kept(keep: Sequence[str], query_column: str, positive_column: str, rows: Sequence[Mapping]) -> None:
+    taken = _RESULTS | {query_column, positive_column}
+    if bad := next((name for name in keep if name in taken or name not in rows[0]), None):
+        there = sorted(name for name in rows[0] if name not in taken)
+        raise ValueError(f"keep must name further columns of the records, such as {there}; got {bad!r}")
 
 
 def _text(record: Mapping[str, Any], column: str, number: int) -> str:

@@ -16,7 +16,7 @@ from jaxemb.train.checkpoints import wait_for_all
 from jaxemb.train.run import Run, differences, extensions
 
 _log = logging.getLogger(__name__)
-_ANEW = "start anew with --overwrite (of fit, overwrite=True)"
+_ANEW = "start anew with overwrite=True"  # which the command line calls --overwrite
 _OF_OTHERS = ("modules.json", "config.json", "vectors.npy")  # what models and search indices are known by
 
 

@@ -54,6 +54,7 @@ class Result:
       state: the last train state.
       initial: results of the evaluation before the first step.
       after: by the name of each task, results of the evaluation after it.
+      steps_taken: by this call; 0 of a run that was finished, whose results are those of then.
     """
 
     embedder: "SentenceEmbedder"
@@ -62,6 +63,7 @@ class Result:
     state: TrainState
     initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
     after: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    steps_taken: int = 0
 
     def scores(self, number: str) -> tuple[np.ndarray, np.ndarray]:
         """What `jaxemb.continual.metrics` takes, of a run whose evaluators are called like its tasks.
@@ -203,6 +205,7 @@ class _Loop:
         last = lambda: checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
         self._runner = Runner(step, state, mesh=run.mesh, done=self._write_log, last_checkpoint=last)
         self._step, self._saved_at = int(state.step), time.monotonic()
+        self._first, self._is_silent = self._step, True  # where this call began; whether nothing has been evaluated yet
         self._ends = list(itertools.accumulate(task.steps for task in run.all_tasks))
         self._batches: Any = None  # those of the task that is trained
         self._is_longer = False
@@ -222,7 +225,8 @@ class _Loop:
             self._log.say("no checkpoint yet: starting at 0")
         if self._step >= self._run.steps:
             _log.warning(
-                "%s holds this run, finished: nothing is trained; more steps go on from here, overwrite starts anew",
+                "%s holds this run, finished: nothing is trained, and its results are those of then; "
+                "more steps go on from here, overwrite starts anew",
                 self._directory.path,
             )
         if self._done.data is None:
@@ -246,7 +250,7 @@ class _Loop:
                 best_model = _whole(run, _evaluated_model(run, best))
                 _save(self._embedder.replace(model=best_model), self._directory.path / "best")
         after = {task.name: metrics for task, metrics in zip(run.all_tasks, done.after, strict=False)}
-        return Result(final, done.metrics, done.best, state, done.initial, after)
+        return Result(final, done.metrics, done.best, state, done.initial, after, self._step - self._first)
 
     def _is_over(self) -> bool:
         """Whether all tasks have ended."""
@@ -267,7 +271,7 @@ class _Loop:
         if _ends_tasks(run.transform):
             raise ValueError(
                 f"{path} is finished, and its method has changed the model for its end (Transform.end_task): for more "
-                "steps choose another directory or start anew with --overwrite (of fit, overwrite=True)"
+                "steps choose another directory or start anew with overwrite=True"
             )
         if done.end is None:
             raise ValueError(f"{path} was finished by a version of jaxemb that did not keep where its data were")
@@ -286,6 +290,11 @@ class _Loop:
             self._batches = self._resumed(task, batches)
             self._pause(evaluate=not done.is_evaluated)
         for step in range(self._step + 1, self._ends[number] + 1):
+            if step == self._first + 1:
+                self._log.say(
+                    "compiling the training step, here and for each new shape of a batch: seconds to minutes, "
+                    "also where XLA calls it very slow"
+                )
             self._runner.start(*self._next_batch(task, step))
             self._step = step
             if step < self._ends[number]:
@@ -391,7 +400,11 @@ class _Loop:
     def _evaluated(self) -> dict[str, float]:
         run, found = self._run, dict[str, float]()
         current = self._embedder.replace(model=_evaluated_model(run, self._runner.state))
-        with parallel.in_force(run.mesh):
+        if self._is_silent:
+            when = f"at step {self._step}" if self._step else "before the first step"
+            self._log.say(f"evaluating {when}: {', '.join(run.evaluators)}")
+            self._is_silent = False
+        with self._stop.during("evaluation"), parallel.in_force(run.mesh):
             for name, evaluator in run.evaluators.items():
                 found |= _numbers(name, evaluator(current))
         if run.best is not None and run.best[0] not in found:

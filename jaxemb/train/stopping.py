@@ -23,9 +23,11 @@ class Stop:
 
     Attributes:
       received: the signal that has come, if any.
+      doing: what is under way, and is finished first.
     """
 
     received: signal.Signals | None = None
+    doing = "step"
     _is_agreed = False
 
     def __call__(self, step: int) -> bool:
@@ -36,6 +38,15 @@ class Stop:
             self.received = self.received or signal.SIGTERM
             self._is_agreed = True
         return self._is_agreed
+
+    @contextlib.contextmanager
+    def during(self, doing: str) -> Iterator[None]:
+        """Meanwhile this is under way."""
+        before, self.doing = self.doing, doing
+        try:
+            yield
+        finally:
+            self.doing = before
 
     @property
     def name(self) -> str:
@@ -69,7 +80,7 @@ def interruptible(stop: Stop) -> Iterator[None]:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         with contextlib.suppress(OSError):
-            os.write(2, b"\njaxemb: Ctrl-C: saving after this step or evaluation; once more quits at once\n")
+            os.write(2, f"\njaxemb: Ctrl-C: saving after this {stop.doing}; once more quits at once\n".encode())
 
     is_ignored = before in (signal.SIG_IGN, None)  # as in a background job
     with contextlib.nullcontext() if is_ignored else _handled(signal.SIGINT, note):

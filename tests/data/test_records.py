@@ -76,9 +76,20 @@ def test_in_tsv_a_quote_is_a_character_like_any_other(tmp_path):
     assert records_of(read(path)) == [{"a": '"open', "b": '5" disk'}, {"a": "single", "b": '"whole"'}]
 
 
-def test_text_files_keep_empty_lines(tmp_path):
+def test_blank_lines_of_text_files_are_left_out_and_told(tmp_path, caplog):
     path = write(tmp_path / "x.txt.gz", "first\n\n third \r\n")
-    assert records_of(read(path)) == [{"text": "first"}, {"text": ""}, {"text": " third "}]
+    left = [{"text": "first"}, {"text": " third "}]
+    assert records_of(read(path)) == left == list(stream(path))
+    said = f"{path}: 1 blank line is left out (2); keep_blank=True keeps them, as empty texts"
+    assert caplog.messages == [said, said]
+    caplog.clear()
+    kept = [left[0], {"text": ""}, left[1]]
+    assert records_of(read(path, keep_blank=True)) == kept == list(stream(path, keep_blank=True))
+    read(write(tmp_path / "y.txt", "a\n" + " \t\n" * 7))
+    assert caplog.messages == [
+        f"{tmp_path / 'y.txt'}: 7 blank lines are left out (2, 3, 4, 5, 6, ...); "
+        "keep_blank=True keeps them, as empty texts"
+    ]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

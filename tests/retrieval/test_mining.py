@@ -223,6 +223,32 @@ def test_other_columns_and_a_cross_encoder():
     assert ("?east", "north-east") in asked
 
 
+def test_columns_that_are_kept():
+    records = [{**record, "id": number} for number, record in enumerate(RECORDS)]
+    corpus = [{"positive": text, "id": f"c{number}", "url": text[:1]} for number, text in enumerate(CORPUS)]
+    options = {"num_negatives": 1, "query_prompt": ""}
+    found = mine_hard_negatives(Words(), records, corpus, **options, keep=["id"])
+    plain = mine_hard_negatives(Words(), RECORDS, CORPUS, **options)
+    first, second = plain.records("list")
+    assert (first["negatives"], second["negatives"]) == (["north-east"], ["north-east"])
+    assert found.records("list") == [
+        first | {"id": 0, "negatives_id": ["c1"]},
+        second | {"id": 1, "negatives_id": ["c1"]},
+    ]
+    assert found.records()[1] == plain.records()[1] | {"id": 1, "negative_id": "c1"}
+    assert found.records("n-tuple")[1] == plain.records("n-tuple")[1] | {"id": 1, "negative_1_id": "c1"}
+    assert [(r["positive"], r["label"], r["id"]) for r in found.records("labeled-pair")] == [
+        *(("east", 1, 0), ("north-east", 0, "c1")),
+        *(("north", 1, 1), ("north-east", 0, "c1")),
+    ]
+    assert [record["id"] for record in found.records("labeled-list")] == [[0, "c1"], ["c2", "c1"]]
+    for bad in ("url", "query", "scores"):
+        with pytest.raises(
+            ValueError, match=rf"keep must name further columns of the records, .*\['id'\]; got '{bad}'"
+        ):
+            mine_hard_negatives(Words(), records, corpus, keep=["id", bad])
+
+
 def test_positives_are_ranked_only_where_the_ranking_is_kept():
     found = mine_hard_negatives(Words(), RECORDS, CORPUS, query_prompt="", include_positives=True)
     assert found.records("list")[0]["negatives"][0] == "east"
@@ -243,7 +269,7 @@ def test_positives_are_ranked_only_where_the_ranking_is_kept():
             r"record 2: expected a text in column 'positive'; got the columns \['query'\]",
         ),
         ([{"query": 5, "positive": "a"}], None, "record 0: expected a text in column 'query'; got int 5"),
-        (RECORDS, ["a", None], r"corpus\[1\] must be a string; got NoneType None"),
+        (RECORDS, ["a", None], r"corpus\[1\] must be a string or a mapping; got NoneType None"),
     ],
 )
 def test_records_without_texts_are_named(records, corpus, message):

@@ -98,7 +98,8 @@ def test_a_finished_run_gives_its_result_again(tmp_path, caplog):
     log = (tmp_path / "metrics.jsonl").read_text()
     assert "finished" not in caplog.text
     again = fit(toy_run(best=("toy/error", "min")), tmp_path, progress=False)
-    assert "holds this run, finished: nothing is trained" in caplog.text
+    assert "holds this run, finished: nothing is trained, and its results are those of then; more steps" in caplog.text
+    assert (first.steps_taken, again.steps_taken) == (12, 0)
     assert_bitwise_equal(again.state, first.state)
     assert (again.metrics, again.best) == (first.metrics, first.best)
     assert (tmp_path / "metrics.jsonl").read_text() == log
@@ -178,7 +179,7 @@ def test_refuses_the_directory_of_another_run(tmp_path):
     fit(toy_run(steps=2), tmp_path, progress=False)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(
-        ValueError, match=r"holds a different run: seed: 0 there, 1 here\. To .* --overwrite .*run\.json"
+        ValueError, match=r"holds a different run: seed: 0 there, 1 here\. To .* overwrite=True.*run\.json"
     ):
         fit(toy_run(seed=1), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"holds a different run: steps: 2 there, 1 here\. "):
@@ -188,7 +189,7 @@ def test_refuses_the_directory_of_another_run(tmp_path):
 
 def test_refuses_to_begin_where_a_run_is(tmp_path):
     fit(toy_run(steps=2), tmp_path, progress=False)
-    with pytest.raises(FileExistsError, match="already holds a run; resume it, start anew with --overwrite"):
+    with pytest.raises(FileExistsError, match="already holds a run; resume it, start anew with overwrite=True"):
         fit(toy_run(steps=2), tmp_path, resume=False, progress=False)
 
 

@@ -245,7 +245,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(heard, tmp_path, capfd, cap
     interrupted = acting_at(4, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         fit(toy_run(**interrupted, checkpoint_every=100), tmp_path, progress=False)
-    assert "Ctrl-C: saving after this step or evaluation; once more quits at once" in capfd.readouterr().err
+    assert "Ctrl-C: saving after this evaluation; once more quits at once" in capfd.readouterr().err
     assert f"Ctrl-C: saved {tmp_path / 'checkpoints/step_00000004'}" in caplog.text
     assert signal.getsignal(signal.SIGINT) is before
     assert Checkpoints(tmp_path / "checkpoints", 2).steps() == [4]
@@ -346,7 +346,11 @@ def test_the_command_says_where_it_starts_how_it_was_stopped_and_where_the_model
     arguments = ["train", str(config), "--out", str(out)]
     assert main([*arguments, "--set", "stops=True"]) == 130
     said = capsys.readouterr().err
-    assert said.startswith("no checkpoint yet: starting at 0\n") and said.endswith("jaxemb: interrupted\n")
+    assert said.startswith(
+        "no checkpoint yet: starting at 0\nevaluating before the first step: toy\nstep 0/12  toy/error "
+    )
+    compiling = "\ncompiling the training step, here and for each new shape of a batch: seconds to minutes, also where"
+    assert said.count(compiling) == 1 and said.endswith("jaxemb: interrupted\n")
     assert "Traceback" not in said
     (out / "run.json").unlink()  # the option differs
     assert main(arguments) == 0
