@@ -412,7 +412,9 @@ def test_info_about_a_model(capsys, minilm):
     assert report["parameters"] == 22_565_376
     assert report["pooling"] == ["mean"] and report["similarity"] == "cosine" and report["max_length"] == 256
     assert report["tensors"] == {"float32": 101}
-    assert "parameters       22,565,376" in succeed(capsys, "info", minilm)
+    text = succeed(capsys, "info", minilm)
+    assert "parameters       22,565,376\n" in text and "tensors          float32: 101\n" in text
+    assert "prompts          none\n" in text and "unit length      yes\n" in text
 
 
 def test_info_about_the_machine(capsys):

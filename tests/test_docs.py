@@ -4,6 +4,7 @@ A block of Python is run, or, if it begins with `# name.py`, is a file of that n
 jaxemb are run by this process, and what is between them by bash.
 """
 
+import ast
 import functools
 import gzip
 import inspect
@@ -12,8 +13,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,7 @@ from jaxemb.cli import main
 from jaxemb.data import Tokenizer, python_code
 from jaxemb.embedder import Normalize
 from jaxemb.encoders import families
+from jaxemb.evaluate import read_beir
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -208,11 +212,31 @@ def slices(data_dir, tmp_path_factory) -> Path:
     return small
 
 
+def write_medquad(beir: Path, out: Path) -> None:
+    """A collection as MedQuAD's files are: pages on a subject with pairs of a question and an answer, or none."""
+    (out / "1_CancerGov_QA").mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        data = read_beir(beir, split)
+        for number, (query, document) in enumerate((q, d) for q, judged in data.qrels.items() for d in judged):
+            page = ElementTree.Element("Document")
+            ElementTree.SubElement(page, "Focus").text = f"{split} {number}"
+            for question, answer in ((data.queries[query], data.corpus[document]), (data.queries[query], "")):
+                pair = ElementTree.SubElement(page, "QAPair")
+                ElementTree.SubElement(pair, "Question").text = f"\n {question} "
+                ElementTree.SubElement(pair, "Answer").text = answer
+            ElementTree.ElementTree(page).write(out / "1_CancerGov_QA" / f"{split}_{number}.xml")
+
+
 @pytest.fixture
-def given(request, page, monkeypatch) -> None:
+def given(request, page, monkeypatch, tmp_path) -> None:
     """What a page presumes: files that it does not make itself, and the directory of data sets."""
     if any("JAXEMB_DATA" in block.code for block in BLOCKS[page]):
         monkeypatch.setenv("JAXEMB_DATA", str(request.getfixturevalue("slices")))
+    if page == "training":  # which makes a data set itself
+        slices = request.getfixturevalue("slices")
+        shutil.copytree(slices / "stsb_multi", tmp_path / "data" / "stsb_multi")
+        write_medquad(slices / "ir_medquad", tmp_path / "MedQuAD")
+        monkeypatch.setenv("JAXEMB_DATA", str(tmp_path / "data"))
     if page == "README":
         rows = "".join(f"question {i},answer {i}\n" for i in range(64))
         Path("pairs.csv").write_text(f"query,document\n{rows}")
@@ -232,6 +256,26 @@ def test_a_page(page, given):
 def test_a_page_with_its_oracle(page, given):
     pytest.importorskip("transformers")
     run_page(page, with_torch=True)
+
+
+def _templates(node: ast.AST) -> Iterator[str]:
+    """The texts of a program, `…` for what is filled in."""
+    match node:
+        case ast.JoinedStr():
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        case ast.Constant(value=str()):
+            yield re.sub(r"%\.?\w", "…", node.value)
+        case ast.BinOp(op=ast.Add()):
+            yield "".join("".join(_templates(side)) or "…" for side in (node.left, node.right))
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code():
+    quoted = re.findall(r"^\| `(.+?)` \|", PAGES["troubleshooting"].read_text(encoding="utf-8"), re.MULTILINE)
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "jaxemb").rglob("*.py")]
+    texts = "\n".join(text for tree in trees for node in ast.walk(tree) for text in _templates(node))
+    assert len(quoted) > 10
+    for message in quoted:
+        assert re.search(re.escape(message).replace("…", ".*"), texts), message
 
 
 def test_every_package_is_in_the_reference():

@@ -563,14 +563,16 @@ def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:
 def _shown(value: Any) -> str:
     """A value of a report as a person reads it."""
     match value:
-        case bool() | None | "" | () | [] | {}:
-            return {True: "yes", False: "no"}.get(value, "none") if isinstance(value, bool) else "none"
+        case bool():
+            return "yes" if value else "no"
+        case None | "" | () | []:
+            return "none"
         case int():
             return f"{value:,}"
         case list() | tuple():
             return ", ".join(map(_shown, value))
         case dict():
-            return ", ".join(f"{name}: {_shown(item)}" for name, item in value.items())
+            return ", ".join(f"{name}: {_shown(item)}" for name, item in value.items()) or "none"
         case _:
             return str(value)
 

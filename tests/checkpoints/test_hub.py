@@ -13,7 +13,12 @@ def test_a_directory_is_itself(tmp_path):
 
 def test_of_a_run_it_is_the_best_model_or_the_last(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="is a training run that has written no model yet"):
+    with pytest.raises(FileNotFoundError, match=r"has written no model yet; .* by fit\(run, '.*'\) in Python"):
+        resolve(tmp_path)
+    (tmp_path / "config.py").touch()
+    with pytest.raises(
+        FileNotFoundError, match=f"no model yet; go on with it: jaxemb train CONFIG.py --out {tmp_path}$"
+    ):
         resolve(tmp_path)
     (tmp_path / "model").mkdir()
     assert resolve(tmp_path) == tmp_path / "model"
