@@ -216,7 +216,7 @@ def table(found: Mapping[tuple[str, str], str | None]) -> str:
     return "\n".join([ABOUT, "", *lines, "", "What is refused, and with which words:", "", *numbered, ""])
 
 
-ABOUT = """# What composes
+ABOUT = """# Composition
 
 You get which method goes with what: every transform of `jaxemb.transforms`, with the same transformer over pairs of
 texts (from `er_ace` on: a classifier, as these are methods of classifiers), for a task of two steps: on its own, with

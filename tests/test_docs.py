@@ -52,6 +52,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "[:500]": "[:400]",
         "[:200]": "[:48]",
         "relative-margin 0.05": "relative-margin 0.0001",
+        "--max-length 128": "--max-length 16",
         "relative_margin=0.05": "relative_margin=0.0001",
         "steps=20": "steps=2",
         "steps=10": "steps=2",

@@ -342,16 +342,19 @@ def mine(args: argparse.Namespace) -> None:
         "queries_with_too_few": int((found < args.negatives).sum()),
         "discarded": dict(mined.negatives.discarded),
     }
-    lines = [
-        f"{args.out}: {len(mined_records)} records of {len(source)} pairs "
-        f"({len(mined.queries)} queries, {len(mined.corpus)} documents)"
-    ]
+    _print(args, report, "\n".join(_mined_lines(args, report)))
+
+
+def _mined_lines(args: argparse.Namespace, report: Mapping[str, Any]) -> Iterator[str]:
+    """What `mine` reports, as a person reads it."""
+    of = f"({report['queries']} queries, {report['documents']} documents)"
+    yield f"{args.out}: {report['records']} records of {report['pairs']} pairs {of}"
     if too_few := report["queries_with_too_few"]:
         left = " and are left out" if args.output_format in ("list", "n-tuple", "n-tuple-scores") else ""
         more = "a larger --range-max may find more"
-        lines.append(f"{too_few} queries have less than {args.negatives} negatives{left}; {more}")
-    lines += [f"{count} candidates discarded by {option}" for option, count in mined.negatives.discarded.items()]
-    _print(args, report, "\n".join(lines))
+        yield f"{too_few} queries have less than {args.negatives} negatives{left}; {more}"
+    for option, count in report["discarded"].items():
+        yield f"{count} candidates discarded by {option}"
 
 
 def info(args: argparse.Namespace) -> None:

@@ -429,15 +429,25 @@ def mine_hard_negatives(
         metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
         **options,
     )
+    kept = _kept_columns(keep, [*others, *rows], {query_column: query_number, positive_column: document_number})
+    return Mined(queries, documents, positives, negatives, query_column, positive_column, keep, *kept)
+
+
+def _kept_columns(
+    keep: Sequence[str], records: Sequence[Mapping[str, Any]], numbers: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[tuple[int, int], Record], list[Record]]:
+    """These columns of pairs and of documents; `numbers` has those of the texts of queries and of documents."""
+    (query_column, queries), (positive_column, documents) = numbers.items()
     of_pairs: dict[tuple[int, int], Record] = {}
     of_documents: list[Record] = [dict.fromkeys(keep) for _ in documents] if keep else []
-    for record in (*others, *rows) if keep else ():
+    for record in records if keep else ():
+        query, number = queries.get(record.get(query_column, "")), documents[record[positive_column]]
         columns = {name: record.get(name) for name in keep}
-        number = document_number[record[positive_column]]
-        of_documents[number] = {n: columns[n] if value is None else value for n, value in of_documents[number].items()}
-        if (query := query_number.get(record.get(query_column, ""))) is not None:
+        known = of_documents[number]
+        of_documents[number] = {name: columns[name] if known[name] is None else known[name] for name in keep}
+        if query is not None:
             of_pairs.setdefault((query, number), columns)
-    return Mined(queries, documents, positives, negatives, query_column, positive_column, keep, of_pairs, of_documents)
+    return of_pairs, of_documents
 
 
 _RESULTS = frozenset({"negative", "negatives", "score", "scores", "label", "labels"})
