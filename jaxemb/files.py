@@ -27,6 +27,7 @@ import numpy as np
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
     _EXCLUSIVE = _SHARED = _AT_ONCE = 0
 else:
@@ -288,6 +289,13 @@ def reserve(path: Path, size: int) -> None:
                     raise
         for start in range(file.seek(0, os.SEEK_END), size, 1 << 20):
             file.write(bytes(min(size - start, 1 << 20)))
+
+
+def size_limit() -> int | None:
+    """Bytes that a file of this process may have (`ulimit -f`), which is an error of its own; None for any number."""
+    if not _HAS_LOCKS or (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) == resource.RLIM_INFINITY:
+        return None
+    return limit
 
 
 @contextlib.contextmanager

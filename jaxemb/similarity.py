@@ -13,18 +13,41 @@ from jaxemb.checks import check_finite, checked, is_finite, one_of, shapes
 Paired = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _in_floats(function: Paired) -> Paired:
-    """Differences and sums of 8-bit embeddings do not fit into 8 bits, those of 16-bit floats are not exact."""
-    at_least_f32 = lambda x: np.asarray(x, np.result_type(x, np.float32))
-    return lambda a, b: function(at_least_f32(a), at_least_f32(b))
+def _checked(kind: str, function: Paired) -> Paired:
+    """In floats, as differences and sums of 8-bit embeddings do not fit into 8 bits; refuses what overflows."""
+
+    def paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = (np.asarray(x, np.result_type(x, np.float32)) for x in (a, b))  # those of 16-bit floats are not exact
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = function(a, b)
+        if not is_finite(found):
+            check_finite("a", a)
+            check_finite("b", b)
+            raise ValueError(_too_large(kind, found.dtype))
+        return found
+
+    return paired
 
 
-#: Of row i of `a` with row i of `b`: `[N, D]`, `[N, D]` to `[N]`.
+def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    scale = np.maximum(magnitude(a, axis=1), magnitude(b, axis=1))  # squares overflow before numbers do
+    return -np.linalg.norm(a / scale - b / scale, axis=1) * scale[:, 0]
+
+
+def _too_large(kind: str, dtype: np.dtype) -> str:
+    return f"a and b must not be too large to compare in {dtype}; their {kind} similarities overflow"
+
+
+#: Of row i of `a` with row i of `b`: `[N, D]`, `[N, D]` to `[N]`. Raises a ValueError for what is not finite, or
+#: overflows.
 PAIRED: Mapping[str, Paired] = {
-    "cosine": _in_floats(lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b))),
-    "dot": _in_floats(lambda a, b: np.einsum("nd,nd->n", a, b)),
-    "euclidean": _in_floats(lambda a, b: -np.linalg.norm(a - b, axis=1)),
-    "manhattan": _in_floats(lambda a, b: -np.abs(a - b).sum(axis=1)),
+    kind: _checked(kind, function)
+    for kind, function in {
+        "cosine": lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b)),
+        "dot": lambda a, b: np.einsum("nd,nd->n", a, b),
+        "euclidean": _euclidean,
+        "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+    }.items()
 }
 
 
@@ -63,7 +86,7 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray
                 metric = "euclidean" if kind == "euclidean" else "cityblock"
                 found = -cdist(a, b, metric).astype(np.float32)
     if not is_finite(found):
-        raise ValueError(f"a and b must not be too large to compare in float32; their {kind} similarities overflow")
+        raise ValueError(_too_large(kind, found.dtype))
     return found
 
 

@@ -55,7 +55,13 @@ def encode_finite(encoder: TextEncoder, texts: Sequence[str], prompt_name: str |
     return embeddings
 
 
-def stored_prompt(encoder: TextEncoder, *names: str) -> str | None:
-    """The first of `names` that the encoder has a prompt for."""
-    prompts = getattr(encoder, "prompts", {})
-    return next((name for name in names if name in prompts), None)
+def stored_prompt(encoder: TextEncoder, *names: str, given: str | None = None, argument: str = "") -> str | None:
+    """The name of a prompt: the one `given`, else the first of `names` that the encoder has a prompt for.
+
+    Raises:
+      ValueError: naming the `argument`, if the encoder says which prompts it has and the one given is none of them.
+    """
+    prompts = getattr(encoder, "prompts", None)
+    if given is not None and prompts is not None and given not in prompts:
+        raise ValueError(f"{argument} must be a prompt of the model, one of {sorted(prompts)}; got {given!r}")
+    return next((name for name in names if name in (prompts or ())), None) if given is None else given

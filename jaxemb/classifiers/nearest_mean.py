@@ -101,7 +101,7 @@ def _means(state: NMCState) -> jax.Array:
     return state.sums / jnp.maximum(state.counts, 1)[:, None]
 
 
-@checked()
+@checked(shapes(features="... D"))
 def nmc_features(features: jax.Array, metric: Metric) -> jax.Array:
     """What a metric sums of features `[..., D]`, f32: for "unit" and "cosine" they are brought to unit length."""
     check_metric(metric)

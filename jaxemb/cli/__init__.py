@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             if isinstance(error, Exception) and not _has_joined():
                 raise
             traceback.print_exc()
-        print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}", file=sys.stderr)
+        print(f"jaxemb: error: {_in_config(error, args)}{_one_line(error)}{_by_limit(error, args)}", file=sys.stderr)
         return _exit_code(BAD_INPUT if _is_of_input(error) else FAILED)
 
 
@@ -154,8 +154,26 @@ def _is_of_input(error: BaseException) -> bool:
     """Whether it is about what the user gave; a directory that somebody else uses is that, too."""
     from jaxemb.files import InUseError
 
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of no file of the user's
+        return False
     is_of_path = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
     return is_of_path or isinstance(error, (*_INPUT_ERRORS, InUseError))
+
+
+def _by_limit(error: BaseException, args: argparse.Namespace) -> str:
+    """What the limit of the size of files has to do with it: that is also why there is no temporary directory."""
+    from jaxemb.files import size_limit
+
+    no_room = isinstance(error, OSError) and (error.errno == errno.EFBIG or _is_without_temporary(error))
+    if not no_room or (limit := size_limit()) is None:
+        return ""
+    out = getattr(args, "out", None)
+    return f"; {out or 'a file'} may have {limit:,} bytes, as all files of this process (ulimit -f)"
+
+
+def _is_without_temporary(error: OSError) -> bool:
+    """Whether it is what `tempfile` raises, which libraries ask when they are imported, if nothing can be written."""
+    return error.errno == errno.ENOENT and error.filename is None
 
 
 def _one_line(error: BaseException) -> str:

@@ -31,10 +31,14 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **variables: An
     Raises:
       ModuleNotFoundError: Jinja is not installed.
       ValueError: what the template says is wrong with the conversation, or what is wrong with the template.
-      TypeError: messages are no sequence of objects.
+      TypeError: messages are no list of objects.
     """
-    if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
-        raise TypeError(f"messages must be objects with a role and a content; got {messages!r:.60}")
+    if (
+        isinstance(messages, str | bytes)
+        or not isinstance(messages, Sequence)
+        or not all(isinstance(message, Mapping) for message in messages)
+    ):
+        raise TypeError(f"messages must be a list of objects with a role and a content; got {messages!r:.60}")
     with remedy():
         import jinja2
     environment = _environment()

@@ -135,12 +135,11 @@ def retrieval_per_query(
     # Equal scores go to the lower row, so the order of the rows is the order of ties.
     document_ids = sorted(corpus, reverse=_is_trec(tie_break))
     row_of = {document: row for row, document in enumerate(document_ids)}
-    if query_prompt_name is None:
-        query_prompt_name = stored_prompt(embedder, "query")
-    if corpus_prompt_name is None:
-        corpus_prompt_name = stored_prompt(embedder, "document", "passage", "corpus")
-    query_vectors = encode_finite(embedder, [queries[q] for q in query_ids], query_prompt_name, "queries")
-    corpus_vectors = encode_finite(embedder, [corpus[d] for d in document_ids], corpus_prompt_name, "corpus")
+    query_prompt = stored_prompt(embedder, "query", given=query_prompt_name, argument="query_prompt_name")
+    usual, given = ("document", "passage", "corpus"), corpus_prompt_name
+    corpus_prompt = stored_prompt(embedder, *usual, given=given, argument="corpus_prompt_name")
+    query_vectors = encode_finite(embedder, [queries[q] for q in query_ids], query_prompt, "queries")
+    corpus_vectors = encode_finite(embedder, [corpus[d] for d in document_ids], corpus_prompt, "corpus")
     same = [row_of.get(query, -1) for query in query_ids] if ignore_identical_ids else None
     _, rows = topk_search(
         query_vectors,

@@ -47,7 +47,7 @@ def decoupled_contrastive(
     records = make_records(queries, documents, negatives, similarity=similarity, mask=mask)
     inverse_temperature = 1 / jnp.float32(temperature)
     (relative,) = records.reduce(Partial(_negative_logits, inverse_temperature), (LOG_SUM_EXP,), tile=tile)
-    loss = jnp.where(relative == -jnp.inf, 0.0, relative)
+    loss = jnp.where(relative == -jnp.inf, 0.0 * records.positive, relative)  # which keeps a NaN
     if sigma is not None:
         weights = 2 - jax.nn.softmax(jax.lax.stop_gradient(records.positive) / sigma) * len(queries)
         loss += jnp.where(relative == -jnp.inf, 0.0, (1 - weights) * records.positive * inverse_temperature)
@@ -97,6 +97,7 @@ def hard_negative_nce(
     )
     any_negative = count > 0
     total = jnp.where(any_negative, hard - normaliser + jnp.log(jnp.maximum(count, 1.0)), -jnp.inf)
+    total += 0.0 * records.positive  # which keeps a NaN where there is no negative
     return jnp.logaddexp(jnp.log(jnp.float32(alpha)), total)
 
 

@@ -1,7 +1,6 @@
 """GISTEmbed: in-batch negatives that a guide model finds closer than the positive are left out."""
 
 import jax
-import jax.numpy as jnp
 
 from jaxemb.checks import non_negative, positive, shapes
 from jaxemb.losses.info_nce import Direction, info_nce
@@ -61,8 +60,4 @@ def gist(
     if contrast_documents:
         directions.append("p2p")
     mask = guided(guide_queries, guide_documents, guide_negatives, margin=margin, strategy=strategy)
-    losses = info_nce(
-        queries, documents, negatives, temperature=temperature, directions=directions, mask=mask, tile=tile
-    )
-    guides = (guide_queries, guide_documents, guide_negatives)  # a NaN of which would mask nothing
-    return losses + sum(jnp.where(jnp.isnan(guide).any(), jnp.nan, 0.0) for guide in guides if guide is not None)
+    return info_nce(queries, documents, negatives, temperature=temperature, directions=directions, mask=mask, tile=tile)

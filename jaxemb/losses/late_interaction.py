@@ -198,6 +198,7 @@ def maxsim_info_nce(
             raise ValueError(f"mask must be [N, N (1 + K)] = {scores.shape}; got {mask.shape}")
         mask = dense(mask)
     mask.check(n, slots)
+    scores = mask.added_to(scores)
     constant = jax.lax.stop_gradient(scores)
     pairs = Pairs(mask.record, mask.query, jax.tree.map(by_slot, mask.document), constant, jnp.diagonal(constant))
     return _own_against_all(scores / temperature, mask.rule(pairs))

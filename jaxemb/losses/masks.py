@@ -60,12 +60,14 @@ class Mask:
       record: facts of each record, arrays `[N, ...]`.
       query: facts of each query text, arrays `[N, ...]`.
       document: facts of each candidate text, arrays `[N, 1 + K, ...]`: a record's positive, then its hard negatives.
+      nan: numbers that losses add, 0 or, where a fact is NaN, which a rule compares as if it were far away, NaN.
     """
 
     rule: Rule = dataclasses.field(metadata={"static": True})
     record: PyTree = ()
     query: PyTree = ()
     document: PyTree = ()
+    nan: PyTree = ()
 
     def __call__(
         self,
@@ -109,6 +111,10 @@ class Mask:
     def __invert__(self) -> "Mask":
         """Masks what this does not."""
         return dataclasses.replace(self, rule=_Not(self.rule))
+
+    def added_to(self, values: jax.Array) -> jax.Array:
+        """The embeddings or scores, NaN throughout if what the rule compares is NaN."""
+        return sum(jax.lax.stop_gradient(jax.tree.leaves(self.nan)), start=values)
 
     def check(self, records: int, slots: int) -> None:
         """Raises a ValueError unless the facts are those of N records with 1 + K candidates each."""
@@ -233,6 +239,9 @@ def guided(
       margin: >= 0; 0 masks only what is closer than the positive.
       strategy: "absolute" or "relative".
 
+    Returns:
+      the mask; losses with it are NaN if a number of the guide's embeddings is.
+
     Raises:
       ValueError: for shapes that do not fit, a margin < 0, or an unknown strategy.
 
@@ -248,6 +257,7 @@ def guided(
         record=own - (margin if strategy == "absolute" else jnp.abs(own) * margin),
         query=queries,
         document=_candidates(documents, negatives),
+        nan=sum(jnp.where(jnp.isnan(x).any(), jnp.nan, 0.0) for x in (queries, documents, negatives)),
     )
 
 
@@ -358,7 +368,7 @@ class _Not:
 
 
 def _both(rule: Rule, a: Mask, b: Mask) -> Mask:
-    return Mask(rule, (a.record, b.record), (a.query, b.query), (a.document, b.document))
+    return Mask(rule, (a.record, b.record), (a.query, b.query), (a.document, b.document), (a.nan, b.nan))
 
 
 def _view(pairs: Pairs, i: int) -> Pairs:

@@ -125,7 +125,7 @@ def cosine_similarity_mse(first: jax.Array, second: jax.Array, scores: jax.Array
 
 def _labels_are_classes(given: Mapping[str, Any]) -> None:
     if jnp.ndim(given["kernel"]) == 2:
-        check_labels(given["labels"], jnp.shape(given["kernel"])[1])
+        check_labels(given["labels"], jnp.shape(given["kernel"])[1], says=", as kernel says")
 
 
 @one_program(_labels_are_classes)

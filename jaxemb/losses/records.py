@@ -118,6 +118,7 @@ def make_records(
                 raise ValueError(f"mask must be [N, N (1 + K)] = {(n, n * candidates.shape[1])}; got {jnp.shape(mask)}")
             mask = dense(mask)
         mask.check(n, candidates.shape[1])
+        queries = mask.added_to(queries)
     score = similarity_function(similarity)
     if score is cosine:  # normalise once, not once per tile
         queries, candidates, score = unit(queries), unit(candidates), dot

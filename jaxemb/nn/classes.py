@@ -6,8 +6,11 @@ import numpy as np
 import optax
 
 
-def check_labels(labels: jax.Array | np.ndarray, classes: int, name: str = "labels") -> None:
-    """Raises a ValueError, but for what is being traced, unless all `labels` are integers in 0..classes - 1."""
+def check_labels(labels: jax.Array | np.ndarray, classes: int, name: str = "labels", *, says: str = "") -> None:
+    """Raises a ValueError, but for what is being traced, unless all `labels` are integers in 0..classes - 1.
+
+    It calls them `name`, and `says` from where it knows the classes, such as ", as kernel says".
+    """
     if isinstance(labels, jax.core.Tracer):
         return
     values = np.asarray(labels)
@@ -15,7 +18,7 @@ def check_labels(labels: jax.Array | np.ndarray, classes: int, name: str = "labe
         raise ValueError(f"{name} must be integers, the numbers of classes; got {values.dtype}")
     outside = values[(values < 0) | (values >= classes)]
     if outside.size:
-        raise ValueError(f"{name} must be in 0..{classes - 1}; got {outside.flat[0]}")
+        raise ValueError(f"{name} must be in 0..{classes - 1}{says}; got {outside.flat[0]}")
 
 
 def check_shares(name: str, values: jax.Array | np.ndarray) -> None:

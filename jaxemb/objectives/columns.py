@@ -136,7 +136,7 @@ def _check_arguments(loss: Callable[..., jax.Array], columns: Sequence[str], nam
         function = loss.func if isinstance(loss, functools.partial) else loss
         name = getattr(function, "__name__", type(function).__name__)
         raise TypeError(
-            f"on_columns: {error}; the loss is {name}({', '.join(signature.parameters)}), and "
+            f"columns: {error}; the loss is {name}({', '.join(signature.parameters)}), and "
             "others={'argument': 'column'} gives an argument the numbers of a column"
         ) from None
 

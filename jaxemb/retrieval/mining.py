@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -383,7 +384,8 @@ def mine_hard_negatives(
 
     Raises:
       ValueError: no records, a record without a text in a column (named), a column to keep that is none, or is called
-        like one of the result; and as `hard_negatives`.
+        like one of the result, an unknown prompt; and as `hard_negatives`.
+      TypeError: for options that `encode` does not have.
     """
     if not len(records):
         raise ValueError("records must not be empty")
@@ -407,13 +409,14 @@ def mine_hard_negatives(
     positives = np.array(sorted(numbered, key=lambda pair: pair[0]))  # stable: positives of a query keep their order
 
     encoding = encode_options or {}
+    _check_options(embedder, encoding)
 
-    def encode(texts: list[str], prompt: str | None, name: str | None, *stored: str) -> np.ndarray:
+    def encode(of: str, texts: list[str], prompt: str | None, name: str | None, *stored: str) -> np.ndarray:
         if prompt is not None:
             if name is not None:
-                raise ValueError(f"a prompt and the name of one exclude each other; got {prompt!r} and {name!r}")
+                raise ValueError(f"{of}_prompt and {of}_prompt_name exclude each other; got {prompt!r} and {name!r}")
             return np.asarray(embedder.encode(texts, prompt=prompt, **encoding))  # type: ignore[call-arg]
-        name = stored_prompt(embedder, *stored) if name is None else name
+        name = stored_prompt(embedder, *stored, given=name, argument=f"{of}_prompt_name")
         return np.asarray(embedder.encode(texts, prompt_name=name, **encoding))
 
     def rescore(query_rows: np.ndarray, document_rows: np.ndarray) -> np.ndarray:
@@ -422,8 +425,8 @@ def mine_hard_negatives(
         return np.asarray(cross_encoder([(queries[q], documents[d]) for q, d in texts]))
 
     negatives = hard_negatives(
-        encode(queries, query_prompt, query_prompt_name, "query"),
-        encode(documents, corpus_prompt, corpus_prompt_name, "document", "passage", "corpus"),
+        encode("query", queries, query_prompt, query_prompt_name, "query"),
+        encode("corpus", documents, corpus_prompt, corpus_prompt_name, "document", "passage", "corpus"),
         positives,
         rescore=None if cross_encoder is None else rescore,
         metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
@@ -458,6 +461,14 @@ def _check_kept(keep: Sequence[str], query_column: str, positive_column: str, ro
     if bad := next((name for name in keep if name in taken or name not in rows[0]), None):
         there = sorted(name for name in rows[0] if name not in taken)
         raise ValueError(f"keep must name further columns of the records, such as {there}; got {bad!r}")
+
+
+def _check_options(embedder: TextEncoder, options: Mapping[str, Any]) -> None:
+    """Raises a TypeError for options that the model's `encode` does not have, or has from here already."""
+    try:
+        inspect.signature(embedder.encode).bind([], prompt_name=None, **options)
+    except TypeError as error:
+        raise TypeError(f"encode_options: {error}") from None
 
 
 def _text(record: Mapping[str, Any], column: str, number: int) -> str:

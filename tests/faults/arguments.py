@@ -25,7 +25,7 @@ from outcomes import Case
 from tiny_run import PAIRWISE, in_batch_softmax, pair_batch, tiny_model, toy_objective, toy_run
 
 import jaxemb
-from jaxemb import data, encoders, evaluate, nn, retrieval, train, transforms
+from jaxemb import data, encoders, evaluate, nn, objectives, retrieval, train, transforms
 from jaxemb.checkpoints import Placement
 from jaxemb.data import Tokenizer
 from jaxemb.encoders import TransformerConfig
@@ -50,6 +50,7 @@ _SQUARE = np.abs(_drawn(_N, _N))
 _BATCH = pair_batch(range(4))
 _MODEL = {"w": jnp.full(5, 0.5)}
 _CLASSES = {"input": _drawn(12, 4), "label": np.arange(12) % 4}
+_CLASSES_BY_ID = _CLASSES | {"id": np.arange(12, dtype=np.int32)}
 _IMAGES = {"input": _drawn(12, 4, 4), "label": np.arange(12) % 4}
 _RECORDS = [
     {"query": "1 2", "positive": "3", "text": "4 5", "score": 1.0},
@@ -85,6 +86,20 @@ def _state() -> train.TrainState:
 @functools.cache
 def _tokens() -> Tokens:
     return Tokens.from_mask(np.array([[2, 5, 3], [2, 6, 3]], np.int32), np.ones((2, 3)))
+
+
+_BOXES = transforms.HyperIntervalConfig(tasks=2, embed_dim=4, hidden=(4,), gamma=0.5, normalisation="once", records=12)
+
+
+@functools.cache
+def _with_boxes() -> tuple[transforms.Transform, train.TrainState]:
+    """HyperInterval, and a state that has learnt a task."""
+    key, transform, objective = jax.random.key(0), transforms.hyper_interval(_BOXES), objectives.classification()
+    model = jaxemb.Classifier.init(key, encoders.Mlp.init(key, (4, 3)), 3, 4)
+    state = train.init_state(key, model, optax.sgd(0.1), transform)
+    task = transforms.Task(0, batches=lambda: [_CLASSES_BY_ID], steps=1)
+    state = train.begin_task(transform, objective, state, task)
+    return transform, train.end_task(transform, objective, state, task)
 
 
 class Made:
@@ -193,6 +208,14 @@ _HYPERNETWORK = transforms.hypernetwork(transforms.HypernetworkConfig(tasks=2))
 _ENCODER = Made(lambda: places.embedder().model.encoder)
 _FORMAT = Made(lambda: places.embedder().format.encoder)
 _STATES = _drawn(2, 3, 8)
+_OF_BOXES = {
+    "config": _BOXES,
+    "transform": Made(lambda: _with_boxes()[0]),
+    "state": Made(lambda: _with_boxes()[1]),
+    "records": _CLASSES_BY_ID,
+    "inputs": [_CLASSES["input"]],
+    "samples": 2,
+}
 _RANKED = {
     "scores": _SQUARE,
     "labels": np.round(_SQUARE),
@@ -420,6 +443,9 @@ OWN: dict[str, dict[str, Any]] = {
         "state": Made(lambda: train.train(_MODEL, toy_objective, optax.sgd(0.1), [_BATCH], transform=_HYPERNETWORK)),
         "number": 0,
     },
+    "transforms.at_universal": _OF_BOXES,
+    "transforms.broken_bounds": _OF_BOXES,
+    "transforms.promise_report": _OF_BOXES,
     "transforms.lwf": {"classes": 4},
     "transforms.augmentation": {"augment": lambda key, batch: batch},
     "transforms.chain": {"transforms": Made(lambda: (transforms.identity(), transforms.ema(0.9)))},
@@ -650,7 +676,7 @@ class Call:
                 if what == "a nested list" and not [n for n in self._arrays() if n != name]:
                     lawful |= _takes_arrays(hint)
                 shown = (value, repr(value).strip("'")) if isinstance(value, str) and value else ()
-                shown += (repr(value),) if what == "a list of texts" else ()
+                shown += (repr(value), *value) if what == "a list of texts" else ()
                 yield self._case(f"{name} = {what}", {name: value}, (name, name.rstrip("s"), *shown), lawful)
             if isinstance(good, np.ndarray | jax.Array) and good.ndim:
                 others = [np.asarray(self.given[n]) for n in self._arrays() if n != name]

@@ -1,5 +1,7 @@
 """Every argument of every public function, given what it should not be given."""
 
+import inspect
+
 import arguments
 import jax
 import outcomes
@@ -24,6 +26,13 @@ def elsewhere(tmp_path, monkeypatch):
 def test_every_public_function_has_a_good_call():
     missing = {name for name, _, good in arguments.functions() if good is None}
     assert missing == WITHOUT.keys()
+
+
+def test_every_public_function_checks_its_arguments():
+    taking = {
+        name: f for name, f, _ in arguments.functions() if inspect.isfunction(f) and inspect.signature(f).parameters
+    }
+    assert [name for name, function in taking.items() if not hasattr(function, "__wrapped__")] == []
 
 
 def test_a_sample_of_wrong_arguments(record_property):

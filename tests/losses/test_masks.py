@@ -9,6 +9,7 @@ import pytest
 from compiled import grad, value_and_grad
 from hypothesis import given
 
+from jaxemb import losses
 from jaxemb.losses import info_nce, masks
 
 
@@ -120,6 +121,14 @@ def test_a_mask_of_everything_leaves_the_positive_alone(direction):
     # d2q holds the positive a second time
     np.testing.assert_allclose(losses, 5 * np.log(2) if direction == "d2q" else 0.0, atol=1e-6)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [info_nce, losses.decoupled_contrastive, losses.hard_negative_nce, losses.siglip])
+def test_a_number_that_a_guide_lacks_is_hidden_by_no_loss(loss):
+    q, d, guide_q, guide_d = np.random.default_rng(3).standard_normal((4, 5, 4), np.float32)
+    guide_d[2, 1] = np.nan
+    mask = masks.same_label(np.arange(5)) | ~masks.guided(guide_q, guide_d)
+    assert np.isnan(loss(q, d, mask=mask)).all()
 
 
 def test_a_guide_gets_no_gradient():

@@ -63,6 +63,22 @@ def test_similarities_on_the_host_are_finite_or_refused(kind):
             on_host.similarity(large, np.full(2, wrong), kind)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_distances_of_pairs_on_the_host_neither_overflow_nor_vanish(scale):
+    a, b = (np.float32(scale) * np.random.default_rng(0).normal(size=(2, 4, 6))).astype(np.float32)
+    expected = -np.linalg.norm(a.astype(np.float64) - b, axis=1)
+    np.testing.assert_allclose(on_host.PAIRED["euclidean"](a, b), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dot", "euclidean", "manhattan"])
+def test_similarities_of_pairs_on_the_host_are_finite_or_refused(kind):
+    large = np.array([[1e20, 3e38], [1, 1]], np.float32)
+    with pytest.raises(ValueError, match=f"too large to compare in float32; their {kind} similarities overflow"):
+        on_host.PAIRED[kind](large, -large)
+    with pytest.raises(ValueError, match="b must be finite"):
+        on_host.PAIRED[kind](large, np.where(large > 1, np.nan, large))
+
+
 def test_dividing_by_the_magnitude_loses_nothing():
     x = np.array([[0.7, -3.0], [0, 0], [1e300, 1.7e308], [5e-324, 0]])
     powers = on_host.magnitude(x, axis=1)

@@ -129,7 +129,7 @@ def test_needs_a_column():
 def test_arguments_that_the_loss_does_not_have_are_refused_when_the_objective_is_made():
     message = r"missing a required argument: 'scores'; the loss is cosent\(first, second, scores, scale, similarity\)"
     for others in ((), ["score"], {"score": "scores"}):
-        with pytest.raises(TypeError, match=f"on_columns: {message}, and others={{'argument': 'column'}} gives"):
+        with pytest.raises(TypeError, match=f"columns: {message}, and others={{'argument': 'column'}} gives"):
             on_columns(cosent, "first", "second", others=others)
     with pytest.raises(TypeError, match=r"the loss is cosent\("):
         on_columns(functools.partial(cosent, scale=2.0), "first", "second", "third", "fourth")

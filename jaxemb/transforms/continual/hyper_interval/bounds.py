@@ -1,5 +1,6 @@
 """What a HyperInterval bounds: logits, the accuracy in the worst case, and whether its arithmetic is sound."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import arrays, checked, each, filled, non_negative, whole
 from jaxemb.interval import CentredBox, worst_case_logits
 from jaxemb.transforms.base import Transform, find_state
 from jaxemb.transforms.continual.hyper_interval.boxes import present_weights
@@ -16,7 +18,7 @@ from jaxemb.transforms.continual.hyper_interval.config import (
     HyperIntervalState,
 )
 from jaxemb.transforms.continual.hyper_interval.losses import interval_logits
-from jaxemb.transforms.continual.hyper_interval.universal import at_box, boxes_of, generated_weights
+from jaxemb.transforms.continual.hyper_interval.universal import TRAINED, at_box, boxes_of, generated_weights
 from jaxemb.transforms.continual.hypernetwork import at_task, put
 from jaxemb.trees import PyTree
 
@@ -40,6 +42,7 @@ def make_interval_logits(config: HyperIntervalConfig, transform: Transform) -> C
     return logits
 
 
+@checked()
 def worst_case_accuracy(config: HyperIntervalConfig, transform: Transform) -> Callable:
     """An evaluator of `continual.run_stream`: how often the label's logit is the largest for all weights of the box.
 
@@ -56,6 +59,12 @@ def worst_case_accuracy(config: HyperIntervalConfig, transform: Transform) -> Ca
     return evaluate
 
 
+@checked(
+    state=TRAINED,
+    inputs=each(arrays),
+    samples=functools.partial(whole, least=1, most=100_000),
+    tolerance=non_negative,
+)
 def broken_bounds(
     config: HyperIntervalConfig,
     transform: Transform,
@@ -77,7 +86,12 @@ def broken_bounds(
       inputs: of every task, those whose logits are looked at.
       samples: of every box.
       tolerance: of float32.
+
+    Raises:
+      ValueError: for no inputs, those of a task that has not begun or that do not fit the model, and numbers out of
+        range.
     """
+    filled("inputs", np.zeros(len(inputs)))
     rng = np.random.default_rng(0)
     outside = looked_at = 0
     logits_in = make_interval_logits(config, transform)

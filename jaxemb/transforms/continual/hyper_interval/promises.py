@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxemb.checks import checked, having_keys, non_negative
 from jaxemb.transforms.base import Context, Task, Transform, find_state
 from jaxemb.transforms.continual.hyper_interval.boxes import present_weights
 from jaxemb.transforms.continual.hyper_interval.config import (
@@ -30,6 +31,7 @@ from jaxemb.transforms.continual.hyper_interval.config import (
     HyperIntervalState,
 )
 from jaxemb.transforms.continual.hyper_interval.losses import box_losses, cross_entropy
+from jaxemb.transforms.continual.hyper_interval.universal import TRAINED
 from jaxemb.trees import PyTree
 
 
@@ -78,6 +80,7 @@ def _worst_case_losses(config: HyperIntervalConfig, model: PyTree, stored: PyTre
     return box_losses(config, model, stored, present_weights(config, params, state, stored), batch, kappa=0.0)
 
 
+@checked(state=TRAINED, tolerance=non_negative)
 def promise_report(
     config: HyperIntervalConfig,
     transform: Transform,
@@ -96,8 +99,9 @@ def promise_report(
       tolerance: of float32, in loss.
 
     Raises:
-      ValueError: if none of the records has a promise.
+      ValueError: if none of the records has a promise, or they lack a column.
     """
+    having_keys("id", config.input, config.label)("records", records)
     found = find_state(state.method_state, HyperIntervalState)
     ids = np.asarray(records["id"])
     if not config.records or ids.min() < 0 or ids.max() >= config.records:

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked, having
 from jaxemb.interval import CentredBox
 from jaxemb.transforms.base import find_state
 from jaxemb.transforms.continual import hypernetwork as hyper
@@ -16,6 +17,9 @@ from jaxemb.transforms.continual.hyper_interval.config import (
     HyperIntervalState,
 )
 from jaxemb.trees import PyTree
+
+TRAINED = having("model", "method_params", "method_state")
+"""The check of a train state."""
 
 
 def boxes_of(config: HyperIntervalConfig, state: PyTree, tasks: Sequence[int] | None = None) -> CentredBox:
@@ -83,6 +87,7 @@ def at_box(state: PyTree, box: CentredBox) -> PyTree:
     return jax.tree.map(change, state, is_leaf=is_state)
 
 
+@checked(state=TRAINED)
 def at_universal(
     config: HyperIntervalConfig,
     state: PyTree,
@@ -94,6 +99,9 @@ def at_universal(
     If the hypernetwork still maps the boxes of past tasks to the same boxes of weights (`residual` 0), then every
     embedding in the intersection makes weights in all of them, whose loss on a record is at most its promise. That is
     so for "intersection" and "point"; with a residual, `promises.promise_report` counts the promises that are kept.
+
+    Raises:
+      ValueError: as `universal_box`.
     """
     return at_box(state, universal_box(config, state, tasks, radius))
 
