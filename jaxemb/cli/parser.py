@@ -251,7 +251,11 @@ def _search(commands) -> None:
     sub.add_argument("where", metavar="DIR_OR_FILE", help="a run, an index, or a file of texts that is encoded first")
     sub.add_argument("query", metavar="QUERY", nargs="+", help="what to look for; several are searched one by one")
     sub.add_argument("-k", type=_count, default=10, metavar="N", help="number of hits for each")
-    sub.add_argument("--vectors", metavar="FILE.npy", help="vectors of the texts that `jaxemb encode` wrote")
+    sub.add_argument(
+        "--vectors",
+        metavar="FILE.npy",
+        help="vectors of the texts that `jaxemb encode` wrote; 64, spread over all, are compared with the model's",
+    )
     sub.add_argument("--out", metavar="DIR", help="of a file of texts: keep its index in this directory")
 
 

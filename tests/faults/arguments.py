@@ -446,6 +446,7 @@ OWN: dict[str, dict[str, Any]] = {
     "transforms.at_universal": _OF_BOXES,
     "transforms.broken_bounds": _OF_BOXES,
     "transforms.promise_report": _OF_BOXES,
+    "transforms.worst_case_accuracy": _OF_BOXES,
     "transforms.lwf": {"classes": 4},
     "transforms.augmentation": {"augment": lambda key, batch: batch},
     "transforms.chain": {"transforms": Made(lambda: (transforms.identity(), transforms.ema(0.9)))},

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import jax
 import mutations
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tokenizers
 from outcomes import Case
 from tiny_run import toy_run
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 import jaxemb
 from jaxemb import evaluate, train
@@ -26,6 +29,7 @@ from jaxemb.data import Tokenizer, read, read_dictionary, stream
 from jaxemb.data.tokenizer import SPECIAL_TOKENS
 from jaxemb.embedder import Dense, Normalize
 from jaxemb.nn import Linear, Norm
+from jaxemb.pooling import LastToken
 from jaxemb.retrieval import build_index, open_index
 
 Mutants = Callable[[bytes], Iterator[tuple[str, bytes]]]
@@ -231,6 +235,106 @@ def _encode(path: Path) -> Any:
     return jaxemb.load(path).encode(list(TEXTS))
 
 
+# Decoders
+
+_CHAT = "{% for m in messages %}<|start|>{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
+_DECODER = {
+    **_SIZES,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": _DECODER
+    | {
+        "mlp_bias": False,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "qwen3": _DECODER | {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 1},
+}
+
+
+def _byte_pairs() -> Tokenizer:
+    """Bytes, without pairs; a text ends with a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(["<|end|>", "<|start|>", *alphabet])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>", "<|start|>"])
+    backend.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
+    return Tokenizer(backend, special_ids={"bos": 1, "eos": 0, "pad": 0})
+
+
+def _decoder(family: str) -> Callable[[Path], None]:
+    """A directory of sentence-transformers, with a chat template: that of Llama within `tokenizer_config.json`."""
+
+    def make(path: Path) -> None:
+        made = jaxemb.new(family, DECODERS[family], _byte_pairs(), key=jax.random.key(0), pooling=LastToken())
+        made.save(path)
+        if family == "llama":
+            file = path / "tokenizer_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": _CHAT}))
+        else:
+            (path / "chat_template.jinja").write_text(_CHAT)
+
+    return make
+
+
+def _chat(path: Path) -> Any:
+    model = jaxemb.load(path)
+    return [model.encode(list(TEXTS)), model.tokenizer.chat([{"role": "user", "content": "1 2"}])]
+
+
+def _gguf(path: Path, change: Callable[[Any], None] = lambda writer: None) -> None:
+    """One file, of llama.cpp; `change` is done to its writer."""
+    name = "qwen3"
+
+    def more(writer: Any) -> None:
+        gguf_files.byte_pairs(writer)
+        change(writer)
+
+    gguf_files.write_gguf(path, name, gguf_files.tensors_of(gguf_files.CONFIGS[name]), more=more)
+
+
+def _gguf_mutants(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Every entry left out, and with values of other types; and the bytes."""
+    from gguf import GGUFValueType
+
+    kinds = {str: "STRING", int: "INT64", float: "FLOAT32", bool: "BOOL", list: "ARRAY"}
+    wrong = [*mutations.FEW.items(), *((name, mutations.WRONG[name]) for name in ("0", "1.5", "NaN", "true"))]
+    wrong = [(name, value) for name, value in wrong if type(value) in kinds and value != []]
+
+    def entry(key: str, *value: Any) -> Callable[[Any], None]:
+        def change(writer: Any) -> None:
+            del writer.kv_data[0][key]
+            for v in value:
+                writer.add_key_value(key, v, GGUFValueType[kinds[type(v)]])
+
+        return change
+
+    keys: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+        file = Path(temporary) / "model.gguf"
+        _gguf(file, lambda writer: keys.extend(writer.kv_data[0]))
+        for key in keys:
+            _gguf(file, entry(key))
+            yield f"{key} left out", file.read_bytes()
+            for name, value in [*wrong, ("a list of texts", ["text"]), ("a list of numbers", [1, 2])]:
+                _gguf(file, entry(key, value))
+                yield f"{key} = {name}", file.read_bytes()
+    yield from mutations.byte_files(content, flips=48)
+
+
 def _not_finite(value: float) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         tensors = {name: np.array(tensor) for name, tensor in read_tensors(path).items()}
@@ -255,6 +359,21 @@ _OTHER_MODELS = "|".join(
         r"^tokenizer(_config)?.json: ",
         r"^vocab.txt: (bit|cut|with|twice|a byte)",
         r"(\.json|vocab.txt): a byte order mark",
+    )
+)
+_OTHER_DECODERS = "|".join(
+    (
+        _OTHER_MODELS,
+        r"config.json: (\S*rope_scaling.*factor|\S*original_max_position_embeddings|max_window_layers|sliding_window) = ",
+        r"^chat_template.jinja: ",
+    )
+)
+_OTHER_GGUF = "|".join(
+    (
+        _BITS,
+        r": general\.(?!architecture)",
+        r": \S*(context_length|layer_norm_rms_epsilon|rope.freq_base) ",
+        r": tokenizer\.",
     )
 )
 _MUTANTS_OF_MODELS: dict[str, Mutants] = {
@@ -412,6 +531,20 @@ PLACES: dict[str, tuple[Place, dict[str, Mutants]]] = {
         for family in CONFIGS
         if family != "bert"
     },
+    **{
+        f"{family}, a decoder": (
+            Place(_decoder(family), _chat, lawful=_OTHER_DECODERS),
+            {
+                r"^config.json$": mutations.json_files,
+                r"^(tokenizer_config|1_Pooling/config|modules).json$": functools.partial(
+                    mutations.json_files, wrong=mutations.FEW
+                ),
+                r"\.jinja$": mutations.byte_files,
+            },
+        )
+        for family in DECODERS
+    },
+    "gguf": (Place(_gguf, _chat, ".gguf", lawful=_OTHER_GGUF), {r".": _gguf_mutants}),
     "index": (
         Place(
             _index,
