@@ -132,7 +132,7 @@ def replaced_files(directory: str | Path, contents: Contents) -> Iterator[Path]:
     final = Path(os.path.realpath(checked_path(directory)))
     check_replaceable(directory, contents)
     home = final if final.is_dir() else final.parent
-    home.mkdir(parents=True, exist_ok=True)
+    made_directory(home)
     with contextlib.suppress(OSError):  # what is not ours to see
         remove_abandoned(final.parent)
     with _unfinished(home, directory, directory=True) as outer:
@@ -508,6 +508,21 @@ def checked_path(path: str | Path) -> Path:
     if not str(path).strip():
         raise ValueError(f"expected a path; got {str(path)!r}")
     return Path(path)
+
+
+def made_directory(path: str | Path) -> Path:
+    """A directory as a user names it, made with those above it where they are absent.
+
+    Raises:
+      FileExistsError: naming it, if there is a file in its place.
+      NotADirectoryError: if there is one in the place of a directory above it.
+    """
+    directory = checked_path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(f"{directory} cannot be a directory: there is a file in its place or above it") from error
+    return directory
 
 
 def inside(directory: Path, name: Any, *, where: str, error: type[ValueError] = ValueError) -> Path:

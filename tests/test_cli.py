@@ -1,6 +1,7 @@
 """The `jaxemb` command: what it prints, writes and returns, and what it says about bad input."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 import jaxemb
 from jaxemb import files, losses
-from jaxemb.cli import main
+from jaxemb.cli import commands, main
 from jaxemb.data import batches, read
 from jaxemb.nn import unit
 from jaxemb.objectives import on_columns
@@ -229,6 +230,28 @@ def test_search_with_vectors_that_encode_wrote(capsys, tiny, notes, tmp_path):
     assert "other.npy is not of these texts and this model: its vector of text" in fail(capsys, 2, *arguments, other)
     other.write_text("no array")
     assert "other.npy is no .npy file of numbers" in fail(capsys, 2, *arguments, other)
+
+
+def test_the_limit_of_the_size_of_files_is_named(capsys, tiny, notes, tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        message = fail(capsys, 1, "encode", notes, "--model", tiny, "--out", tmp_path / "v.npy", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.endswith("v.npy may have 4,096 bytes, as all files of this process (ulimit -f)")
+    assert list(tmp_path.glob("*v.npy*")) == []
+
+
+def test_a_limit_that_leaves_no_temporary_directory_is_named(capsys, tmp_path, monkeypatch):
+    def none(file, args):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(commands, "_read_texts", none)
+    monkeypatch.setattr(files, "size_limit", lambda: 0)
+    message = fail(capsys, 1, "encode", "a.txt", "--out", tmp_path / "v.npy")
+    assert "No usable temporary directory" in message and "v.npy may have 0 bytes" in message
 
 
 def test_search_with_vectors_of_a_length_that_matters(capsys, tiny, notes, tmp_path):

@@ -1,11 +1,12 @@
 """An encoder with a linear layer over classes (`Classifier`)."""
 
+import functools
 from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxemb.checks import at_least, checked, size
+from jaxemb.checks import checked, size, whole
 from jaxemb.nn import Linear, Module, uniform_linear
 
 
@@ -21,7 +22,7 @@ class Classifier(Module):
     head: Linear = nnx.data()
 
     @classmethod
-    @checked(dim=size, classes=at_least(2))
+    @checked(dim=size, classes=functools.partial(whole, least=2, most=2**31 - 1))
     def init(cls, key: jax.Array, encoder: Any, dim: int, classes: int) -> "Classifier":
         """The encoder, whose features are `[N, dim]`, with a new layer, uniform in `±1 / sqrt(dim)`.
 

@@ -240,9 +240,9 @@ def search(args: argparse.Namespace) -> None:
 def _vectors(file: str, texts: Sequence[str], embedder: "SentenceEmbedder") -> Any:
     """The vectors of a file that `jaxemb encode` wrote, which must be of these texts and this model.
 
-    Of a sample of the texts, one of each of 64 parts, the model's own vectors are compared. So vectors of which a share
-    s is of other texts are taken with a probability of `(1 - s)**64`: a file of other texts is noticed, that a few texts
-    were edited is not.
+    Of a sample of the texts, one of each of 64 parts, the model's own vectors are compared. So if a share s is of other
+    texts, they are taken with a probability of `(1 - s)**64`: a file of other texts is noticed, that a few texts were
+    edited is not.
     """
     import numpy as np
 

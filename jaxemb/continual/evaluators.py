@@ -13,7 +13,7 @@ from jaxemb.classifiers.probes import Classify, Fit
 from jaxemb.continual.loop import Evaluate
 from jaxemb.continual.streams import COLLECTION, Columns, Experience, count, rows
 from jaxemb.evaluate import RetrievalSet, StsSet, TextEncoder, retrieval, score_run, sts
-from jaxemb.files import replaced_file
+from jaxemb.files import made_directory, replaced_file
 from jaxemb.nn.classes import check_labels
 from jaxemb.retrieval import topk_search
 from jaxemb.text_encoder import encode_finite, stored_prompt
@@ -240,7 +240,7 @@ class _IndexCompatibility:
         if self._directory is None:
             self._vectors[number] = vectors
         else:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            made_directory(self._directory)
             with replaced_file(self._path(number)) as fresh, open(fresh, "wb") as file:
                 np.save(file, vectors)
 

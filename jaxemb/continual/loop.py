@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxemb import parallel
 from jaxemb.checks import checked, numbers, size
 from jaxemb.continual.streams import Columns, Experience, count
-from jaxemb.files import checked_path, locked
+from jaxemb.files import locked, made_directory
 from jaxemb.objectives import Objective
 from jaxemb.progress import Audience, progress_bar
 from jaxemb.train import (
@@ -391,7 +391,7 @@ def _alone_in(directory: str | Path | None) -> Iterator[Path | None]:
     if directory is None:
         yield None
         return
-    (path := checked_path(directory)).mkdir(parents=True, exist_ok=True)
+    path = made_directory(directory)
     with locked(path, wait=False):
         yield path
 

@@ -15,7 +15,7 @@ from tokenizers import normalizers
 from jaxemb.checks import at_least, checked, described, encodable, instance
 from jaxemb.checks import size as check_size
 from jaxemb.data import chat
-from jaxemb.files import parse_json, read_bytes, write_bytes, write_json, write_text
+from jaxemb.files import made_directory, parse_json, read_bytes, write_bytes, write_json, write_text
 from jaxemb.settings import REQUIRED, CheckpointError, Settings, flag, inner, number, shown, size, text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -143,7 +143,12 @@ class Tokenizer:
           ModuleNotFoundError: Jinja is not installed.
           ValueError: there is no such template, or what it says is wrong with the conversation.
         """
-        if template not in (known := self.chat_templates):
+        if not (known := self.chat_templates):
+            raise ValueError(
+                "the checkpoint has no chat template: no chat_template.jinja, and no chat_template in "
+                "tokenizer_config.json"
+            )
+        if template not in known:
             raise ValueError(
                 f"template must be one of the checkpoint's chat templates, {list(known)}; got {template!r}"
             )
@@ -369,8 +374,7 @@ class Tokenizer:
         With the `tokenizer.json` of a new tokenizer goes a `tokenizer_config.json`, by which transformers knows its
         special tokens.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = made_directory(directory)
         for name, content in self.files.items():
             write_bytes(directory / name, content)
         if "tokenizer.json" not in self.files:

@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike
 from jaxemb.checks import at_least, between, check_finite, checked, shapes, size
 
 MapDenominator = Literal["relevant", "min_k_relevant"]
+_ROUNDING = 1e-13  # of the largest of some values; scipy warns below it
 _RANKED = shapes(gains="... R", judged="... J")
 
 
 @checked()
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson's correlation of `x` and `y` `[N]`, in -1..1; NaN, with a warning, where one of them is constant.
+    """Pearson's correlation of `x` and `y` `[N]`, in -1..1; NaN, with a warning, where one of them is constant,
+    but for rounding (1e-13).
 
     Raises:
       ValueError: fewer than two values, different lengths, or values that are not finite.
@@ -157,7 +159,9 @@ def _paired(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_constant(x: np.ndarray) -> bool:
-    return bool((x == x[0]).all())
+    """Whether values differ by their rounding alone, as the cosines of texts with themselves do."""
+    with np.errstate(over="ignore"):
+        return bool(np.ptp(x) <= _ROUNDING * np.abs(x).max())
 
 
 def _undefined() -> float:

@@ -53,7 +53,7 @@ class RunDirectory:
             raise NotADirectoryError(f"a run needs a directory; {self.path} is a file")
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:
-                self.path.mkdir(parents=True, exist_ok=True)
+                files.made_directory(self.path)
                 stack.enter_context(files.locked(self.path, wait=False))
             starts_anew = self._check()
             wait_for_all("looked")  # before process 0 changes anything

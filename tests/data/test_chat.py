@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxemb.data import SPECIAL_TOKENS, Tokenizer
+from jaxemb.data.chat import render
 from jaxemb.settings import CheckpointError
 
 pytest.importorskip("jinja2")
@@ -150,6 +151,17 @@ def test_templates_that_cannot_be_read_are_named_with_their_file(content, messag
         Tokenizer.from_directory(tmp_path)
     said = str(error.value)
     assert str(tmp_path) in said and all(part in said for part in message.split(": ", 1)), said
+
+
+def test_a_checkpoint_without_a_template_is_named():
+    with pytest.raises(ValueError, match="the checkpoint has no chat template"):
+        Tokenizer.word_piece([*SPECIAL_TOKENS, "a"]).chat([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "hello", b"hello", {"role": "user"}, ["hello"], iter([])])
+def test_what_is_no_list_of_messages_is_refused(wrong):
+    with pytest.raises(TypeError, match="messages must be a list of objects with a role and a content; got"):
+        render("", wrong)
 
 
 def test_messages_are_objects():

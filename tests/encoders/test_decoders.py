@@ -132,6 +132,7 @@ def test_phi_3_has_long_and_short_frequencies():
     ("hf_config", "message"),
     [
         (SMOL | {"rope_scaling": {"type": "ntk"}}, "rope_scaling: type must be one of ['default', 'dynamic', 'linear'"),
+        (SMOL | {"rope_scaling": {"factor": 8.0}}, "rope_scaling: rope_type is missing, which says what factor is for"),
         (SMOL | {"rope_scaling": {"type": "linear"}}, "rope_scaling: key 'factor' is missing"),
         (SMOL | {"num_key_value_heads": 2}, "kv_heads must divide heads; got heads=9, kv_heads=2"),
         (SMOL | {"is_causal": "no"}, "is_causal must be true or false; got 'no'"),

@@ -22,6 +22,7 @@ def test_correlation_with_a_constant_is_undefined(correlation):
     """As in scipy, and so in mteb."""
     with pytest.warns(RuntimeWarning, match="a correlation with what is constant is undefined") as caught:
         assert math.isnan(correlation([0.1, 0.1, 0.1], [1, 2, 3]))
+        assert math.isnan(correlation([1, 2, 3], [1, 1 - 1e-15, 1 + 1e-15]))  # the rounding of what is 1
     assert caught[0].filename == __file__  # who called, not what checks arguments
 
 

@@ -155,6 +155,24 @@ def test_seeds_and_arms_can_be_shared_out(tmp_path, capsys):
     assert len(CALLS.made) == 15 and (tmp_path / "results.json").exists()
 
 
+def test_two_processes_of_one_directory_end_with_the_same_results(tmp_path):
+    """The second one runs, to its end, while the first measures its fourth cell."""
+
+    def interleaved(preset, data, arm, seed):
+        if len(CALLS.made) == 3:
+            CALLS.made.append(())
+            suite.run(one, "small", tmp_path)
+            results.append((tmp_path / "table.md").read_text())
+        return measure(preset, data, arm, seed)
+
+    interleaved.__code__ = interleaved.__code__.replace(co_name="measure")
+    one, results = experiment(measure=interleaved), []
+    suite.run(one, "small", tmp_path)
+    assert len(CALLS.made) == 15 + 2  # that cell is measured twice
+    assert results == [(tmp_path / "table.md").read_text()]
+    assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 15
+
+
 def test_what_was_measured_otherwise_is_measured_again(tmp_path):
     suite.run(experiment(), "small", tmp_path, seeds=1)
     words = {"up": Shift(by=1.0, paper=Reported("+3"), scenario="told")}

@@ -235,6 +235,25 @@ def _encode(path: Path) -> Any:
     return jaxemb.load(path).encode(list(TEXTS))
 
 
+# Tokenizers
+
+_SENTENCES = (*TEXTS, "1 12 x 3\n4", "[CLS] 5 [MASK]", "é 💡 6", "7 " * 40)
+
+
+def _tokenizer(path: Path) -> None:
+    path.mkdir()
+    tokenizer().save(path)
+
+
+def _tokenize(path: Path) -> list[bool]:
+    """Whether the tokens of each sentence are those that the library `tokenizers` itself makes by the file."""
+    ours = Tokenizer.from_directory(path)(_SENTENCES)
+    theirs = tokenizers.Tokenizer.from_str((path / "tokenizer.json").read_text("utf-8-sig"))
+    theirs.no_truncation()
+    theirs.no_padding()
+    return [ids.tolist() == theirs.encode(text).ids for text, ids in zip(_SENTENCES, ours, strict=True)]
+
+
 # Decoders
 
 _CHAT = "{% for m in messages %}<|start|>{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -261,7 +280,7 @@ DECODERS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 16,
         },
     },
-    "qwen3": _DECODER | {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 1},
+    "qwen3": _DECODER | {"use_sliding_window": False},
 }
 
 
@@ -364,7 +383,10 @@ _OTHER_MODELS = "|".join(
 _OTHER_DECODERS = "|".join(
     (
         _OTHER_MODELS,
-        r"config.json: (\S*rope_scaling.*factor|\S*original_max_position_embeddings|max_window_layers|sliding_window) = ",
+        r"config.json: \S*rope_scaling.*factor = ",
+        r"config.json: \S*original_max_position_embeddings (left out|=)",
+        r"config.json: (rms_norm_eps|rope_scaling|rope_theta) (left out|= null)",
+        r"config.json: bit",  # of a key, which is missing then
         r"^chat_template.jinja: ",
     )
 )
@@ -531,6 +553,10 @@ PLACES: dict[str, tuple[Place, dict[str, Mutants]]] = {
         for family in CONFIGS
         if family != "bert"
     },
+    "tokenizer": (
+        Place(_tokenizer, _tokenize),
+        {r"^tokenizer.json$": functools.partial(mutations.json_files, wrong=mutations.FEW)},
+    ),
     **{
         f"{family}, a decoder": (
             Place(_decoder(family), _chat, lawful=_OTHER_DECODERS),

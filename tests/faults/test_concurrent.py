@@ -94,6 +94,27 @@ def test_processes_that_read_an_index_during_200_rebuilds(tmp_path, record_prope
     assert [reader.exitcode for reader in readers] == [0, 0, 0] and min(different) > 1
 
 
+def _rebuild(path: Path, first: int, ready) -> None:
+    ready.wait(timeout=60)
+    for number in range(first, 60, 2):
+        build(path, number)
+
+
+@pytest.mark.slow
+def test_two_processes_that_write_one_index_leave_the_last_one_whole(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    path, ready = tmp_path / "index", spawn.Barrier(2)
+    writers = [spawn.Process(target=_rebuild, args=(path, first, ready)) for first in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert opened(path) in (58, 59)
+    assert {file.name for file in path.iterdir()} == {"manifest.json", "vectors.npy", "records.jsonl"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_that_several_write_is_that_of_one(tmp_path):
     path, size = tmp_path / "a", 200_000
     write_bytes(path, bytes(size))

@@ -187,6 +187,9 @@ def activation(c: HfConfig, key: str, default: str) -> Any:
     return _ACTIVATIONS[text(c, key, default, _ACTIVATIONS)]
 
 
+_PLAIN_ROPE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # no scaling's own
+
+
 def rope(
     parameters: Mapping[str, Any], default_base: float, head_dim: int, positions: int, scaling: str | None = None
 ) -> RopeConfig:
@@ -198,7 +201,14 @@ def rope(
       head_dim: the size of a head, of which `partial_rotary_factor` is turned.
       positions: those of the model, and the trained ones where it has no `original_max_position_embeddings`.
       scaling: in place of the one that the entry names.
+
+    Raises:
+      ValueError: of the settings' type, for a value that is out of range, or of a scaling that is not named.
     """
+    stated = scaling is not None or "rope_type" in parameters or "type" in parameters
+    told = [key for key, value in parameters.items() if key not in _PLAIN_ROPE and not isinstance(value, Mapping)]
+    if told and not stated:
+        raise error_of(parameters)(f"{where(parameters)}: rope_type is missing, which says what {told[0]} is for")
     name = scaling or text(parameters, "rope_type" if "rope_type" in parameters else "type", "default", _SCALINGS)
     base = number(parameters, "rope_theta", default_base, above=0)
     part = number(parameters, "partial_rotary_factor", 1.0, above=0)
