@@ -304,7 +304,8 @@ def mine(args: argparse.Namespace) -> None:
     if args.corpus:
         documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column, names=None)
         records, column = _read_texts(args.corpus, documents, option="--corpus-column")
-        corpus = [{**record, columns[1]: record[column]} for record in records]
+        if not (corpus := [{**record, columns[1]: record[column]} for record in records]):
+            raise ValueError(f"--corpus: {args.corpus} has no texts")
     embedder, name = _load(args)
     encoding = _encoding(args)
     mined = mine_hard_negatives(

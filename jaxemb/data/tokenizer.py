@@ -145,8 +145,7 @@ class Tokenizer:
         """
         if not (known := self.chat_templates):
             raise ValueError(
-                "the checkpoint has no chat template: no chat_template.jinja, and no chat_template in "
-                "tokenizer_config.json"
+                "the checkpoint has no chat template: no chat_template.jinja or chat_template in tokenizer_config.json"
             )
         if template not in known:
             raise ValueError(

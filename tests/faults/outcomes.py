@@ -129,19 +129,18 @@ def judge(case: Case) -> Verdict:
     return Verdict(case.name, outcome, said.encode("ascii", "backslashreplace").decode())
 
 
-def survey(cases: Iterable[Case], record: Callable[[str, object], None], *, most: float = 0.0) -> list[Verdict]:
+def survey(cases: Iterable[Case], record: Callable[[str, object], None]) -> list[Verdict]:
     """Judges all, counts them for the summary, and fails with those that end in neither of the first two outcomes.
 
     Args:
       cases: the faults.
       record: pytest's `record_property`.
-      most: the share that may fail, where it is known that some do.
     """
     verdicts = [judge(case) for case in cases]
     counts = collections.Counter(verdict.outcome for verdict in verdicts)
     record("faults", {"tried": len(verdicts), **{str(outcome): counts[outcome] for outcome in Outcome}})
     failed = [str(verdict) for verdict in verdicts if verdict.outcome in FAILURES]
-    if len(failed) > most * len(verdicts):
+    if failed:
         pytest.fail(f"{len(failed)} of {len(verdicts)}:\n" + "\n".join(failed), pytrace=False)
     return verdicts
 

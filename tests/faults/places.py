@@ -101,7 +101,7 @@ class Place:
         # Where files do not fit each other, any of them may be named.
         inside = [Path(self.name_of(path)) for path in self.files()] if self.original.is_dir() else []
         others = {part for path in inside for part in path.parts}
-        names = (Path(file).name, Path(file).stem, "good", *sorted(others))
+        names = (Path(file).name, Path(file).stem, "good", "chat template", *sorted(others))
         if file.startswith("tokenizer"):  # of which some make no tokens of some texts
             names = (*names, "texts")
         name, use = f"{file}: {what}", functools.partial(self._used, change)
@@ -392,7 +392,7 @@ _OTHER_DECODERS = "|".join(
 )
 _OTHER_GGUF = "|".join(
     (
-        _BITS,
+        r": bit",  # nearly all of them are weights
         r": general\.(?!architecture)",
         r": \S*(context_length|layer_norm_rms_epsilon|rope.freq_base) ",
         r": tokenizer\.",
