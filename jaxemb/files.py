@@ -521,7 +521,9 @@ def made_directory(path: str | Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise type(error)(f"{directory} cannot be a directory: there is a file in its place or above it") from error
+        raise type(error)(
+            f"{directory} cannot be a directory: a file, or a link that leads nowhere, is in its place or above it"
+        ) from error
     return directory
 
 

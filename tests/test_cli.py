@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import signal
@@ -136,6 +137,18 @@ def test_encode_reads_stdin(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: 2 vectors of dimension 384")
     assert np.load(out).shape == (2, 384)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"), [(None, "is stdin, which is closed"), (b"caf\xe9\n", "is stdin, which is not utf-8: ")]
+)
+def test_encode_refuses_what_stdin_does_not_give(capsys, tiny, tmp_path, monkeypatch, stdin, message):
+    monkeypatch.setattr("sys.stdin", stdin and io.TextIOWrapper(_Named(stdin), encoding="utf-8"))
+    assert f"FILE: - {message}" in fail(capsys, 2, "encode", "-", "--model", tiny, "--out", tmp_path / "v.npy")
+
+
+class _Named(io.BytesIO):
+    name = "<stdin>"
 
 
 def test_encode_reads_stdin_once(capsys, tiny, tmp_path):

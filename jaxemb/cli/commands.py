@@ -481,7 +481,7 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
     from jaxemb.data.files import checked_format
 
     if file == "-":
-        return _lines("stdin", (line.rstrip("\r\n") for line in sys.stdin)), "text"
+        return _lines("stdin", _lines_of_stdin()), "text"
     source = read(file, format=args.format, names=args.names, keep_blank=True)
     records = source.__getitems__(range(len(source)))
     if checked_format(Path(file), args.format) == "txt":
@@ -519,6 +519,15 @@ def _lines(name: str, texts: Iterable[str]) -> list[dict[str, Any]]:
             blank.add(number)
     blank.report(name, "the texts are counted without them")
     return records
+
+
+def _lines_of_stdin() -> list[str]:
+    if getattr(sys.stdin, "name", None) == os.devnull:  # opened in place of one that was closed
+        raise ValueError("FILE: - is stdin, which is closed")
+    try:
+        return [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"FILE: - is stdin, which is not {error.encoding}: {error.reason}") from error
 
 
 def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:

@@ -162,14 +162,14 @@ def test_two_processes_of_one_directory_end_with_the_same_results(tmp_path):
         if len(CALLS.made) == 3:
             CALLS.made.append(())
             suite.run(one, "small", tmp_path)
-            results.append((tmp_path / "table.md").read_text())
+            tables.made.append((tmp_path / "table.md").read_text())
         return measure(preset, data, arm, seed)
 
     interleaved.__code__ = interleaved.__code__.replace(co_name="measure")
-    one, results = experiment(measure=interleaved), []
+    one, tables = experiment(measure=interleaved), Calls()
     suite.run(one, "small", tmp_path)
     assert len(CALLS.made) == 15 + 2  # that cell is measured twice
-    assert results == [(tmp_path / "table.md").read_text()]
+    assert tables.made == [(tmp_path / "table.md").read_text()]
     assert len(json.loads((tmp_path / "results.json").read_text())["cells"]) == 15
 
 

@@ -4,7 +4,8 @@ import outcomes
 import places
 import pytest
 
-_SAMPLE = {"run": 4}  # a resume compiles its step
+#: Of kinds of which a case compiles something, or that others are like.
+_SAMPLE = {"run": 4, "llama, a decoder": 6, "qwen3, a decoder": 4, "gguf": 6, "tokenizer": 6}
 
 
 @pytest.mark.parametrize("kind", places.PLACES)
