@@ -38,17 +38,15 @@ def _too_large(kind: str, dtype: np.dtype) -> str:
     return f"a and b must not be too large to compare in {dtype}; their {kind} similarities overflow"
 
 
+_PAIRED: Mapping[str, Paired] = {
+    "cosine": lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b)),
+    "dot": lambda a, b: np.einsum("nd,nd->n", a, b),
+    "euclidean": _euclidean,
+    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+}
 #: Of row i of `a` with row i of `b`: `[N, D]`, `[N, D]` to `[N]`. Raises a ValueError for what is not finite, or
 #: overflows.
-PAIRED: Mapping[str, Paired] = {
-    kind: _checked(kind, function)
-    for kind, function in {
-        "cosine": lambda a, b: np.einsum("nd,nd->n", unit_rows(a), unit_rows(b)),
-        "dot": lambda a, b: np.einsum("nd,nd->n", a, b),
-        "euclidean": _euclidean,
-        "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
-    }.items()
-}
+PAIRED: Mapping[str, Paired] = {kind: _checked(kind, function) for kind, function in _PAIRED.items()}
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
