@@ -306,8 +306,7 @@ def mine(args: argparse.Namespace) -> None:
         records, column = _read_texts(args.corpus, documents, option="--corpus-column")
         if not (corpus := [{**record, columns[1]: record[column]} for record in records]):
             raise ValueError(f"--corpus: {args.corpus} has no texts")
-    embedder, name = _load(args)
-    encoding = _encoding(args)
+    (embedder, name), encoding = _load(args), _encoding(args)
     mined = mine_hard_negatives(
         embedder,
         source,
