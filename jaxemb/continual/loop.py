@@ -172,11 +172,7 @@ def run_stream(
         if store is not None:
             about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
             about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
-            if restored := store.restore_newest(state):
-                learner.state, saved = restored
-                if lines := differences(saved["about"], about):
-                    raise ValueError(f"{checkpoints} holds the checkpoints of another run: {'; '.join(lines)}")
-                done = _Progress.from_json(saved["done"])
+            done = _restored(store, learner, about) or done
         say, advance = stack.enter_context(_telling(sum(stream.steps[len(done.seconds) :]), progress))
 
         if done.seconds:
@@ -236,13 +232,8 @@ class _Stream:
         if self.experiences[0].classes is None:
             return None
         masks = np.stack([np.asarray(e.classes) for e in self.experiences])
-        match which or self.compete:
-            case "task":
-                return masks[number]
-            case "seen":
-                return masks[: number + 1].any(axis=0)
-            case "all":
-                return np.ones(masks.shape[1], bool)
+        rows = {"task": [number], "seen": range(number + 1)}.get(which or self.compete)
+        return np.ones(masks.shape[1], bool) if rows is None else np.logical_or.reduce(masks[rows])
 
     def ids(self, number: int) -> np.ndarray:
         """The numbers of a task's records, int32 `[N]`."""
@@ -290,20 +281,19 @@ class _Learner:
     """
 
     def __init__(self, stream: _Stream, objective, optimizer, transform, state: TrainState, chunk, rules, store):
-        self._stream, self._objective, self._transform = stream, objective, transform
+        self._stream, self._objective, self._transform, mesh = stream, objective, transform, stream.mesh
         self._chunk = min(chunk, max(stream.steps))
         step = make_train_step(objective, optimizer, transform)
         self._in_loop, metrics = _traced(step, state, stream)
         self._runner = Runner(
             _in_a_loop(step, metrics, self._chunk) if self._in_loop else _on_rows(step),
             state,
-            mesh=stream.mesh,
+            mesh=mesh,
             last_checkpoint=lambda: store.path(store.steps()[-1]) if store is not None and store.steps() else None,
         )
         # Its own function, so that a new optimiser state does not share its buffers with the trained one.
         self._fresh = jax.jit(lambda state: jax.tree.map(jnp.copy, optimizer.init(trainable(transform, state))))
-        alone = stream.mesh is None
-        self._place = (lambda s: s) if alone else functools.partial(parallel.place, mesh=stream.mesh, rules=rules)
+        self._place = (lambda s: s) if mesh is None else functools.partial(parallel.place, mesh=mesh, rules=rules)
 
     @property
     def state(self) -> TrainState:
@@ -394,6 +384,16 @@ def _alone_in(directory: str | Path | None) -> Iterator[Path | None]:
     path = made_directory(directory)
     with locked(path, wait=False):
         yield path
+
+
+def _restored(store: Checkpoints, learner: _Learner, about: Mapping[str, Any]) -> "_Progress | None":
+    """What was done when the newest checkpoint was saved, whose state the learner takes; None if there is none."""
+    if not (restored := store.restore_newest(learner.state)):
+        return None
+    learner.state, saved = restored
+    if lines := differences(saved["about"], about):
+        raise ValueError(f"{store.path(0).parent} holds the checkpoints of another run: {'; '.join(lines)}")
+    return _Progress.from_json(saved["done"])
 
 
 @contextlib.contextmanager
