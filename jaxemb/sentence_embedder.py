@@ -64,7 +64,9 @@ def load(
         process, and no device or host ever holds the whole model. None for the default device.
       rules: path rules that say how.
       param_dtype: of the weights at rest, "float32" or "bfloat16"; the latter halves their memory, and is for weights
-        that are not trained, or were stored so.
+        that are not trained, or were stored so. "int8" and "nf4" are for weights that are not trained: the kernels of
+        the layers are quantised while they are read (see `nn.quantize_base`), all else is bfloat16. What is saved of
+        such a model is float32.
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` (that of the computation) or
         `remat="full"`. `causal=False` makes a decoder see both ways, which is saved with it (as `is_causal`).
 

@@ -46,13 +46,13 @@ def selects(where: Where) -> Callable[[str], bool]:
     return where if callable(where) else lambda path: re.search(where, path) is not None
 
 
-def chosen(tree: PyTree, where: Where) -> dict[str, jax.Array]:
-    """The arrays of `tree` that `where` chooses, by path.
+def chosen(tree: PyTree, where: Where, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The arrays of `tree` that `where` chooses, by path, and what else `is_leaf` says is one leaf.
 
     Raises:
       ValueError: if it chooses nothing.
     """
-    picks, leaves = selects(where), by_path(tree)
+    picks, leaves = selects(where), by_path(tree, is_leaf)
     found = {name: leaf for name, leaf in leaves.items() if picks(name)}
     if not found:
         some = ", ".join(list(leaves)[:8])
@@ -60,7 +60,7 @@ def chosen(tree: PyTree, where: Where) -> dict[str, jax.Array]:
     return found
 
 
-def replaced(tree: PyTree, where: Where, replace: Callable[[str, jax.Array], jax.Array]) -> PyTree:
+def replaced(tree: PyTree, where: Where, replace: Callable[[str, jax.Array], Any]) -> PyTree:
     """`tree` with `replace(path, leaf)` for the leaves that `where` chooses."""
     picks = selects(where)
     return map_with_path(lambda name, leaf: replace(name, leaf) if picks(name) else leaf, tree)

@@ -15,6 +15,7 @@ from jaxemb.data.tokenizer import Tokenizer
 from jaxemb.embedder import Embedder, Head
 from jaxemb.encoders.families import Family, HfConfig, family_of
 from jaxemb.encoders.transformer import TransformerConfig
+from jaxemb.nn.kernels import is_kernel, map_kernels
 from jaxemb.pooling import Mean, Pooling
 from jaxemb.settings import Settings
 
@@ -77,10 +78,12 @@ def _initial(family: Family, key: jax.Array, config: TransformerConfig, placemen
     """The encoder, made where its weights belong: no device ever holds more than its share."""
 
     def init(key: jax.Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(placement.dtype), family.init(key, config))
+        made = placement.quantized(family.init(key, config))
+        return map_kernels(lambda _, leaf: leaf if is_kernel(leaf) else leaf.astype(placement.dtype), made)
 
-    where = list(placement.shardings("encoder", shapes).values())
-    return jax.jit(init, out_shardings=jax.tree.unflatten(jax.tree.structure(shapes), where))(key)
+    like = jax.eval_shape(init, key)
+    where = list(placement.shardings("encoder", like).values())
+    return jax.jit(init, out_shardings=jax.tree.unflatten(jax.tree.structure(like), where))(key)
 
 
 def _complete(model_type: str, family: Family, config: HfConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from jaxemb.embedder import Dense, Embedder, Head, Normalize
 from jaxemb.encoders.families import Family, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.files import Contents, inside, read_json, replaced_files, write_json
-from jaxemb.nn import Linear, Norm
+from jaxemb.nn import Linear, Norm, dense_kernels
 from jaxemb.pooling import POOLINGS, Attention, LastToken, Mean, Pooling, named, names_of
 from jaxemb.settings import CheckpointError, Settings, flag, inner, size, text, texts
 from jaxemb.similarity import PAIRED
@@ -276,13 +276,14 @@ def write_directory(path: str | Path, contents: ModelDirectory) -> None:
 
 def check_writable(contents: ModelDirectory) -> None:
     """Raises a ValueError for a model that `write_directory` could not write, of which shapes alone may be given."""
-    check_shapes(contents.model.encoder, contents.format.encoder)
+    check_shapes(jax.eval_shape(dense_kernels, contents.model.encoder), contents.format.encoder)
     if not isinstance(contents.model.pooling, Attention):
         _saved_names(contents.model.pooling)
 
 
 def _write(contents: ModelDirectory, root: Path) -> None:
-    model, format = contents.model, _lossless(contents.model, contents.format)
+    model = dense_kernels(contents.model)
+    format = _lossless(model, contents.format)
     contents.tokenizer.save(root)
     write_tensors(root, save_weights(model.encoder, format.encoder))
     write_json(root / "config.json", format.encoder.config)

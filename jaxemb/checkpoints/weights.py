@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,12 @@ from jaxemb.checks import checked, described, instance, is_finite, one_of
 from jaxemb.encoders.encoder import Encoder
 from jaxemb.encoders.families import Family, Weight, modern
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
+from jaxemb.nn import Quantized, dense_kernels, quantize_base, quantized
+from jaxemb.nn.kernels import is_kernel
 from jaxemb.parallel.mesh import ENCODER_RULES, Rules
 from jaxemb.trees import PyTree, by_path
 
-PARAM_DTYPES = ("float32", "bfloat16")
+PARAM_DTYPES = ("float32", "bfloat16", *quantized.DTYPES)
 _DTYPES = tuple(map(np.dtype, (np.float32, np.float16, ml_dtypes.bfloat16)))
 _ROWS = 128
 _SHOWN = 50  # problems that an error lists
@@ -63,7 +65,8 @@ class Placement:
     Attributes:
       mesh: the devices that share them; None for the default device alone.
       rules: path rules, of paths in the whole model, such as "encoder.layers.mlp.up.kernel".
-      param_dtype: of the weights at rest, "float32" or "bfloat16".
+      param_dtype: of the weights at rest, "float32", "bfloat16", "int8" or "nf4": the last two of the kernels of layers
+        (see `nn.quantize_base`), beside which all is bfloat16.
 
     Raises:
       ValueError: for another dtype.
@@ -83,8 +86,12 @@ class Placement:
 
     @property
     def dtype(self) -> np.dtype:
-        """`param_dtype` as numpy knows it."""
-        return jnp.dtype(self.param_dtype)
+        """That of the weights at rest that are not quantised."""
+        return jnp.dtype("bfloat16" if self.param_dtype in quantized.DTYPES else self.param_dtype)
+
+    def quantized(self, encoder: Encoder) -> Encoder:
+        """The encoder with quantised kernels, if `param_dtype` says so."""
+        return quantize_base(encoder, self.param_dtype) if self.param_dtype in quantized.DTYPES else encoder
 
     def shardings(self, part: str, tree: PyTree) -> dict[str, Sharding | None]:
         """Those of the leaves of `tree`, the model's attribute `part`, by path in `tree`."""
@@ -124,7 +131,6 @@ def load_weights(
     """
     like = jax.eval_shape(lambda key: family.init(key, config), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in by_path(like).items()}
-    shardings = placement.shardings("encoder", like)
     names, table = _match(tensors, family)
     rows = _rows(table, shapes, config.layers)
     left = {short: name for short, name in names.items() if short not in rows}
@@ -150,8 +156,7 @@ def load_weights(
             f"the tensors do not fit config.json (model_type {hf_config.get('model_type')!r}):\n  "
             + "\n  ".join([*problems[:_SHOWN], *([f"and {more} more"] if (more := len(problems) - _SHOWN) > 0 else [])])
         )
-    leaves = [_leaf(shapes[path], sources[path], placement.dtype, shardings[path]) for path in shapes]
-    model = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    model = _placed(like, sources, placement)
     format = CheckpointFormat(dict(hf_config), tuple(stored), {name: tensors[name] for name in unused.values()}, shapes)
     return model, format
 
@@ -169,12 +174,14 @@ def new_format(config: TransformerConfig, family: Family, hf_config: Mapping[str
 def save_weights(model: Encoder, format: CheckpointFormat) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint that `model` came from, with its present values; the inverse of `load_weights`.
 
-    An untouched model gives the bytes that were read. A gradient, or any other tree of the model's structure, comes
+    An untouched model gives the bytes that were read; quantised kernels come as floats, with the adapters beside them
+    merged. A gradient, or any other tree of the model's structure, comes
     out under the checkpoint's names in the same way.
 
     Raises:
       ValueError: as `check_shapes`.
     """
+    model = dense_kernels(model)
     check_shapes(model, format)
     leaves = {path: np.asarray(leaf) for path, leaf in by_path(model).items()}
     tensors = {}
@@ -268,19 +275,75 @@ class _Source:
             into[some] = part[some].astype(into.dtype)
 
 
+_Read = Callable[[_Source, tuple[slice, ...], np.ndarray], None]
+
+
+def _placed(like: PyTree, sources: Mapping[str, Mapping[int | None, _Source]], placement: Placement) -> PyTree:
+    """The tree of `like` with what lies in `sources`, by path and layer, where it belongs."""
+    as_placed = jax.eval_shape(placement.quantized, like)
+    shardings = placement.shardings("encoder", as_placed)
+
+    def leaf(path: str, like: Any) -> Any:
+        if not isinstance(like, Quantized):
+            return _leaf(like.shape, sources[path], placement.dtype, shardings[path])
+        arrays = {"codes": like.codes, "scales": like.scales}
+        read = _quantized_reads(like)
+        return Quantized(
+            **{
+                name: _leaf(array.shape, sources[path], array.dtype, shardings[f"{path}.{name}"], read[name])
+                for name, array in arrays.items()
+            }
+        )
+
+    leaves = [leaf(path, node) for path, node in by_path(as_placed, is_kernel).items()]
+    return jax.tree.unflatten(jax.tree.structure(as_placed, is_leaf=is_kernel), leaves)
+
+
+def _quantized_reads(like: Quantized) -> dict[str, _Read]:
+    """How a part of the codes, and one of the scales, is made of floats: of one layer at a time, and of whole blocks."""
+    inputs, rows, blocks = like.shape[-2], like.codes.shape[-2], like.scales.shape[-2]
+
+    def read(source: _Source, index: tuple[slice, ...], into: np.ndarray, of: int) -> tuple[np.ndarray, slice]:
+        """The whole blocks of floats that `index`, with `of` numbers for all inputs, is about, and which they are."""
+        *lead, some, outputs = index
+        whole = slice(some.start * blocks // of, -(-some.stop * blocks // of))
+        per_block = inputs // blocks
+        shape = (*into.shape[:-2], (whole.stop - whole.start) * per_block, into.shape[-1])
+        floats = np.empty(shape, np.float32)
+        source.read((*lead, slice(whole.start * per_block, whole.stop * per_block), outputs), floats)
+        return floats, whole
+
+    def scales(source: _Source, index: tuple[slice, ...], into: np.ndarray) -> None:
+        floats, whole = read(source, index, into, blocks)
+        into[...] = quantized.scales_of(floats, like.kind, whole.stop - whole.start, np)
+
+    def codes(source: _Source, index: tuple[slice, ...], into: np.ndarray) -> None:
+        floats, whole = read(source, index, into, rows)
+        steps = quantized.scales_of(floats, like.kind, whole.stop - whole.start, np)
+        before = index[-2].start - whole.start * rows // blocks
+        made = quantized.codes_of(floats, steps, like.kind, np)
+        into[...] = made[..., before : before + into.shape[-2], :]
+
+    return {"codes": codes, "scales": scales}
+
+
 def _leaf(
-    shape: tuple[int, ...], sources: Mapping[int | None, _Source], dtype: np.dtype, sharding: Sharding | None
+    shape: tuple[int, ...],
+    sources: Mapping[int | None, _Source],
+    dtype: np.dtype,
+    sharding: Sharding | None,
+    read: _Read = _Source.read,
 ) -> jax.Array:
-    """The leaf that lies in `sources`, by layer (None: it has none); it is 1 in layers that have no tensor."""
+    """The leaf that `read` makes of `sources`, by layer (None: it has none); it is 1 in layers that have no tensor."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         block = np.empty([s.stop - s.start for s in index], dtype)
         if None in sources:
-            sources[None].read(index, into=block)
+            read(sources[None], index, block)
             return block
         for row, layer in zip(block, range(index[0].start, index[0].stop), strict=True):
             if layer in sources:
-                sources[layer].read(index[1:], into=row)
+                read(sources[layer], index[1:], row)
             else:
                 row[...] = 1
         return block

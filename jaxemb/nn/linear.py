@@ -1,20 +1,23 @@
 """The linear layer."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxemb.checks import checked, size
+from jaxemb.nn.kernels import times
 from jaxemb.nn.module import Module
+from jaxemb.trees import PyTree, by_path
 
 
 @nnx.dataclass
 class Linear(Module):
-    """`y = x W + b` with W `[in, out]`."""
+    """`y = x W + b` with W `[in, out]`, an array or an `nn.Kernel`: quantised, or with an adapter beside it."""
 
-    kernel: jax.Array = nnx.data()
+    kernel: Any = nnx.data()
     bias: jax.Array | None = nnx.data(default=None)
 
     @classmethod
@@ -24,7 +27,7 @@ class Linear(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # As a matrix: XLA's CPU backend takes twice as long for a kernel gradient that contracts two axes of x.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)
+        y = times(x.reshape(-1, x.shape[-1]), self.kernel)
         y = y if self.bias is None else y + self.bias.astype(x.dtype)
         return y.reshape(*x.shape[:-1], -1)
 
@@ -36,3 +39,9 @@ def uniform_linear(key: jax.Array, inputs: int, outputs: int) -> Linear:
     bound = 1 / math.sqrt(inputs)
     kernel = jax.random.uniform(key_kernel, (inputs, outputs), minval=-bound, maxval=bound)
     return Linear(kernel, jax.random.uniform(key_bias, (outputs,), minval=-bound, maxval=bound))
+
+
+def linear_kernels(model: PyTree) -> dict[str, Any]:
+    """The kernels of all `Linear` layers of a model by path, each an array or an `nn.Kernel`."""
+    nodes = by_path(model, is_leaf=lambda node: isinstance(node, Linear))
+    return {f"{path}.kernel".lstrip("."): node.kernel for path, node in nodes.items() if isinstance(node, Linear)}

@@ -43,6 +43,9 @@ REPLICATED: Rules = ((r".*", PartitionSpec()),)
 """Every leaf whole on every device."""
 
 
+# What is an array of a kernel's axes in place of the kernel, see `jaxemb.nn.Kernel`.
+_OF_KERNEL = re.compile(r"(?<=\bkernel)(\.base)*(\.scales)?(\.codes|\.scales|\.base)$")
+
 _devices: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar("devices", default=None)
 
 
@@ -144,12 +147,14 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ENCODER_RULES) -> PyTree:
 
     A rule's spec applies to a leaf's last dimensions, so that stacked layers (`[L, in, out]`) need no rules of their
     own, and rules also match the copies of the parameters inside an optimiser's state (so begin no pattern with "^").
-    Leaves of fewer dimensions than it has are none of the rule's.
+    Leaves of fewer dimensions than it has are none of the rule's. Codes and scales of a quantised kernel, and one with
+    an adapter beside it, lie as the kernel does.
 
     Raises:
       ValueError: naming the leaf, if no spec of its rule divides its shape, or no rule matches it.
     """
-    return map_with_path(lambda name, leaf: NamedSharding(mesh, _spec(name, np.shape(leaf), rules, mesh)), tree)
+    whole = lambda name: _OF_KERNEL.sub("", name)
+    return map_with_path(lambda name, leaf: NamedSharding(mesh, _spec(whole(name), np.shape(leaf), rules, mesh)), tree)
 
 
 @checked()

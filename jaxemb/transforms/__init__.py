@@ -1,7 +1,8 @@
 """Training methods as composable values: see `jaxemb.transforms.base`."""
 
+from jaxemb.nn.low_rank import Adapter, merge_lora
 from jaxemb.transforms.adapters.adapted import Adapted
-from jaxemb.transforms.adapters.lora import Adapter, lora, merge_lora
+from jaxemb.transforms.adapters.lora import lora
 from jaxemb.transforms.adapters.prompts import PromptedTransformer, prompts
 from jaxemb.transforms.augmentation import augmentation
 from jaxemb.transforms.averaging.ema import EmaState, ema, ema_model

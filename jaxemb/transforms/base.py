@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxemb.checks import arrays, checked
-from jaxemb.trees import PyTree
+from jaxemb.nn.kernels import is_kernel
+from jaxemb.trees import PyTree, by_path
 
 State = TypeVar("State")
 
@@ -366,10 +367,16 @@ def trained_arrays(transform: Transform, model: PyTree) -> PyTree:
     """The mask of the arrays that the transform trains of the model as it is stored; a tree of bools like it.
 
     Raises:
-      ValueError: if `Transform.trains` gives a tree of another structure.
+      ValueError: if `Transform.trains` gives a tree of another structure, or trains a quantised kernel, which is named.
     """
     is_float = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     mask = call_hook(transform, "trains", model)
+    for path, flags in by_path(mask, is_kernel).items():
+        if is_kernel(flags) and any(jax.tree.leaves(flags)):
+            raise ValueError(
+                f"{path} is quantised, and so cannot be trained: train adapters beside it, as lora does, or keep it "
+                "as it is, with frozen(where); of nn.dense_kernels(model) all can be trained"
+            )
     return jax.tree.map(lambda leaf, flag: bool(flag) and is_float(leaf), model, mask)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxemb.nn import Module
-from jaxemb.transforms.adapters.lora import Adapter, lora, merge_lora
+from jaxemb.nn import Adapter, Module, merge_lora
+from jaxemb.transforms.adapters.lora import lora
 from jaxemb.trees import PyTree, Where
 
 
