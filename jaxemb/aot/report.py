@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxemb.aot.hlo import Buffer, Program
 from jaxemb.aot.slices import Slice
+from jaxemb.train.memory import size_of
 
 _HEADROOM = 0.9  # of the memory, in what is advised
 
@@ -175,7 +176,7 @@ def advice_on_speed(
     once = 4.0 * setup.parameters
     if reduced > 3 * once and seconds.ici > 0.1 * seconds.step:
         yield (
-            f"{_size(reduced)} are summed over the chips in a step, the gradients once would be {_size(once)}: "
+            f"{size_of(reduced)} are summed over the chips in a step, the gradients once would be {size_of(once)}: "
             "they are summed in each of several micro-batches or chunks; larger and fewer ones send less"
         )
     if seconds.ici > 0.5 * seconds.step:
@@ -195,21 +196,21 @@ def advice_on_memory(
         sizes = [2**k for k in range(1, 20) if setup.chips % 2**k == 0 and 2**k > setup.mesh["fsdp"]]
         if fits := [size for size in sizes if whole / size < room / 4] or sizes[-1:]:
             yield (
-                f"the train state takes {_size(state)} on every chip: with rules=ENCODER_RULES and fsdp={fits[0]} "
-                f"about {_size(whole / fits[0])}"
+                f"the train state takes {size_of(state)} on every chip: with rules=ENCODER_RULES and fsdp={fits[0]} "
+                f"about {size_of(whole / fits[0])}"
             )
     pairs = total(is_pairs := lambda b: len(b.shape) == 2 and b.shape[0] >= rows > 1 and b.shape[1] >= setup.batch)
     if pairs > 0.02 * memory.peak:
         example = next(array for _, array in arrays if is_pairs(array))
         yield (
-            f"similarities of all pairs, {example} and the like, take {_size(pairs)}: "
+            f"similarities of all pairs, {example} and the like, take {size_of(pairs)}: "
             "info_nce(..., tile=1024) holds no more than a tile of them"
         )
     bits = total(is_global := lambda b: b.dtype == "u32" and b.shape and b.shape[0] >= setup.batch > rows)
     if bits > 0.02 * memory.peak:
         example = next(array for _, array in arrays if is_global(array))
         yield (
-            f"random bits of the whole batch, {example} and the like, take {_size(bits)} on every chip: "
+            f"random bits of the whole batch, {example} and the like, take {size_of(bits)} on every chip: "
             'Run(prng="threefry2x32") makes on each chip its own part, a dropout of 0 needs none'
         )
     free, others = room - memory.arguments, memory.temporaries - pairs - bits
@@ -217,22 +218,22 @@ def advice_on_memory(
     if free > 0 and fitting < rows:
         chunk = fitting * setup.texts // setup.micro_batches // rows
         yield (
-            f"other temporaries of {rows:,} records on a chip take {_size(others)}, {_size(free)} are left: "
+            f"other temporaries of {rows:,} records on a chip take {size_of(others)}, {size_of(free)} are left: "
             f"on_columns(..., chunk={chunk}) encodes those of {fitting:,} at a time and gives the same gradient"
         )
     stacks = {array.shape for _, array in arrays if len(array.shape) >= 3 and array.shape[1] >= rows > array.shape[0]}
     kept = total(lambda b: b.shape in stacks)
     if len(stacks) > 1 and kept > 0.2 * memory.temporaries:
         yield (
-            f"what the layers keep for the backward pass, {len(stacks)} arrays per layer, takes {_size(kept)}: "
+            f"what the layers keep for the backward pass, {len(stacks)} arrays per layer, takes {size_of(kept)}: "
             'remat="full" in the encoder keeps one and recomputes the others'
         )
     wide = total(lambda b: b.dtype == "f32" and len(b.shape) > 2 and math.prod(b.shape) > rows * b.shape[-1])
     if wide > 0.2 * memory.temporaries:
-        yield f'f32 arrays of the activations take {_size(wide)}: dtype="bfloat16" in the encoder halves most of them'
+        yield f'f32 arrays of the activations take {size_of(wide)}: dtype="bfloat16" in the encoder halves most of them'
     attention = total(lambda b: len(b.shape) >= 4 and b.shape[-1] == b.shape[-2])
     if attention > 0.2 * memory.temporaries:
-        yield f"attention weights [texts, heads, T, T] take {_size(attention)}: shorter texts, or fewer at a time"
+        yield f"attention weights [texts, heads, T, T] take {size_of(attention)}: shorter texts, or fewer at a time"
 
 
 # Text
@@ -249,27 +250,27 @@ def _lines(report: Report) -> Iterable[str]:
     )
     yield ""
     yield "memory of a chip"
-    yield f"  state and batch     {_size(memory.arguments):>12}"
-    yield f"  temporaries         {_size(memory.temporaries):>12}"
-    of = f"of {_size(memory.capacity)}, {memory.peak / memory.capacity:.0%}"
-    yield f"  peak                {_size(memory.peak):>12}  {of}{'' if report.fits else ': DOES NOT FIT'}"
+    yield f"  state and batch     {size_of(memory.arguments):>12}"
+    yield f"  temporaries         {size_of(memory.temporaries):>12}"
+    of = f"of {size_of(memory.capacity)}, {memory.peak / memory.capacity:.0%}"
+    yield f"  peak                {size_of(memory.peak):>12}  {of}{'' if report.fits else ': DOES NOT FIT'}"
     yield ""
     yield "largest arrays"
-    yield from (f"  {_size(size):>12}  {what}" for size, what in report.largest)
+    yield from (f"  {size_of(size):>12}  {what}" for size, what in report.largest)
     if report.seconds is not None:
         yield ""
         yield f"{'collectives':<20}{'chips':>8}{'in program':>12}{'runs':>8}{'operands':>13}{'sent':>13}{'time':>11}"
         for kind in report.traffic:
             yield (
-                f"  {kind.kind:<18}{kind.chips:>8}{kind.operations:>12}{kind.runs:>8}{_size(kind.nbytes):>13}"
-                f"{_size(kind.sent):>13}{_time(kind.seconds):>11}"
+                f"  {kind.kind:<18}{kind.chips:>8}{kind.operations:>12}{kind.runs:>8}{size_of(kind.nbytes):>13}"
+                f"{size_of(kind.sent):>13}{_time(kind.seconds):>11}"
             )
         seconds = report.seconds
         yield ""
         yield "time of a step"
         yield f"  matrix units        {_time(seconds.matrix_units):>12}  {report.flops:.3g} FLOPs at the bf16 peak"
-        yield f"  main memory         {_time(seconds.hbm):>12}  {_size(report.hbm_bytes or 0)}"
-        yield f"  interconnect        {_time(seconds.ici):>12}  {_size(sum(kind.sent for kind in report.traffic))} sent"
+        yield f"  main memory         {_time(seconds.hbm):>12}  {size_of(report.hbm_bytes or 0)}"
+        yield f"  interconnect        {_time(seconds.ici):>12}  {size_of(sum(kind.sent for kind in report.traffic))} sent"
         yield f"  kernels             {_time(seconds.kernels):>12}  as the compiler estimates them"
         yield f"  roofline            {_time(seconds.roofline):>12}  {report.roofline_share:.1%} of the peak at best"
         yield f"  prediction          {_time(seconds.step):>12}  {report.peak_share:.1%} of the peak"
@@ -280,13 +281,6 @@ def _lines(report: Report) -> Iterable[str]:
         yield ""
         yield "what to change"
         yield from (f"  - {line}" for line in report.advice)
-
-
-def _size(nbytes: float) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.2f} {unit}"
-    return f"{nbytes:.0f} B"
 
 
 def _time(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints people already have: Hugging Face and sentence-transformers directories as plain values."""
 
+from jaxemb.checkpoints.adapters import LoraAdapter, load_adapter, save_adapter, with_adapters
 from jaxemb.checkpoints.heads import read_head, write_head
 from jaxemb.checkpoints.hub import resolve
 from jaxemb.checkpoints.new import new_directory
@@ -18,9 +19,11 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormat",
     "DirectoryFormat",
+    "LoraAdapter",
     "ModelDirectory",
     "Parameters",
     "Placement",
+    "load_adapter",
     "load_encoder",
     "load_weights",
     "new_directory",
@@ -28,7 +31,9 @@ __all__ = [
     "read_head",
     "read_tensors",
     "resolve",
+    "save_adapter",
     "save_weights",
+    "with_adapters",
     "write_directory",
     "write_head",
     "write_tensors",

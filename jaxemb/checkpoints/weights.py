@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -286,22 +286,19 @@ def _placed(like: PyTree, sources: Mapping[str, Mapping[int | None, _Source]], p
     def leaf(path: str, like: Any) -> Any:
         if not isinstance(like, Quantized):
             return _leaf(like.shape, sources[path], placement.dtype, shardings[path])
-        arrays = {"codes": like.codes, "scales": like.scales}
-        read = _quantized_reads(like)
+        codes, scales = _quantized_reads(like)
+        arrays = [("codes", like.codes, codes), ("scales", cast(jax.Array, like.scales), scales)]
         return Quantized(
-            **{
-                name: _leaf(array.shape, sources[path], array.dtype, shardings[f"{path}.{name}"], read[name])
-                for name, array in arrays.items()
-            }
+            *(_leaf(a.shape, sources[path], a.dtype, shardings[f"{path}.{name}"], read) for name, a, read in arrays)
         )
 
     leaves = [leaf(path, node) for path, node in by_path(as_placed, is_kernel).items()]
     return jax.tree.unflatten(jax.tree.structure(as_placed, is_leaf=is_kernel), leaves)
 
 
-def _quantized_reads(like: Quantized) -> dict[str, _Read]:
-    """How a part of the codes, and one of the scales, is made of floats: of one layer at a time, and of whole blocks."""
-    inputs, rows, blocks = like.shape[-2], like.codes.shape[-2], like.scales.shape[-2]
+def _quantized_reads(like: Quantized) -> tuple[_Read, _Read]:
+    """How a part of the codes, and one of the scales, is made of floats: of one layer at a time, in whole blocks."""
+    inputs, rows, blocks = like.shape[-2], like.codes.shape[-2], cast(jax.Array, like.scales).shape[-2]
 
     def read(source: _Source, index: tuple[slice, ...], into: np.ndarray, of: int) -> tuple[np.ndarray, slice]:
         """The whole blocks of floats that `index`, with `of` numbers for all inputs, is about, and which they are."""
@@ -324,7 +321,7 @@ def _quantized_reads(like: Quantized) -> dict[str, _Read]:
         made = quantized.codes_of(floats, steps, like.kind, np)
         into[...] = made[..., before : before + into.shape[-2], :]
 
-    return {"codes": codes, "scales": scales}
+    return codes, scales
 
 
 def _leaf(
@@ -373,6 +370,12 @@ def _match(tensors: Mapping[str, np.ndarray], family: Family) -> tuple[dict[str,
     readings = [{modern(name.removeprefix(prefix)): name for name in tensors} for prefix in ("", *family.prefixes)]
     readings = [names for names in readings if len(names) == len(tensors)]  # else two names became one
     return max(((names, table) for names in readings for table in family.tables), key=known)
+
+
+def names_of_tensors(family: Family, format: CheckpointFormat) -> dict[str, tuple[Weight, int | None]]:
+    """The tensors of an encoder under any of the family's names, short: the row that each stands in, and its layer."""
+    layers = next((shape[0] for path, shape in format.shapes.items() if path.startswith("layers.")), 0)
+    return {name: row for table in family.tables[::-1] for name, row in _rows(table, format.shapes, layers).items()}
 
 
 def _rows(

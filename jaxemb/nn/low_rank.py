@@ -29,7 +29,7 @@ class Adapter(NamedTuple):
 
 @nnx.dataclass
 class LowRank(Kernel):
-    """A kernel with an adapter beside it, which is never added to it: `y = x W + s (x A) B`, for DoRA `m / |W + s A B|` of it.
+    """A kernel with an adapter beside it: `y = x W + s (x A) B`, or of DoRA `m / |W + s A B|` times that.
 
     What is held for the backward pass is of the size of x and of the adapter; of DoRA, the lengths need each layer's
     whole matrix, one at a time.
@@ -57,9 +57,7 @@ class LowRank(Kernel):
 
 
 @checked()
-def merge_lora(
-    model: PyTree, adapters: Mapping[str, Adapter], scale: float = 1.0, *, beside: bool = False
-) -> PyTree:
+def merge_lora(model: PyTree, adapters: Mapping[str, Adapter], scale: float = 1.0, *, beside: bool = False) -> PyTree:
     """The model with every adapter, by path of its kernel, merged: `W + scale A B`, or DoRA's W' (see `lora`).
 
     Args:

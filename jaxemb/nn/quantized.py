@@ -34,8 +34,8 @@ NF4 = np.array(
 def _dynamic_tree() -> np.ndarray:
     """The 256 values of an 8-bit float whose exponent takes as many bits as it needs, ascending.
 
-    Of the magnitudes below `10^-e` and above a tenth of it there are `2^(6 - e)`, e = 0..6: the middles of as many equal
-    parts. Both signs, 0 and 1 make 256. Dettmers et al. 2022 (8-bit optimizers), arXiv 2110.02861, section 1.3.
+    Of the magnitudes below `10^-e` and above a tenth of it there are `2^(6 - e)`, e = 0..6: the middles of as many
+    equal parts. Both signs, 0 and 1 make 256. Dettmers et al. 2022 (8-bit optimizers), arXiv 2110.02861, section 1.3.
     """
     edges = [np.linspace(0.1, 1, 2 ** (6 - e) + 1) * 10.0**-e for e in range(7)]
     magnitudes = np.concatenate([(edge[1:] + edge[:-1]) / 2 for edge in edges])
@@ -77,7 +77,7 @@ class Quantized(Kernel):
         int8  `w = scale q`,       scale = max |w| / 127,  q the nearest integer
         nf4   `w = scale NF4[q]`,  scale = max |w|,        q the nearest of the 16 values
 
-    The matrix is made in the type of x where it is used, and again for the backward pass: no layer's is kept until then.
+    The matrix is made in the type of x where it is used, and again for the backward pass: none is kept until then.
     """
 
     codes: jax.Array = nnx.data()  # int8 [..., in, out], or uint8 [..., in / 2, out], the first of two in the high bits
@@ -177,7 +177,7 @@ class Shapes:
 
 
 def shapes(name: str, shape: tuple[int, ...], dtype: QuantizedDtype, block: int = BLOCK) -> Shapes:
-    """Those of the arrays for a kernel `[..., in, out]`; raises a ValueError that names it if two do not share a byte."""
+    """Those of the arrays for a kernel `[..., in, out]`; raises a ValueError that names it if `in` is odd, for nf4."""
     *stack, inputs, outputs = shape
     if inputs % _per_code(dtype):
         raise ValueError(f"{name} of shape {list(shape)} must have an even number of inputs to be nf4")

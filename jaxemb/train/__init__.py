@@ -5,6 +5,7 @@ from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, Unwrit
 from jaxemb.train.directory import RunLostError
 from jaxemb.train.logging import RunLog, read_metrics
 from jaxemb.train.loop import Result, fit
+from jaxemb.train.memory import StepMemory, step_memory
 from jaxemb.train.optimizers import adamw, decayed
 from jaxemb.train.run import Run, RunTask, load_run
 from jaxemb.train.runner import NonFiniteError, Runner, train
@@ -21,6 +22,7 @@ __all__ = [
     "RunLostError",
     "RunTask",
     "Runner",
+    "StepMemory",
     "TrainState",
     "UnwrittenCheckpointError",
     "adamw",
@@ -34,6 +36,7 @@ __all__ = [
     "make_train_step",
     "read_metrics",
     "stack_batches",
+    "step_memory",
     "train",
     "trainable",
 ]

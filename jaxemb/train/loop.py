@@ -290,12 +290,10 @@ class _Loop:
             self._batches = self._resumed(task, batches)
             self._pause(evaluate=not done.is_evaluated)
         for step in range(self._step + 1, self._ends[number] + 1):
+            batch, ids = self._next_batch(task, step)
             if step == self._first + 1:
-                self._log.say(
-                    "compiling the training step, here and for each new shape of a batch: seconds to minutes, "
-                    "also where XLA calls it very slow"
-                )
-            self._runner.start(*self._next_batch(task, step))
+                self._compile(batch)
+            self._runner.start(batch, ids)
             self._step = step
             if step < self._ends[number]:
                 save = step % run.checkpoint_every == 0 or self._is_due()
@@ -305,6 +303,15 @@ class _Loop:
         self._hook(end_task, told)
         self._batches, done.first_batch, done.task = None, None, number + 1
         self._pause(evaluate=True, save=True)
+
+    def _compile(self, batch: Any) -> None:
+        """Compiles the step before the first is taken, and says so, and what memory it needs."""
+        self._log.say(
+            "compiling the training step, here and for each new shape of a batch: seconds to minutes, "
+            "also where XLA calls it very slow"
+        )
+        if (memory := self._runner.memory(batch)) is not None:
+            self._log.say(str(memory))
 
     def _hook(self, hook, told: Task) -> None:
         state = hook(self._run.transform, self._run.objective, self._runner.state, told)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxemb import parallel
 from jaxemb.checks import arrays, checked, numbers
 from jaxemb.objectives import Objective
+from jaxemb.train.memory import StepMemory
 from jaxemb.train.state import TrainState, begin_task, end_task, init_state
 from jaxemb.train.step import TrainStep, make_train_step
 from jaxemb.transforms import Task, Transform, identity
@@ -91,6 +92,11 @@ class Runner:
         self._running: deque[_Call] = deque()  # the device may still be at these
         self._unread: list[_Call] = []
         self._clock: float | None = None  # since when the next step to be done has been running
+
+    def memory(self, batch: PyTree) -> StepMemory | None:
+        """What a step on such a batch takes; it is compiled for it, which the first step then needs not be."""
+        with parallel.in_force(self._mesh):
+            return StepMemory.of(self._step.lower(self.state, batch).compile())
 
     def start(self, batch: PyTree, ids: np.ndarray = _NO_IDS, *, steps: int = 1) -> None:
         """Starts a step, and waits for the one before.

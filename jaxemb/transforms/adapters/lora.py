@@ -38,9 +38,9 @@ def lora(
     `train.apply_transform(transform, state)` is a plain model to evaluate, save and serve, and the adapters alone are
     `state.method_params` (of a chain: the entry of this transform).
 
-    W' and its gradient are as large as W, in float32. With `beside`, `y = x W + s (x A) B` holds neither, at the price of
-    two small products for every token; over a quantised base (`nn.quantize_base`, `load(..., param_dtype="nf4")`) it
-    is always so, as W is never whole. What the model hook gives then encodes as it is, and `save` merges it.
+    W' and its gradient are as large as W, in float32. With `beside`, `y = x W + s (x A) B` holds neither, at the price
+    of two small products for every token; over a quantised base (`nn.quantize_base`, `load(..., param_dtype="nf4")`)
+    it is always so, as W is never whole. What the model hook gives then encodes as it is, and `save` merges it.
 
     Args:
       rank: r >= 1.
