@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxemb.backends import without_absent_tpu
+from jaxemb.checkpoints.adapters import LoraAdapter, load_adapter, with_adapters
 from jaxemb.checkpoints.gguf import read_gguf
 from jaxemb.checkpoints.hub import GGUF, resolve
 from jaxemb.checkpoints.new import new_directory
@@ -45,6 +46,7 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules = ENCODER_RULES,
     param_dtype: str = "float32",
+    adapters: str | Path | Sequence[str | Path] | Mapping[str, float] = (),
     **overrides: Any,
 ) -> "SentenceEmbedder":
     """Loads a sentence-transformers directory, or a bare Hugging Face encoder, which is pooled as there.
@@ -67,6 +69,8 @@ def load(
         that are not trained, or were stored so. "int8" and "nf4" are for weights that are not trained: the kernels of
         the layers are quantised while they are read (see `nn.quantize_base`), all else is bfloat16. What is saved of
         such a model is float32.
+      adapters: directories or hub ids of LoRA adapters that PEFT wrote, one or several, or a mapping of them to
+        weights; they are merged, or kept beside kernels that are quantised (see `SentenceEmbedder.with_adapters`).
       **overrides: fields of `TransformerConfig` to set, such as `dtype="bfloat16"` (that of the computation) or
         `remat="full"`. `causal=False` makes a decoder see both ways, which is saved with it (as `is_causal`).
 
@@ -83,10 +87,16 @@ def load(
     path = resolve(path_or_id, revision=revision)
     if path.suffix == GGUF:
         contents = read_gguf(path, placement, pooling=pooling, **overrides)
-        return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
-    read = functools.partial(read_directory, path, placement, pooling=pooling, encoder_only=encoder_only, **overrides)
-    contents = read_whole(path, CONTENTS, read)
-    return SentenceEmbedder(**vars(contents)).truncate(layers=layers, dim=dim)
+    else:
+        options: dict[str, Any] = {"pooling": pooling, "encoder_only": encoder_only, **overrides}
+        contents = read_whole(path, CONTENTS, functools.partial(read_directory, path, placement, **options))
+    embedder = SentenceEmbedder(**vars(contents))
+    directories = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    weights = list(adapters.values()) if isinstance(adapters, Mapping) else None
+    if directories:
+        read = [load_adapter(directory, embedder.format.encoder) for directory in directories]
+        embedder = embedder.with_adapters(*read, weights=weights)
+    return embedder.truncate(layers=layers, dim=dim)
 
 
 @checked(max_length=at_least(1))
@@ -171,6 +181,20 @@ class SentenceEmbedder(ModelDirectory):
         model = self.model.truncate(layers, dim)
         format = dataclasses.replace(self.format, encoder=truncate_format(self.format.encoder, layers))
         return self.replace(model=model, format=format)
+
+    def with_adapters(
+        self, *adapters: LoraAdapter, weights: Sequence[float] | None = None, beside: bool = False
+    ) -> "SentenceEmbedder":
+        """The model with LoRA adapters of it, one or several, see `checkpoints.with_adapters`.
+
+            adapters = {name: load_adapter(name, embedder.format.encoder) for name in ("nli", "code")}
+            embedder.with_adapters(adapters["nli"])
+            embedder.with_adapters(*adapters.values(), weights=[0.7, 0.3])
+
+        Raises:
+          ValueError: as there.
+        """
+        return self.replace(model=with_adapters(self.model, adapters, weights, beside=beside))
 
     def replace(self, **changes: Any) -> "SentenceEmbedder":
         """A copy with some attributes replaced, such as `model`."""

@@ -270,7 +270,8 @@ def _lines(report: Report) -> Iterable[str]:
         yield "time of a step"
         yield f"  matrix units        {_time(seconds.matrix_units):>12}  {report.flops:.3g} FLOPs at the bf16 peak"
         yield f"  main memory         {_time(seconds.hbm):>12}  {size_of(report.hbm_bytes or 0)}"
-        yield f"  interconnect        {_time(seconds.ici):>12}  {size_of(sum(kind.sent for kind in report.traffic))} sent"
+        sent = sum(kind.sent for kind in report.traffic)
+        yield f"  interconnect        {_time(seconds.ici):>12}  {size_of(sent)} sent"
         yield f"  kernels             {_time(seconds.kernels):>12}  as the compiler estimates them"
         yield f"  roofline            {_time(seconds.roofline):>12}  {report.roofline_share:.1%} of the peak at best"
         yield f"  prediction          {_time(seconds.step):>12}  {report.peak_share:.1%} of the peak"

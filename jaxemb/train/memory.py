@@ -17,7 +17,7 @@ class StepMemory(NamedTuple):
 
     Attributes:
       arguments: the train state and the batch.
-      temporaries: what the step holds beside them at the most, the new state where it does not take the old one's place.
+      temporaries: what the step holds beside them at the most, with a new state that does not take the old one's place.
     """
 
     arguments: int

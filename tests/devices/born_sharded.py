@@ -1,6 +1,6 @@
 """Loads a random model onto eight devices, starts to train it, and says what the devices and the host held meanwhile.
 
-python tests/devices/born_sharded.py DIRECTORY  # writes 1 GB there, takes 4 GB of memory, prints JSON
+python tests/devices/born_sharded.py DIRECTORY CONFIG bfloat16  # writes 1 GB there, takes 4 GB of memory, prints JSON
 """
 
 import contextlib
@@ -104,25 +104,26 @@ def _resident() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
-def measure(directory: Path) -> dict:
-    """What loading the model of `directory` and starting to train it took, in bytes."""
+def measure(directory: Path, param_dtype: str) -> dict:
+    """What loading the model of `directory` and starting to train it took, in bytes; quantised, to train adapters."""
     import jaxemb
     from jaxemb import parallel, sentence_embedder  # noqa: F401 (whose import is no part of loading)
     from jaxemb.train import adamw, init_state
-    from jaxemb.transforms import identity
+    from jaxemb.transforms import identity, lora
 
     mesh = parallel.make_mesh(fsdp=-1, data=1, devices=jax.devices()[:8])
+    method = identity() if param_dtype == "bfloat16" else lora(1)
     key, optimizer = jax.random.key(0), adamw(1e-4, 10)
     loading: dict = {}
     with account(loading):
-        model = jax.block_until_ready(jaxemb.load(directory, mesh=mesh, param_dtype="bfloat16").model)
+        model = jax.block_until_ready(jaxemb.load(directory, mesh=mesh, param_dtype=param_dtype).model)
     loading["whole"] = nbytes(model)
 
     starting: dict = {}
     with account(starting):
-        state = jax.block_until_ready(init_state(key, model, optimizer, identity(), mesh=mesh))
+        state = jax.block_until_ready(init_state(key, model, optimizer, method, mesh=mesh))
     starting["whole"] = nbytes(state)
-    start = lambda key, model: init_state(key, model, optimizer, identity())
+    start = lambda key, model: init_state(key, model, optimizer, method)
     where = parallel.shardings(jax.eval_shape(start, key, model), mesh)
     program = jax.jit(start, out_shardings=where).lower(key, model).compile().memory_analysis()
     starting |= {"outputs": program.output_size_in_bytes, "temporaries": program.temp_size_in_bytes}
@@ -133,4 +134,4 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     write_random(Path(sys.argv[1]), json.loads(sys.argv[2]))
-    print(json.dumps(measure(Path(sys.argv[1]))))
+    print(json.dumps(measure(Path(sys.argv[1]), *sys.argv[3:]))))

@@ -28,10 +28,10 @@ def check(found: dict) -> None:
     assert program["outputs"] < 1.1 * share and program["temporaries"] < 0.1 * share
 
 
-def measured(directory: Path, config: dict) -> dict:
+def measured(directory: Path, config: dict, param_dtype: str = "bfloat16") -> dict:
     """In a process of its own, where nothing but this model is."""
     here = Path(__file__).resolve()
-    command = [sys.executable, str(here.with_name("born_sharded.py")), str(directory), json.dumps(config)]
+    command = [sys.executable, str(here.with_name("born_sharded.py")), str(directory), json.dumps(config), param_dtype]
     environment = os.environ | {"PYTHONPATH": str(here.parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -41,6 +41,13 @@ def measured(directory: Path, config: dict) -> dict:
 @pytest.mark.parametrize("config", [SMALL, DECODER], ids=lambda config: config["model_type"])
 def test_a_small_model_is_born_sharded(config, tmp_path):
     check(measured(tmp_path, config))
+
+
+def test_a_quantised_model_is_born_sharded(tmp_path):
+    """Its kernels are never whole in floats: of a layer, only a device's part at a time."""
+    found = measured(tmp_path, SMALL | {"num_hidden_layers": 12}, "nf4")
+    check(found)
+    assert found["loading"]["whole"] < 0.65 * found["weights"] + 2 * 1.1 * SMALL["vocab_size"] * SMALL["hidden_size"]
 
 
 @pytest.mark.slow
