@@ -282,7 +282,7 @@ def check_writable(contents: ModelDirectory) -> None:
 
 
 def _write(contents: ModelDirectory, root: Path) -> None:
-    model = dense_kernels(contents.model)
+    model: Embedder = dense_kernels(contents.model)
     format = _lossless(model, contents.format)
     contents.tokenizer.save(root)
     write_tensors(root, save_weights(model.encoder, format.encoder))
