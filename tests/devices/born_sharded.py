@@ -112,7 +112,7 @@ def measure(directory: Path, param_dtype: str) -> dict:
     from jaxemb.transforms import identity, lora
 
     mesh = parallel.make_mesh(fsdp=-1, data=1, devices=jax.devices()[:8])
-    method = identity() if param_dtype == "bfloat16" else lora(1)
+    method = identity() if param_dtype == "bfloat16" else lora(1, where=r"query\.kernel$")
     key, optimizer = jax.random.key(0), adamw(1e-4, 10)
     loading: dict = {}
     with account(loading):
@@ -134,4 +134,4 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     write_random(Path(sys.argv[1]), json.loads(sys.argv[2]))
-    print(json.dumps(measure(Path(sys.argv[1]), *sys.argv[3:]))))
+    print(json.dumps(measure(Path(sys.argv[1]), *sys.argv[3:])))

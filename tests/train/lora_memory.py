@@ -6,8 +6,6 @@ python tests/train/lora_memory.py bfloat16|nf4 '{"hidden_size": ...}'  # prints 
 import ctypes
 import json
 import sys
-import threading
-import time
 from pathlib import Path
 
 import jax
@@ -25,15 +23,17 @@ HALF_BILLION = {
 }
 
 
-def resident() -> int:
-    """Bytes of memory of this process that are no file's, once what is free has gone back to the system."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
 def at_rest() -> int:
+    """Bytes of memory of this process, once what is free has gone back to the system; `highest` counts from here."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    return highest()
+
+
+def highest() -> int:
+    """The most bytes of memory that this process has had since it was `at_rest`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def measure(param_dtype: str, sizes: dict, rows: int = 8, length: int = 64) -> dict:
@@ -69,20 +69,11 @@ def measure(param_dtype: str, sizes: dict, rows: int = 8, length: int = 64) -> d
     came = at_rest() - before
     run = jax.jit(step, donate_argnums=0)
     state, _ = jax.block_until_ready(run(state, batch))  # compiles
-    held, most, stop = at_rest(), [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.is_set():
-            most[0] = max(most[0], resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    held = at_rest()
     state, metrics = jax.block_until_ready(run(state, batch))
-    stop.set()
-    watcher.join()
+    took = highest() - held
     assert bool(metrics["finite"])
-    return {"arguments": stated.arguments, "temporaries": stated.temporaries, "came": came, "took": most[0] - held}
+    return {"arguments": stated.arguments, "temporaries": stated.temporaries, "came": came, "took": took}
 
 
 if __name__ == "__main__":
