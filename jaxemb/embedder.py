@@ -11,7 +11,7 @@ from flax import nnx
 from jaxemb.encoders.encoder import Encoder, LayeredEncoder
 from jaxemb.encoders.transformer import Transformer
 from jaxemb.nn import ACTIVATIONS, Linear, Module, Norm, unit
-from jaxemb.pooling import Mean, Pooling
+from jaxemb.pooling import AllLayers, Mean, Pooling
 
 
 @nnx.dataclass
@@ -67,7 +67,7 @@ class Embedder(Module):
         Raises:
           ValueError: if `dim` is not in 1..D.
         """
-        return self._cut(self._through_heads(self.pooling(self.encoder(batch, key=key), batch)), dim)
+        return self._cut(self._through_heads(self._pooled(batch, key)), dim)
 
     def at_layers(self, batch: Any, layers: Sequence[int], *, key: jax.Array | None = None) -> jax.Array:
         """The embeddings that this model cut to each of several depths gives, of one pass, f32 `[N, len(layers), D]`.
@@ -79,8 +79,9 @@ class Embedder(Module):
 
         Raises:
           ValueError: if a number of layers is not in 0..L.
-          TypeError: if the encoder has no layers.
+          TypeError: if the encoder has no layers, or the pooling reads all of them.
         """
+        self._check_cut()
         pooled = self._layered().at_layers(batch, layers, lambda states: self.pooling(states, batch), key=key)
         return self._through_heads(pooled).swapaxes(0, 1)
 
@@ -103,8 +104,10 @@ class Embedder(Module):
 
         Raises:
           ValueError: if `layers` is not in 1..L or `dim` not in 1..D.
-          TypeError: for `layers`, if the encoder has none.
+          TypeError: for `layers`, if the encoder has none, or the pooling reads all of them.
         """
+        if layers is not None:
+            self._check_cut()
         encoder = self.encoder if layers is None else self._layered().truncate(layers)
         if dim is None or dim == self.dim:
             return dataclasses.replace(self, encoder=encoder)
@@ -117,6 +120,17 @@ class Embedder(Module):
         else:
             before = (*before, Dense(linear=Linear(jnp.eye(self.dim, dim))))
         return dataclasses.replace(self, encoder=encoder, heads=(*before, *after))
+
+    def _pooled(self, batch: Any, key: jax.Array | None) -> jax.Array:
+        if not isinstance(self.pooling, AllLayers):
+            return self.pooling(self.encoder(batch, key=key), batch)
+        read = lambda states: self.pooling.each(states, batch)
+        layers = range(1, self._layered().depth + 1)
+        return self.pooling.over_layers(self._layered().at_layers(batch, layers, read, key=key, raw=True))
+
+    def _check_cut(self) -> None:
+        if isinstance(self.pooling, AllLayers):
+            raise TypeError("a model whose pooling reads all layers has no fewer; give it another pooling")
 
     def _layered(self) -> LayeredEncoder:
         if not isinstance(self.encoder, LayeredEncoder):

@@ -7,7 +7,6 @@ a thread while the device computes, and results are fetched a few batches late, 
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -15,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -24,8 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxemb import parallel
 from jaxemb.checks import encodable, one_of, size
-from jaxemb.data.packing import FINE, bucket, pack, pad
-from jaxemb.data.tokenizer import Encoded, Tokenizer
+from jaxemb.data.packing import FINE, bucket, marked, pack, pad
+from jaxemb.data.tokenizer import Encoded
 from jaxemb.embedder import Embedder
 from jaxemb.files import mapped_array, replaced_file
 from jaxemb.nn import unit
@@ -38,6 +37,18 @@ _LEAST_WINDOW = 4096  # texts tokenised and sorted together
 _IN_FLIGHT = 3  # batches given to the device before the oldest result is fetched
 
 logger = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """What makes token ids of texts: a `Tokenizer`, or what writes each text into a template."""
+
+    def encode(self, texts: Sequence[str], max_length: int | None = None) -> Encoded:
+        """The ids of each text; `prompt_lengths` where they differ from text to text."""
+        ...
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens of a text are of this prompt in front of it."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -101,7 +112,7 @@ def _embed(model, tokens: Tokens, *, dim: int | None, normalize: bool, dtype: st
 
 def encode(
     model: Embedder,
-    tokenizer: Tokenizer,
+    tokenizer: Reader,
     max_length: int,
     texts: Sequence[str],
     *,
@@ -124,9 +135,10 @@ def encode(
     rows = NamedSharding(mesh, PartitionSpec(axes)) if mesh else None
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 32_768)
 
-    of_prompt = _prompt_length(model, tokenizer, prompt)
+    asked = _prompt_length(model, tokenizer, prompt)
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
-    tokenise = lambda start: _encoded(tokenizer, [prompt + t for t in texts[start : start + window]], start, max_length)
+    read = lambda start: [prompt + text for text in texts[start : start + window]]
+    tokenise = lambda start: _encoded(tokenizer, read(start), start, max_length, asked)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 
@@ -149,7 +161,7 @@ def encode(
             truncated += encoding.truncated
             ahead = thread.submit(tokenise, start + window) if start + window < len(texts) else ahead
             for batch in plan(encoding.ids, batch_tokens * shards, max_length, shards):
-                tokens = _prompted(batch.tokens, of_prompt)
+                tokens = _prompted(batch, encoding.prompt_lengths)
                 tokens = tokens if rows is None else parallel.put(tokens, rows)
                 with parallel.in_force(splits):
                     result = _embed(model, tokens, dim=dim, normalize=normalize, dtype=dtype, sharding=gathered)
@@ -172,26 +184,31 @@ def _warn_of_cut(truncated: int, texts: int, max_length: int) -> None:
         logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, texts, max_length)
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str], start: int, max_length: int) -> Encoded:
+def _encoded(tokenizer: Reader, texts: Sequence[str], start: int, max_length: int, of_prompt: int) -> Encoded:
     """Token ids of the texts number `start` and following; each must have some."""
     encoded = tokenizer.encode(texts, max_length)
     for i, ids in enumerate(encoded.ids):
         if not len(ids):
             raise ValueError(f"texts[{start + i}] must have tokens, of which a vector is made; got {texts[i]!r:.60}")
+    if of_prompt and encoded.prompt_lengths is None:
+        encoded = encoded._replace(prompt_lengths=np.full(len(texts), of_prompt, np.int32))
     return encoded
 
 
-def _prompt_length(model: Embedder, tokenizer: Tokenizer, prompt: str) -> int:
-    """How many tokens of each text are of the prompt, which only some encoders ask; 0 for the others."""
-    asks = getattr(getattr(getattr(model, "encoder", None), "config", None), "prefix_attention", False)
-    return tokenizer.prompt_length(prompt) if asks else 0
+def _prompt_length(model: Embedder, tokenizer: Reader, prompt: str) -> int:
+    """How many tokens of each text are of the prompt, which only some encoders and poolings ask; 0 for the others."""
+    encoder_asks = getattr(getattr(getattr(model, "encoder", None), "config", None), "prefix_attention", False)
+    asks = encoder_asks or getattr(getattr(model, "pooling", None), "reads_prompt", False)
+    return tokenizer.prompt_length(prompt) if asks and prompt else 0
 
 
-def _prompted(tokens: Tokens, length: int) -> Tokens:
-    """The tokens, the first `length` of each text being of its prompt."""
-    if not length:
-        return tokens
-    return dataclasses.replace(tokens, prompt=(tokens.segment_ids > 0) & (tokens.positions < length))
+def _prompted(batch: Batch, lengths: np.ndarray | None) -> Tokens:
+    """The tokens of a batch, the first so many of each text being of its prompt."""
+    if lengths is None:
+        return batch.tokens
+    by_slot = np.zeros(batch.tokens.count, np.int32)
+    by_slot[batch.slots] = lengths[batch.indices]
+    return marked(batch.tokens, by_slot)
 
 
 def _spread(model: Embedder, mesh: Mesh | None) -> tuple[Embedder, tuple[str, ...], Mesh | None]:

@@ -19,6 +19,7 @@ FLOORS = (
     ("checkpoints",),
     ("encode",),
     ("sentence_embedder", "text_encoder"),
+    ("prompting",),
     ("retrieval",),
     ("evaluate", "classifiers"),
     ("objectives",),

@@ -29,7 +29,7 @@ from jaxemb.encoders.families import Family, family_of
 from jaxemb.encoders.transformer import Transformer, TransformerConfig
 from jaxemb.files import Contents, inside, read_json, replaced_files, write_json
 from jaxemb.nn import Linear, Norm, dense_kernels
-from jaxemb.pooling import POOLINGS, Attention, LastToken, Mean, Pooling, named, names_of
+from jaxemb.pooling import POOLINGS, Attention, LastToken, Mean, Pooling, WithoutPrompt, named, names_of
 from jaxemb.settings import CheckpointError, Settings, flag, inner, size, text, texts
 from jaxemb.similarity import PAIRED
 
@@ -406,20 +406,23 @@ def _read_pooling(kind: str, path: Path, dim: int) -> Pooling:
         _check_shapes(path, {"linear.weight": weight, "linear.bias": bias, "context": context}, dim, len(context))
         return Attention(Linear(weight.T, bias), context)
     config = _module_config(path, _NAME_POOLING)
-    if not flag(config, "include_prompt", True):
-        raise ValueError(f"{config.where}: include_prompt=false is not supported; expected true")
+    pooling = named(_pooling_names(config))
+    return pooling if flag(config, "include_prompt", True) else WithoutPrompt(pooling)
+
+
+def _pooling_names(config: Settings) -> tuple[str, ...]:
     if "pooling_mode" not in config:
         flags = [key for key in config if key.startswith("pooling_mode_") and flag(config, key)]
         if not flags or not set(flags) <= _POOLING_FLAGS.keys():
             expected = f"expected pooling_mode, or one of {list(_POOLING_FLAGS)} that is true"
             raise CheckpointError(f"{config.where}: {expected}; got {flags or list(config)}. {_NAME_POOLING}")
-        return named(tuple(mode for key, mode in _POOLING_FLAGS.items() if key in flags))
+        return tuple(mode for key, mode in _POOLING_FLAGS.items() if key in flags)
     several = isinstance(config["pooling_mode"], list)
     modes = texts(config, "pooling_mode") if several else [text(config, "pooling_mode")]
     if not modes or (unknown := [mode for mode in modes if mode not in POOLINGS]):
         got = unknown if modes else []
         raise ValueError(f"{config.where}: pooling_mode must be among {list(POOLINGS)}; got {got}")
-    return named(tuple(modes))
+    return tuple(modes)
 
 
 def _module_config(path: Path, remedy: str = "") -> Settings:
@@ -438,24 +441,26 @@ def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
         write_json(path / "config.json", dict(zip(("in_features", "hidden"), linear.kernel.shape, strict=True)))
         write_tensors(path, {name: np.asarray(tensor).astype(dtype) for name, tensor in tensors.items()})
     else:
-        write_json(path / "config.json", _pooling_config(dim, _saved_names(pooling)))
+        write_json(path / "config.json", _pooling_config(dim, *_saved_names(pooling)))
 
 
-def _saved_names(pooling: Pooling) -> tuple[str, ...]:
-    if (names := names_of(pooling)) is None:
+def _saved_names(pooling: Pooling) -> tuple[tuple[str, ...], bool]:
+    """The names of the pooling, and whether it reads prompts as well."""
+    includes = not (isinstance(pooling, WithoutPrompt) and not pooling.kept)
+    if (names := names_of(pooling if includes else pooling.pooling)) is None:
         raise ValueError(
             f"a {type(pooling).__name__} pooling cannot be saved: a model directory holds one or several of "
             f"{', '.join(POOLINGS)}, or an Attention"
         )
-    return names
+    return names, includes
 
 
-def _pooling_config(dim: int, names: tuple[str, ...]) -> dict[str, Any]:
+def _pooling_config(dim: int, names: tuple[str, ...], include_prompt: bool) -> dict[str, Any]:
     """The flags that every release reads; the newer key only for an order of concatenation that flags cannot say."""
     if names == tuple(mode for mode in _POOLING_FLAGS.values() if mode in names):
         flags = {flag: mode in names for flag, mode in _POOLING_FLAGS.items()}
-        return {"word_embedding_dimension": dim, **flags, "include_prompt": True}
-    return {"embedding_dimension": dim, "pooling_mode": list(names), "include_prompt": True}
+        return {"word_embedding_dimension": dim, **flags, "include_prompt": include_prompt}
+    return {"embedding_dimension": dim, "pooling_mode": list(names), "include_prompt": include_prompt}
 
 
 def _heads(modules: Sequence[Mapping[str, Any]], dim: int) -> tuple[tuple[Head, ...], list[str]]:

@@ -282,4 +282,5 @@ def _taken(encoded: Encoded, rows: np.ndarray, records: int) -> Encoded:
     each = len(encoded.ids) // records
     texts = (rows[:, None] * each + np.arange(each)).ravel()
     types = None if encoded.type_ids is None else [encoded.type_ids[text] for text in texts]
-    return Encoded([encoded.ids[text] for text in texts], 0, types)
+    lengths = None if encoded.prompt_lengths is None else encoded.prompt_lengths[texts]
+    return Encoded([encoded.ids[text] for text in texts], 0, types, lengths)

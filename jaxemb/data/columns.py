@@ -83,16 +83,18 @@ class Texts:
         if layout.row_length is None:
             longest = max(map(len, encoded.ids))
             length = min(packing.bucket(longest, layout.buckets), self.longest(layout))
-            return packing.pad(encoded.ids, length=length, type_ids=encoded.type_ids)
-        return packing.pack(
-            encoded.ids,
-            row_length=self.row_length(layout),
-            rows=rows,
-            texts_per_row=self.texts_per_row(layout),
-            row_multiple=layout.row_multiple,
-            type_ids=encoded.type_ids,
-            placement=placement,
-        )
+            tokens = packing.pad(encoded.ids, length=length, type_ids=encoded.type_ids)
+        else:
+            tokens = packing.pack(
+                encoded.ids,
+                row_length=self.row_length(layout),
+                rows=rows,
+                texts_per_row=self.texts_per_row(layout),
+                row_multiple=layout.row_multiple,
+                type_ids=encoded.type_ids,
+                placement=placement,
+            )
+        return tokens if encoded.prompt_lengths is None else packing.marked(tokens, encoded.prompt_lengths)
 
     def packed(self, encoded: Encoded, layout: Layout, records: int, rows: int = 0) -> fixed_rows.Packed:
         """The texts of some records, that are to be packed."""
@@ -118,7 +120,8 @@ class Text(Texts):
 
     Attributes:
       max_length: longest text in tokens; None takes that of the batches.
-      prompt: text to put in front of each, such as E5's "query: ".
+      prompt: text to put in front of each, such as E5's "query: "; its tokens are marked, `Tokens.prompt`, for
+        attention and poolings that ask.
       per_record: K; None takes that of the first record. For K = 1 a text need not be in a list.
     """
 
@@ -151,9 +154,11 @@ class Text(Texts):
 
     def encode(self, values: Sequence[Any], layout: Layout) -> Encoded:
         texts = [text for value in values for text in _listed(value)]
-        if self.prompt:
-            texts = [self.prompt + text for text in texts]
-        return layout.texts_to_ids.encode(texts, self.longest(layout))
+        if not self.prompt:
+            return layout.texts_to_ids.encode(texts, self.longest(layout))
+        encoded = layout.texts_to_ids.encode([self.prompt + text for text in texts], self.longest(layout))
+        lengths = np.full(len(texts), layout.texts_to_ids.prompt_length(self.prompt), np.int32)
+        return encoded._replace(prompt_lengths=lengths)
 
 
 @dataclasses.dataclass(frozen=True)

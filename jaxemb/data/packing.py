@@ -3,12 +3,13 @@
 Every new shape compiles a new program, so lengths and row counts are rounded up to *buckets*.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, size
+from jaxemb.checks import at_least, checked, shapes, size
 from jaxemb.types import Tokens
 
 
@@ -139,6 +140,22 @@ def pack(
         texts_per_row = 1 << (max(int(placement.segment.max(initial=1)), 1) - 1).bit_length()
     slots = (placement.row * texts_per_row + placement.segment - 1).astype(np.int32)
     return _scatter(sequences, lengths, placement, (rows, row_length), type_ids, slots, texts_per_row)
+
+
+@checked(shapes(lengths="N"))
+def marked(tokens: Tokens, lengths: np.ndarray) -> Tokens:
+    """The tokens, the first ones of each text being of its prompt, as `Tokens.with_prompt` marks them; in NumPy.
+
+    Args:
+      tokens: of N texts.
+      lengths: how many tokens of each text, int `[N]`.
+    """
+    rows, per_row = tokens.ids.shape[0], tokens.texts_per_row
+    by_slot = np.zeros(rows * per_row, np.int32)
+    by_slot[slice(None) if tokens.slots is None else tokens.slots] = lengths
+    of_text = np.maximum(np.asarray(tokens.segment_ids) - 1, 0)
+    of_token = np.take_along_axis(by_slot.reshape(rows, per_row), of_text, axis=1)
+    return dataclasses.replace(tokens, prompt=(tokens.segment_ids > 0) & (tokens.positions < of_token))
 
 
 @checked()

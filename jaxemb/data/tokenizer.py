@@ -54,11 +54,13 @@ class Encoded(NamedTuple):
       ids: one int32 `[length]` array per text, special tokens included.
       truncated: how many of the texts were longer than the maximum and were cut.
       type_ids: of pairs, one int32 `[length]` array each: which text a token is of, 0 or 1; None for single texts.
+      prompt_lengths: how many tokens of each text are of a prompt in front of it, int32 `[N]`; None if nobody asked.
     """
 
     ids: list[np.ndarray]
     truncated: int
     type_ids: list[np.ndarray] | None = None
+    prompt_lengths: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

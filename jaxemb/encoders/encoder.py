@@ -47,8 +47,11 @@ class LayeredEncoder(Encoder, Protocol):
         read: Callable[[jax.Array], jax.Array],
         *,
         key: jax.Array | None = None,
+        raw: bool = False,
     ) -> jax.Array:
         """`read` of the states `[B, T, D]` that this encoder cut to each of `layers` gives, of one pass.
+
+        With `raw` they are those between its layers, as `all_states` gives them, that is without a norm that is final.
 
         Returns:
           `[len(layers), ...]`; 0 layers are the embeddings alone. Raises ValueError for a number that is not in 0..L.

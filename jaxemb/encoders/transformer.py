@@ -182,6 +182,7 @@ class Transformer(Module):
         read: Callable[[jax.Array], jax.Array],
         *,
         key: jax.Array | None = None,
+        raw: bool = False,
     ) -> jax.Array:
         """What `read` makes of the final states `[B, T, D]` of this transformer cut to each of several depths.
 
@@ -190,6 +191,7 @@ class Transformer(Module):
           layers: numbers of layers, in any order; 0 is the embeddings.
           read: states to anything of one shape; see `Stack.at_layers`.
           key: dropout key; None turns dropout off.
+          raw: without the final norm but after layer L; see there.
 
         Returns:
           `[len(layers), ...]`.
@@ -199,7 +201,7 @@ class Transformer(Module):
         """
         key_embeddings, key_layers = split_key(key)
         x = self.embeddings(tokens, self.config, key_embeddings)
-        return self.stack.at_layers(x, layout_of(tokens), layers, read, key=key_layers)
+        return self.stack.at_layers(x, layout_of(tokens), layers, read, key=key_layers, raw=raw)
 
     def truncate(self, layers: int) -> "Transformer":
         """This transformer without the layers after the first `layers`; the final norm, if any, stays.
@@ -209,6 +211,16 @@ class Transformer(Module):
         """
         kept = self.stack.truncate(layers).layers
         return dataclasses.replace(self, layers=kept, config=self.config.truncate(layers))
+
+    def bidirectional(self) -> "Transformer":
+        """The same weights without a causal mask and without windows: every token sees all of its text.
+
+        Windows of a causal model are half as wide as those that see both ways; `jaxemb.load(..., causal=False)` keeps
+        them, as transformers does.
+        """
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, causal=False, prefix_attention=False, windows=())
+        )
 
 
 def layout_of(tokens: Tokens) -> Layout:

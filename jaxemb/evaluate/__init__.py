@@ -11,6 +11,7 @@ from jaxemb.evaluate.retrieval import (
     retrieval_per_query,
     score_run,
 )
+from jaxemb.evaluate.significance import PairedTest, holm, paired_significance
 from jaxemb.evaluate.sts import StsSet, read_sts, sts, sts_evaluator
 from jaxemb.text_encoder import Evaluator, TextEncoder
 
@@ -18,12 +19,15 @@ __all__ = [
     "Cell",
     "Evaluator",
     "Grid",
+    "PairedTest",
     "RetrievalScores",
     "RetrievalSet",
     "StsSet",
     "TextEncoder",
     "grid",
+    "holm",
     "metrics",
+    "paired_significance",
     "read_beir",
     "read_sts",
     "retrieval",

@@ -219,6 +219,48 @@ def _has_label(pairs: Pairs) -> jax.Array:
     return (pairs.record[:, None] == pairs.column[None, :]) & (pairs.column != -1)[None, :]
 
 
+@one_program(shapes(alone="N"))
+def other_records(alone: jax.Array, negatives: int = 0, *, documents: bool = True) -> Mask:
+    """Masks the texts of other records: in-batch negatives that are off, for the records for which they are off.
+
+    Where documents are labels, or answer many queries, those of other records may be right as well: NV-Embed trains on
+    such data with the own hard negatives alone, and so do its records of classes beside records of questions.
+
+    Args:
+      alone: whether a record is compared with no text but its own, bool `[N]`.
+      negatives: K, hard negatives of each record.
+      documents: mask the others' documents too; without, their hard negatives alone.
+
+    Raises:
+      ValueError: for shapes that do not fit, or negatives < 0.
+
+    References:
+      Lee et al. 2024 (NV-Embed), arXiv 2405.17428.
+    """
+    if negatives < 0:
+        raise ValueError(f"negatives must be at least 0; got {negatives}")
+    alone = jnp.asarray(alone, bool)
+    number = jnp.arange(len(alone))
+    by_slot = jnp.broadcast_to(number[:, None], (len(alone), 1 + negatives))
+    is_document = jnp.broadcast_to(jnp.arange(1 + negatives) == 0, by_slot.shape)
+    return Mask(
+        _IsOfAnother(documents),
+        record={"number": number, "alone": alone},
+        query={"number": number, "is_document": jnp.ones_like(alone)},
+        document={"number": by_slot, "is_document": is_document},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _IsOfAnother:
+    documents: bool
+
+    def __call__(self, pairs: Pairs) -> jax.Array:
+        others = pairs.record["number"][:, None] != pairs.column["number"][None, :]
+        masked = others if self.documents else others & ~pairs.column["is_document"][None, :]
+        return masked & pairs.record["alone"][:, None]
+
+
 @one_program(shapes(queries="N D", documents="N D", negatives="N K D | N D"), margin=non_negative)
 def guided(
     queries: jax.Array,

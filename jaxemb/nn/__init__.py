@@ -3,6 +3,7 @@
 from jaxemb.nn import rope_scaling
 from jaxemb.nn.activations import ACTIVATIONS
 from jaxemb.nn.attention import Windows, attention
+from jaxemb.nn.cross_attention import CrossAttention
 from jaxemb.nn.dropout import dropout
 from jaxemb.nn.kernels import Kernel, dense_kernels
 from jaxemb.nn.linear import Linear, linear_kernels, uniform_linear
@@ -19,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "SIMILARITIES",
     "Adapter",
+    "CrossAttention",
     "Kernel",
     "Layer",
     "Layout",

@@ -147,7 +147,14 @@ class Stack(Module):
         return jnp.concatenate([x[None], states[:-1], final[None]]) if all_states else final
 
     def at_layers(
-        self, x: jax.Array, layout: Layout, layers: Sequence[int], read: Read, *, key: jax.Array | None = None
+        self,
+        x: jax.Array,
+        layout: Layout,
+        layers: Sequence[int],
+        read: Read,
+        *,
+        key: jax.Array | None = None,
+        raw: bool = False,
     ) -> jax.Array:
         """What `read` makes of the final states `[B, T, D]` of this stack cut to each of several depths.
 
@@ -160,6 +167,8 @@ class Stack(Module):
           layers: numbers of layers, in any order; 0 is x.
           read: states to anything of one shape.
           key: dropout key; None turns dropout off.
+          raw: read states as the next layer does, without the final norm, which only those after all L layers have:
+            what a call with `all_states` gives.
 
         Returns:
           `[len(layers), ...]`.
@@ -172,10 +181,12 @@ class Stack(Module):
             raise ValueError(f"layers must be in 0..{most}, the layers of the transformer; got {tuple(layers)}")
         x = x.astype(self.config.dtype)
         normed = lambda x: read(self._normed(x))
+        between = read if raw else normed
         if (deepest := max(layers)) == 0:
-            return jnp.stack([normed(x)] * len(layers))
-        _, after = self.truncate(deepest)._scan(x, layout, key, normed, None)
-        return jnp.stack([after[n - 1] if n else normed(x) for n in layers])
+            return jnp.stack([between(x)] * len(layers))
+        final, after = self.truncate(deepest)._scan(x, layout, key, between, None)
+        last = {most: normed(final)} if raw and deepest == most else {}
+        return jnp.stack([last[n] if n in last else after[n - 1] if n else between(x) for n in layers])
 
     def truncate(self, layers: int) -> "Stack":
         """This stack without the layers after the first `layers`; the final norm, if any, stays.

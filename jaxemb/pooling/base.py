@@ -31,6 +31,11 @@ class Pooling(Module):
         """The size of the vectors that states of `dim` dimensions give."""
         return dim
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it asks which tokens are of a prompt, `Tokens.prompt`."""
+        return False
+
 
 @nnx.dataclass
 class Concatenation(Pooling):
@@ -47,6 +52,10 @@ class Concatenation(Pooling):
 
     def output_dim(self, dim: int) -> int:
         return sum(part.output_dim(dim) for part in self.parts)
+
+    @property
+    def reads_prompt(self) -> bool:
+        return any(part.reads_prompt for part in self.parts)
 
 
 @checked()

@@ -22,7 +22,8 @@ class Cls(Pooling):
     """The state of the text's first token."""
 
     def __call__(self, states: jax.Array, tokens: Tokens) -> jax.Array:
-        return _pick(states, tokens, tokens.positions == 0)
+        preceding = jnp.pad(tokens.segment_ids[:, :-1], ((0, 0), (1, 0)))
+        return _pick(states, tokens, tokens.segment_ids != preceding)
 
 
 @nnx.dataclass

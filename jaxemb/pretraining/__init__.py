@@ -10,6 +10,7 @@ from jaxemb.pretraining.definitions import (
     prompted,
 )
 from jaxemb.pretraining.denoising import DenoisingAutoEncoder, delete_words, denoising, word_pieces
+from jaxemb.pretraining.grit import embed_and_write, seeing_both_ways
 from jaxemb.pretraining.language_model import LanguageHead, LanguageModel, language_modelling
 from jaxemb.pretraining.masked_autoencoder import MaskedAutoEncoder, mask_words, masked_autoencoding
 from jaxemb.pretraining.masked_language_model import (
@@ -18,6 +19,7 @@ from jaxemb.pretraining.masked_language_model import (
     mask_tokens,
     masked_language_modelling,
 )
+from jaxemb.pretraining.masked_next_token import masked_next_tokens
 
 __all__ = [
     "DenoisingAutoEncoder",
@@ -31,6 +33,7 @@ __all__ = [
     "definition_to_word",
     "delete_words",
     "denoising",
+    "embed_and_write",
     "entry_cross_entropy",
     "entry_embeddings",
     "isotropic_entries",
@@ -39,6 +42,8 @@ __all__ = [
     "mask_words",
     "masked_autoencoding",
     "masked_language_modelling",
+    "masked_next_tokens",
     "prompted",
+    "seeing_both_ways",
     "word_pieces",
 ]

@@ -10,6 +10,7 @@ Bare texts are all that it needs.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -134,16 +135,35 @@ class MaskedLanguageModel(Module):
         Returns:
           f32 `[N]`, whose mean is the mean over all hidden tokens of the batch: a text counts by their number.
         """
-        size = hidden.size if most is None else min(most, hidden.size)
-        (where,) = jnp.nonzero(hidden.ravel(), size=size, fill_value=hidden.size)
-        pick = lambda x: jnp.take(x.reshape(-1, *x.shape[2:]), where, axis=0, mode="clip")
-        logits = self.head(pick(states), transformer_of(self.embedder).embeddings.tokens)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, pick(jnp.asarray(tokens.ids)))
-        losses = jnp.where(where < hidden.size, losses, 0.0)
-        slots = jnp.arange(tokens.ids.shape[0])[:, None] * tokens.texts_per_row + jnp.maximum(tokens.segment_ids - 1, 0)
-        of_text = jax.ops.segment_sum(losses, pick(slots), tokens.ids.shape[0] * tokens.texts_per_row)
-        of_text = of_text if tokens.slots is None else of_text[tokens.slots]
-        return of_text * (tokens.count / jnp.maximum(jnp.sum(where < hidden.size), 1))
+        table = transformer_of(self.embedder).embeddings.tokens
+        return restored_losses(lambda states: self.head(states, table), states, tokens, hidden, most=most)
+
+
+def restored_losses(
+    head: Callable[[jax.Array], jax.Array],
+    states: jax.Array,
+    tokens: Tokens,
+    hidden: jax.Array,
+    *,
+    most: int | None = None,
+) -> jax.Array:
+    """Cross-entropy of the hidden tokens, by text, as of `MaskedLanguageModel.losses`.
+
+    Args:
+      head: of states `[M, d]` the logits `[M, V]`.
+      states: from which the token at each place is predicted, `[B, T, d]`.
+      tokens, hidden, most: see there.
+    """
+    size = hidden.size if most is None else min(most, hidden.size)
+    (where,) = jnp.nonzero(hidden.ravel(), size=size, fill_value=hidden.size)
+    pick = lambda x: jnp.take(x.reshape(-1, *x.shape[2:]), where, axis=0, mode="clip")
+    wanted = pick(jnp.asarray(tokens.ids))
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(head(pick(states)), wanted)
+    losses = jnp.where(where < hidden.size, losses, 0.0)
+    slots = jnp.arange(tokens.ids.shape[0])[:, None] * tokens.texts_per_row + jnp.maximum(tokens.segment_ids - 1, 0)
+    of_text = jax.ops.segment_sum(losses, pick(slots), tokens.ids.shape[0] * tokens.texts_per_row)
+    of_text = of_text if tokens.slots is None else of_text[tokens.slots]
+    return of_text * (tokens.count / jnp.maximum(jnp.sum(where < hidden.size), 1))
 
 
 @checked(shapes(pieces="V"), pieces=filled)
@@ -177,7 +197,7 @@ def mask_tokens(
     References:
       Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 3.1.
     """
-    _check(ratio, random, kept, mask_id, len(pieces))
+    check_masking(ratio, random, kept, mask_id, len(pieces))
     key_hidden, key_replaced = jax.random.split(key)
     can_hide = tokens.mask & (jnp.asarray(pieces)[tokens.ids] != SPECIAL)
     hidden = can_hide & jax.random.bernoulli(key_hidden, 1.0 * ratio, tokens.ids.shape)
@@ -225,7 +245,7 @@ def masked_language_modelling(
     References:
       Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
     """
-    _check(ratio, random, kept, mask_id, len(pieces))
+    check_masking(ratio, random, kept, mask_id, len(pieces))
 
     def objective(model: MaskedLanguageModel, batch: Batch, key: jax.Array | None):
         if not isinstance(model, MaskedLanguageModel):
@@ -234,17 +254,18 @@ def masked_language_modelling(
         key_hide, key_dropout = (jax.random.key(0), None) if key is None else jax.random.split(key)
         seen, hidden = mask_tokens(tokens, key_hide, pieces, mask_id, ratio=ratio, random=random, kept=kept)
         states = model.embedder.encoder(seen, key=key_dropout)
-        return model.losses(states, tokens, hidden, most=_most(ratio, hidden.size)), {}
+        return model.losses(states, tokens, hidden, most=most_hidden(ratio, hidden.size)), {}
 
     return objective
 
 
-def _most(ratio: float, tokens: int) -> int:
-    """More than are ever hidden: 6 standard deviations above the mean."""
+def most_hidden(ratio: float, tokens: int) -> int:
+    """More tokens than are ever hidden: 6 standard deviations above the mean."""
     return math.ceil(ratio * tokens + 6 * math.sqrt(ratio * tokens)) + 1
 
 
-def _check(ratio: float, random: float, kept: float, mask_id: int, vocabulary: int) -> None:
+def check_masking(ratio: float, random: float, kept: float, mask_id: int, vocabulary: int) -> None:
+    """Raises a ValueError for what `mask_tokens` cannot do."""
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must be in [0, 1]; got {ratio}")
     if min(random, kept) < 0 or random + kept > 1:

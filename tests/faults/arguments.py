@@ -30,11 +30,13 @@ from jaxemb.checkpoints import Placement
 from jaxemb.data import Tokenizer
 from jaxemb.encoders import TransformerConfig
 from jaxemb.nn import StackConfig
+from jaxemb.prompting import PROMPT_EOL
 from jaxemb.types import Tokens
 
 PACKAGES = (
     *("checkpoints", "classifiers", "continual", "data", "encoders", "evaluate", "interval", "isotropy", "losses"),
-    *("merging", "nn", "objectives", "parallel", "pooling", "pretraining", "retrieval", "train", "transforms"),
+    *("merging", "nn", "objectives", "parallel", "pooling", "pretraining", "prompting", "retrieval"),
+    *("train", "transforms"),
 )
 _RNG = np.random.default_rng(0)
 _N, _D, _K, _T = 4, 8, 2, 3
@@ -100,6 +102,12 @@ def _with_boxes() -> tuple[transforms.Transform, train.TrainState]:
     task = transforms.Task(0, batches=lambda: [_CLASSES_BY_ID], steps=1)
     state = train.begin_task(transform, objective, state, task)
     return transform, train.end_task(transform, objective, state, task)
+
+
+def _chatting() -> Tokenizer:
+    return dataclasses.replace(
+        places.tokenizer(), files={"chat_template.jinja": b"{% for m in messages %}{{ m.content }}{% endfor %}"}
+    )
 
 
 class Made:
@@ -273,6 +281,9 @@ OWN: dict[str, dict[str, Any]] = {
     "data.batches": {"columns": ["query", "positive"], "batch_size": 2, "max_length": 8},
     "data.from_iterable": {"rows": _RECORDS},
     "data.length_buckets": {"per_octave": 2, "shortest": 16, "longest": 64},
+    "data.class_examples": {"texts": ["a", "b", "c", "d"]},
+    "data.marked": {"tokens": Made(_tokens), "lengths": np.array([1, 2])},
+    "data.similar_pairs": {"first": ["a", "b"], "second": ["c", "d"], "scores": [4.5, 1.0]},
     "data.merge_small": {"small_threshold": 3},
     "data.pack": {"row_length": 8},
     "data.read_dictionary": {"path": Made(lambda: _folder() / "words.jsonl"), "word": "first", "definition": "second"},
@@ -285,6 +296,12 @@ OWN: dict[str, dict[str, Any]] = {
         "evaluator": lambda encoder: {"a": float(encoder.encode(["1"]).sum())},
         "metric": "a",
         "mesh": None,
+    },
+    "evaluate.holm": {"p": [0.01, 0.5]},
+    "evaluate.paired_significance": {
+        "first": {"STS": dict(zip("abcdef", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], strict=True))},
+        "second": {"STS": dict.fromkeys("abcdef", 0.0)},
+        "level": 0.05,
     },
     "evaluate.metrics": {"x": [1.0, 2.0, 4.0], "y": [1.0, 3.0, 2.0], "k": 2},
     "evaluate.read_beir": {"directory": Made(lambda: _folder() / "beir"), "qrels": None},
@@ -314,6 +331,7 @@ OWN: dict[str, dict[str, Any]] = {
     "losses.margin_mse_scores": {"student_scores": _SQUARE, "teacher_scores": _SQUARE + 1},
     "losses.masks.dense": {"allowed": np.eye(_N, dtype=bool)},
     "losses.masks.above": {"threshold": 0.5},
+    "losses.masks.other_records": {"alone": np.array([True, False, True, True]), "negatives": 2},
     "losses.masks.same_label": {"negative_labels": None},
     "losses.masks.guided": {"negatives": None},
     "losses.maxsim": _MULTI,
@@ -405,6 +423,7 @@ OWN: dict[str, dict[str, Any]] = {
     "pooling.names_of": {"pooling": Made(lambda: places.embedder().model.pooling)},
     "pooling.of_texts": {"by_slot": _drawn(2, 1, 8)},
     "pooling.to_slots": {"by_text": _drawn(2, 8)},
+    "pooling.pooling_design": {"number": 5, "dim": 4, "layers": 2},
     "pooling.splade": {"states": _STATES},
     "pooling.weighted_sum": {"states": _STATES, "weights": np.ones((2, 1, 3), np.float32)},
     "pretraining.delete_words": {"ratio": 0.5},
@@ -413,9 +432,27 @@ OWN: dict[str, dict[str, Any]] = {
     "pretraining.entry_embeddings": {
         "definitions": Made(lambda: data.Definitions(["1"], ["2 3"], np.zeros(1, np.int32)))
     },
+    "pretraining.embed_and_write": {"embedding": Made(lambda: toy_objective), "column": "text"},
+    "pretraining.seeing_both_ways": {"model": Made(lambda: tiny_model())},
     "pretraining.isotropic_entries": {"entries": _drawn(60, 4)},
     "pretraining.mask_words": {"ratios": (0.2, 0.4)},
     "pretraining.masked_autoencoding": {"sizes": [(1, 8)]},
+    "prompting.bge_icl": {"task": "find"},
+    "prompting.clean": {"text": "a dog"},
+    "prompting.lexical_vectors": {
+        "head": lambda states: states,
+        "states": _VECTORS,
+        "words": Made(lambda: [np.array([1, 2])] * _N),
+        "vocabulary": _D,
+    },
+    "prompting.mean_of_variants": {"encoder": _EMBEDDER, "texts": ["1", "2"], "variants": lambda text: [text]},
+    "prompting.of_chat": {"tokenizer": Made(lambda: _chatting()), "messages": [{"role": "user", "content": "{text}"}]},
+    "prompting.prepended": {"template": PROMPT_EOL},
+    "prompting.prompt_reps": {"tokenizer": Made(lambda: _chatting())},
+    "prompting.states_at": {"transformer": Made(lambda: tiny_model().encoder), "layer": 1},
+    "prompting.top_words": {"logits": _VECTORS, "allowed": None},
+    "prompting.words_of": {"texts": ["1 2", "3"]},
+    "retrieval.min_max_fusion": {"first": {"q": {"a": 1.0}}, "second": {"q": {"b": 1.0}}},
     "retrieval.build_index": {
         "path": Made(lambda: _fresh("index")),
         "records": ["1 2", "3"],

@@ -174,3 +174,30 @@ def test_a_guide_gets_no_gradient():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_negatives_of_other_records_are_off_for_some():
+    """The worked numbers of NV-Embed's two stages, and records of both kinds in one batch."""
+    queries, documents = np.eye(2, dtype=np.float32), np.float32([[1, 0], [0.6, 0.8]])
+    negatives = np.float32([[0, 1], [1, 0]])
+    loss = lambda *options, **more: info_nce(
+        queries, documents, negatives, temperature=1.0, mask=masks.other_records(*options, 1, **more)
+    )
+    first, second = [1.111265, 1.137852], [0.313262, 0.371101]
+    np.testing.assert_allclose(info_nce(queries, documents, negatives, temperature=1.0), first, atol=1e-6)
+    np.testing.assert_allclose(loss(np.ones(2, bool)), second, atol=1e-6)
+    np.testing.assert_allclose(loss(np.array([True, False])), [second[0], first[1]], atol=1e-6)
+    np.testing.assert_allclose(loss(np.ones(2, bool), documents=False), [0.712067, 0.641147], atol=1e-6)
+
+
+def test_without_others_records_of_one_class_do_not_push_each_other_apart():
+    """The mechanism of NV-Embed's second stage: two queries of one class, whose documents are the same."""
+    queries = np.float32([[1, 0.2], [1, -0.2]])
+    documents, negatives = np.float32([[1, 0.1], [1, -0.1]]), np.float32([[0, 1], [0, -1]])
+    of = lambda mask: np.asarray(
+        grad(lambda d: info_nce(queries, d, negatives, mask=mask)[0])(documents)
+    )  # the first record's loss
+    alone, together = of(masks.other_records(np.ones(2, bool), 1)), of(None)
+    assert not alone[1].any()
+    assert together[1] @ (queries[0] - documents[1] * (queries[0] @ documents[1])) > 0  # a step is away from query 0
+    assert np.abs(together[1]).max() > 1e-3

@@ -53,13 +53,14 @@ class PromptedTransformer(Module):
         read: Callable[[jax.Array], jax.Array],
         *,
         key: jax.Array | None = None,
+        raw: bool = False,
     ) -> jax.Array:
         """As `Transformer.at_layers`."""
         longer, order, places = with_prompts(tokens, len(self.prompt))
         key_embeddings, key_layers = split_key(key)
         x = self._embedded(tokens, longer, order, key_embeddings)
         read_own = lambda states: read(_taken(states, places))
-        return self.transformer.stack.at_layers(x, layout_of(longer), layers, read_own, key=key_layers)
+        return self.transformer.stack.at_layers(x, layout_of(longer), layers, read_own, key=key_layers, raw=raw)
 
     def truncate(self, layers: int) -> "PromptedTransformer":
         """As `Transformer.truncate`; the prompt stays."""
