@@ -2,9 +2,9 @@
 
 What a causal model is about to say of a text is a better vector of it than the mean of its states: PromptEOL (Jiang
 et al. 2023, arXiv 2307.16645) asks for one word, pretended chain of thought and knowledge (Zhang et al. 2024,
-arXiv 2404.03921) ask with an introduction, MetaEOL (Lei et al. 2024, arXiv 2402.18458) asks eight questions, Echo (Springer et
-al. 2024, arXiv 2402.15449) reads the text twice, and token prepending (Fu et al. 2024, arXiv 2412.11556) lets early
-tokens see the end. The papers' figures are those of Llama-2-7B, means over seven sets of which the last has them all.
+arXiv 2404.03921) ask with an introduction, MetaEOL (Lei et al. 2024, arXiv 2402.18458) asks eight questions, Echo
+(Springer et al. 2024, arXiv 2402.15449) reads the text twice, and token prepending (Fu et al. 2024, arXiv 2412.11556)
+lets early tokens see the end. The papers' figures are those of Llama-2-7B, means over seven sets.
 
 Here the model is SmolLM2-135M-Instruct, without a chat template. Layers are the papers' own: the last but one of
 pretended chain of thought and knowledge, and of the plain PromptEOL that these are compared with; MetaEOL's task

@@ -275,7 +275,6 @@ def test_module_paths_of_newer_releases_are_read(directory):
     ("file", "changes", "message"),
     [
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode must be among"),
-        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt=false is not supported; expected true"),
         (
             "2_Dense/config.json",
             {"activation_function": "torch.nn.modules.activation.Mish"},
