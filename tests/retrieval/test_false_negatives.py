@@ -15,8 +15,8 @@ OPTIONS |= {"95 % of the positive": {"relative_margin": 0.05}, "90 % of the posi
 def cases(data_dir):
     """Queries and corpus as TF-IDF vectors, positives of each case, and the group of paraphrases of every sentence.
 
-    A case is an ordered pair of English STS-Benchmark sentences with a score of 4 or more, whose group, connected by such
-    pairs, has three members or more: 304 of 65 groups. The other members are positives that are hidden.
+    A case is an ordered pair of English STS-Benchmark sentences with a score of 4 or more, whose group, connected by
+    such pairs, has three members or more: 304 of 65 groups. The other members are positives that are hidden.
     """
     text = pytest.importorskip("sklearn.feature_extraction.text")
     graph = pytest.importorskip("scipy.sparse.csgraph")
