@@ -55,13 +55,10 @@ def test_the_published_size_of_latent_attention():
     assert sum(leaf.size for leaf in jax.tree.leaves(block)) == 1_278_275_584
 
 
-def drawn(kind, **sizes):
-    """A pooling whose norms and biases are not those of the beginning."""
-    made = kind.init(jax.random.key(0), 6, **sizes)
-    leaves, tree = jax.tree.flatten(made)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    shaken = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, shaken)
+def drawn(make):
+    """What `make` would give, with all its arrays drawn: norms and biases are not those of the beginning."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0.5, 0.5, leaf.shape).astype(np.float32), jax.eval_shape(make))
 
 
 def in_torch(block, x, context, seen=None):
@@ -83,11 +80,11 @@ def in_torch(block, x, context, seen=None):
     return (y + linear(block.down, linear(block.up, normed) * f.gelu(linear(block.gate, normed)))).numpy()
 
 
-SIZES = {"heads": 3, "head_dim": 5}
+KEY, SIZES = jax.random.key(0), {"heads": 3, "head_dim": 5}
 ALL = {
-    "latent attention": drawn(LatentAttention, latents=4, latent_dim=7, **SIZES),
-    "token attention": drawn(TokenAttention, **SIZES),
-    "latent queries": drawn(LatentQueries, latents=4, **SIZES),
+    "latent attention": drawn(lambda: LatentAttention.init(KEY, 6, latents=4, latent_dim=7, **SIZES)),
+    "token attention": drawn(lambda: TokenAttention.init(KEY, 6, **SIZES)),
+    "latent queries": drawn(lambda: LatentQueries.init(KEY, 6, latents=4, **SIZES)),
 }
 
 
@@ -105,6 +102,36 @@ def test_equals_pytorch(name):
         of_tokens = in_torch(pool.block, states, context, seen if name == "token attention" else None)
         expected = (of_tokens * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     np.testing.assert_allclose(_run(pool, states, tokens), expected, atol=1e-5)
+
+
+def test_tensors_of_nv_embed():
+    """By their published names, computed in PyTorch as the published code does it: keys come before values, gates last."""
+    torch = pytest.importorskip("torch")
+    f, attend, feed = torch.nn.functional, "x.cross_attend_blocks.0.", "x.cross_attend_blocks.1."
+    shapes = {"x.latents": (5, 6), f"{attend}fn.to_q.weight": (8, 6), f"{attend}fn.to_kv.weight": (16, 6)}
+    shapes |= {f"{attend}fn.to_out.weight": (6, 8), f"{feed}fn.net.0.weight": (48, 6), f"{feed}fn.net.0.bias": (48,)}
+    shapes |= {f"{feed}fn.net.2.weight": (6, 24), f"{feed}fn.net.2.bias": (6,)}
+    norms = [f"{attend}norm", f"{attend}norm_context", f"{feed}norm"]
+    shapes |= {f"{name}.{kind}": (6,) for name in norms for kind in ("weight", "bias")}
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    t = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    norm = lambda name, x: f.layer_norm(x, (6,), t[f"{name}.weight"], t[f"{name}.bias"])
+    tokens = pad([np.arange(4)], length=4)
+    x = torch.tensor(states_of(tokens))
+    k, v = f.linear(norm(norms[1], t["x.latents"]), t[f"{attend}fn.to_kv.weight"]).chunk(2, dim=-1)
+    q = f.linear(norm(norms[0], x), t[f"{attend}fn.to_q.weight"])
+    heads = lambda a: a.reshape(-1, a.shape[-2], 2, 4).transpose(1, 2)
+    out = f.scaled_dot_product_attention(heads(q), heads(k), heads(v)).transpose(1, 2).reshape(1, 4, 8)
+    y = x + f.linear(out, t[f"{attend}fn.to_out.weight"])
+    value, gate = f.linear(norm(norms[2], y), t[f"{feed}fn.net.0.weight"], t[f"{feed}fn.net.0.bias"]).chunk(2, dim=-1)
+    y = y + f.linear(value * f.gelu(gate), t[f"{feed}fn.net.2.weight"], t[f"{feed}fn.net.2.bias"])
+    found = _run(LatentAttention.of_tensors(tensors, heads=2, prefix="x."), states_of(tokens), tokens)
+    np.testing.assert_allclose(found, y.mean(1), atol=1e-4)
+    with pytest.raises(ValueError, match=r"missing are x\.latents"):
+        LatentAttention.of_tensors({k: v for k, v in tensors.items() if k != "x.latents"}, prefix="x.")
+    with pytest.raises(ValueError, match="heads must divide 8"):
+        LatentAttention.of_tensors(tensors, heads=3, prefix="x.")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -138,9 +165,14 @@ def test_one_vector_leaves_queries_and_keys_without_gradient():
 @pytest.mark.parametrize("number", range(1, 6))
 def test_designs(number):
     """What an embedder makes of each is what the pooling makes of all states at once."""
-    pool, causal = pooling.pooling_design(
-        number, jax.random.key(0), tiny_model().encoder.dim, tiny_model().depth, latents=3, heads=2, head_dim=4
-    )
+    causal = []
+
+    def make():
+        pool, is_causal = pooling.pooling_design(number, KEY, 16, 2, latents=3, heads=2, head_dim=4)
+        causal.append(is_causal)
+        return pool
+
+    pool, causal = drawn(make), causal[0]
     assert causal == (number < 4)
     model = dataclasses.replace(tiny_model(causal=causal, norm_placement="pre", final_norm=True), pooling=pool)
     tokens = pack([np.arange(3, 8), np.arange(4, 7), np.arange(9, 15)], row_length=12)
@@ -157,27 +189,27 @@ def test_designs(number):
         with pytest.raises(TypeError, match="reads all layers"):
             model.truncate(layers=1)
         with pytest.raises(ValueError, match="vectors must be of 9 layers"):
-            AllLayers.init(jax.random.key(0), 6, 9, latents=2, **SIZES).over_layers(jnp.zeros((2, 1, 6)))
+            dataclasses.replace(pool, layers=np.zeros((9, 16))).over_layers(np.zeros((2, 1, 16)))
 
 
 def test_layers_are_a_set_but_for_what_is_added_to_them():
-    pool = AllLayers.init(jax.random.key(0), 6, 3, latents=2, **SIZES)
+    pool = drawn(lambda: AllLayers.init(KEY, 6, 3, latents=2, **SIZES))
     over = jax.jit(lambda pool, x: pool.over_layers(x))
     x = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
-    plain = dataclasses.replace(pool, layers=jnp.zeros((3, 6)))
+    plain = dataclasses.replace(pool, layers=np.zeros((3, 6), np.float32))
     np.testing.assert_allclose(over(plain, x[::-1]), over(plain, x), atol=1e-6)
     assert np.abs(over(pool, x[::-1]) - over(pool, x)).max() > 1e-3
 
 
 def test_an_unknown_design_is_refused():
     with pytest.raises(ValueError, match=r"number must be in 1\.\.5; got 6"):
-        pooling.pooling_design(6, jax.random.key(0), 4, 2)
+        pooling.pooling_design(6, KEY, 4, 2)
 
 
 @pytest.mark.parametrize("name", pooling.POOLINGS)
 def test_prompts_that_are_not_pooled_are_those_of_sentence_transformers(name):
     torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("sentence_transformers").models.Pooling(6, name, include_prompt=False)
+    theirs = pytest.importorskip("sentence_transformers.models").Pooling(6, name, include_prompt=False)
     texts = [np.arange(n) for n in (7, 5)]
     tokens = marked(pad(texts, length=9), np.array([3, 3]))
     states = states_of(tokens)

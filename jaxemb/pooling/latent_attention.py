@@ -1,11 +1,13 @@
 """NV-Embed's pooling: every token looks itself up in a trained dictionary, then comes the mean."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxemb.checks import checked, size
-from jaxemb.nn.cross_attention import CrossAttention
+from jaxemb.nn import CrossAttention, Linear, Norm
 from jaxemb.pooling.base import Pooling
 from jaxemb.pooling.plain import Mean
 from jaxemb.pooling.without_prompt import WithoutPrompt
@@ -56,6 +58,50 @@ class LatentAttention(Pooling):
         key_latents, key_block = jax.random.split(key)
         block = CrossAttention.init(key_block, dim, heads=heads, head_dim=head_dim or dim, context_dim=latent_dim)
         return cls(jax.random.normal(key_latents, (latents, latent_dim or dim)), block)
+
+    @classmethod
+    def of_tensors(
+        cls, tensors: Mapping[str, jax.Array], *, heads: int = 8, prefix: str = "latent_attention_model."
+    ) -> "LatentAttention":
+        """That of a checkpoint of NV-Embed, by the names of its tensors.
+
+        Args:
+          tensors: of the checkpoint, `[out, in]` as PyTorch has them; others than the pooling's are not read.
+          heads: H, which tensors do not tell.
+          prefix: of the names.
+
+        Raises:
+          ValueError: for tensors that are missing, or a number of heads that does not divide their width.
+        """
+        attend, feed = f"{prefix}cross_attend_blocks.0.", f"{prefix}cross_attend_blocks.1."
+        norms = {attend: ("norm", "norm_context"), feed: ("norm",)}
+        linears = {attend: ("fn.to_q", "fn.to_kv", "fn.to_out"), feed: ("fn.net.0", "fn.net.2")}
+        wanted = [f"{prefix}latents", *(f"{at}{name}.weight" for at in norms for name in norms[at] + linears[at])]
+        wanted += [f"{at}{name}.bias" for at in norms for name in norms[at]]
+        wanted += [f"{feed}{name}.bias" for name in linears[feed]]
+        if missing := [name for name in wanted if name not in tensors]:
+            raise ValueError(f"tensors must be those of an NV-Embed checkpoint; missing are {', '.join(missing)}")
+        of = {name: jnp.asarray(tensors[name]) for name in wanted}
+        norm = lambda name: Norm(of[f"{name}.weight"], of[f"{name}.bias"], eps=1e-5)
+        linear = lambda weight, bias=None: Linear(weight.T, bias)
+        key, value = jnp.split(of[f"{attend}fn.to_kv.weight"], 2)
+        (up, gate), biases = (jnp.split(of[f"{feed}fn.net.0.{kind}"], 2) for kind in ("weight", "bias"))
+        if heads < 1 or len(key) % heads:
+            raise ValueError(f"heads must divide {len(key)}, the width of the keys; got {heads}")
+        block = CrossAttention(
+            query_norm=norm(f"{attend}norm"),
+            context_norm=norm(f"{attend}norm_context"),
+            query=linear(of[f"{attend}fn.to_q.weight"]),
+            key=linear(key),
+            value=linear(value),
+            out=linear(of[f"{attend}fn.to_out.weight"]),
+            mlp_norm=norm(f"{feed}norm"),
+            up=linear(up, biases[0]),
+            gate=linear(gate, biases[1]),
+            down=linear(of[f"{feed}fn.net.2.weight"], of[f"{feed}fn.net.2.bias"]),
+            heads=heads,
+        )
+        return cls(of[f"{prefix}latents"], block)
 
     def of_tokens(self, states: jax.Array) -> jax.Array:
         """What is averaged, `[B, T, D]`, of the states."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxemb.checks import checked, size
-from jaxemb.nn.cross_attention import CrossAttention
+from jaxemb.nn import CrossAttention
 from jaxemb.pooling.base import Pooling, members, of_texts
 from jaxemb.pooling.plain import LastToken, Mean
 from jaxemb.types import Tokens
