@@ -105,7 +105,7 @@ def test_equals_pytorch(name):
 
 
 def test_tensors_of_nv_embed():
-    """By their published names, computed in PyTorch as the published code does it: keys come before values, gates last."""
+    """By their published names, computed in PyTorch as the published code does it: keys first, gates last."""
     torch = pytest.importorskip("torch")
     f, attend, feed = torch.nn.functional, "x.cross_attend_blocks.0.", "x.cross_attend_blocks.1."
     shapes = {"x.latents": (5, 6), f"{attend}fn.to_q.weight": (8, 6), f"{attend}fn.to_kv.weight": (16, 6)}
