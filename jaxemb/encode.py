@@ -137,8 +137,7 @@ def encode(
 
     asked = _prompt_length(model, tokenizer, prompt)
     window = max(_LEAST_WINDOW, batch_tokens * shards // 8)
-    read = lambda start: [prompt + text for text in texts[start : start + window]]
-    tokenise = lambda start: _encoded(tokenizer, read(start), start, max_length, asked)
+    tokenise = lambda start: _encoded(tokenizer, prompt, texts[start : start + window], start, max_length, asked)
     in_flight: deque[tuple[np.ndarray, np.ndarray, jax.Array]] = deque()
     truncated = 0
 
@@ -184,9 +183,11 @@ def _warn_of_cut(truncated: int, texts: int, max_length: int) -> None:
         logger.warning("%d of %d texts were cut to max_length = %d tokens", truncated, texts, max_length)
 
 
-def _encoded(tokenizer: Reader, texts: Sequence[str], start: int, max_length: int, of_prompt: int) -> Encoded:
-    """Token ids of the texts number `start` and following; each must have some."""
-    encoded = tokenizer.encode(texts, max_length)
+def _encoded(
+    tokenizer: Reader, prompt: str, texts: Sequence[str], start: int, max_length: int, of_prompt: int
+) -> Encoded:
+    """Token ids of the texts number `start` and following, each after the prompt; each must have some."""
+    encoded = tokenizer.encode([prompt + text for text in texts], max_length)
     for i, ids in enumerate(encoded.ids):
         if not len(ids):
             raise ValueError(f"texts[{start + i}] must have tokens, of which a vector is made; got {texts[i]!r:.60}")

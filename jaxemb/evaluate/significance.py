@@ -93,8 +93,8 @@ def paired_significance(
             )
     tests = {category: _wilcoxon(of, alternative) for category, of in differences.items()}
     adjusted = holm([test.p for test in tests.values()])
-    both = zip(tests.items(), adjusted, strict=True)
-    return {category: dataclasses.replace(test, adjusted=float(p)) for (category, test), p in both}
+    of_each = zip(tests.items(), adjusted, strict=True)
+    return {category: dataclasses.replace(test, adjusted=float(p)) for (category, test), p in of_each}
 
 
 @checked()
