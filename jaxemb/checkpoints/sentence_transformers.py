@@ -446,13 +446,14 @@ def _write_pooling(path: Path, pooling: Pooling, dim: int, dtype: str) -> None:
 
 def _saved_names(pooling: Pooling) -> tuple[tuple[str, ...], bool]:
     """The names of the pooling, and whether it reads prompts as well."""
-    includes = not (isinstance(pooling, WithoutPrompt) and not pooling.kept)
-    if (names := names_of(pooling if includes else pooling.pooling)) is None:
+    leaves_out = isinstance(pooling, WithoutPrompt) and not pooling.kept
+    plain = pooling.pooling if isinstance(pooling, WithoutPrompt) and leaves_out else pooling
+    if (names := names_of(plain)) is None:
         raise ValueError(
             f"a {type(pooling).__name__} pooling cannot be saved: a model directory holds one or several of "
             f"{', '.join(POOLINGS)}, or an Attention"
         )
-    return names, includes
+    return names, not leaves_out
 
 
 def _pooling_config(dim: int, names: tuple[str, ...], include_prompt: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Poolings by trained queries, over tokens, over one vector, or over the vectors of all layers (Tang and Yang 2024)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ class AllLayers(Pooling):
     @classmethod
     @checked(dim=size, layers=size)
     def init(
-        cls, key: jax.Array, dim: int, layers: int, each: Pooling | None = None, *, std: float = 1.0, **options: int
+        cls, key: jax.Array, dim: int, layers: int, each: Pooling | None = None, *, std: float = 1.0, **options: Any
     ) -> "AllLayers":
         """New weights for `layers` layers of states of `dim` dimensions.
 
@@ -142,7 +143,7 @@ class AllLayers(Pooling):
 
 
 @checked(dim=size, layers=size)
-def pooling_design(number: int, key: jax.Array, dim: int, layers: int, **options: int) -> tuple[Pooling, bool]:
+def pooling_design(number: int, key: jax.Array, dim: int, layers: int, **options: Any) -> tuple[Pooling, bool]:
     """One of the five designs of Tang and Yang 2024: a pooling, and whether attention is to be causal.
 
         1  causal          the last token's state

@@ -91,16 +91,17 @@ class Prompted:
         if prompt_name is not None and prompt_name not in by_name:
             raise ValueError(f"prompt_name must be one of {sorted(self.prompts)}; got {prompt_name!r}")
         templates = by_name[next(iter(by_name)) if prompt_name is None else prompt_name]
-        total = sum(self._encode(template, texts, options) for template in templates) / np.float32(len(templates))
-        return np.asarray(unit(total)) if normalize else total
+        vectors = np.mean([self._encode(template, texts, options) for template in templates], axis=0)
+        return np.asarray(unit(vectors)) if normalize else np.asarray(vectors)
 
     def _encode(self, template: PromptTemplate, texts: Sequence[str], options: Mapping[str, Any]) -> np.ndarray:
         reader, encoder = self.reader(template), states_at(transformer_of(self.embedder.model), template.layer)
         if self.prepending is not None:
             how, table = self.prepending, encoder.transformer.embeddings.tokens
             vector = jax.random.normal(jax.random.key(how.seed), table.shape[1:], table.dtype)
-            layers = {"prepended_id": reader.prepended_id, "layers": (how.start, how.stop)}
-            encoder = dataclasses.replace(encoder, prepended=vector, **layers)
+            encoder = dataclasses.replace(
+                encoder, prepended=vector, prepended_id=reader.prepended_id, layers=(how.start, how.stop)
+            )
         model = Embedder(encoder, pooling=template.pools)
         return encode(model, reader, self.embedder.max_length, texts, **options)
 

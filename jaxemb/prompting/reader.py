@@ -48,12 +48,13 @@ class TemplateReader:
 
     @property
     def prepended_id(self) -> int:
-        """The id of the prepended token, which the model has no row for."""
-        return self.backend.token_to_id(PREPENDED_TOKEN)
+        """The id of the prepended token, which the model has no row for; -1 where the template has none."""
+        found = self.backend.token_to_id(PREPENDED_TOKEN)
+        return -1 if found is None else found
 
     def render(self, text: str) -> tuple[str, int]:
         """The template with the text, and at which character what is pooled begins."""
-        token = lambda role: self.backend.id_to_token(self.tokenizer.special_ids[role])
+        token = lambda role: self.backend.id_to_token(self.tokenizer.special_ids[role]) or ""
         written, pooled = "", 0
         for part in self.template.parts():
             if part == POOLED:
