@@ -51,6 +51,19 @@ def test_every_pooling_goes_both_ways(encoder, pooling, tmp_path):
     np.testing.assert_array_equal(again.encode(TEXTS), expected)
 
 
+@pytest.mark.parametrize("pooling", ["mean", ("cls", "weightedmean")])
+def test_prompts_that_are_not_pooled_go_both_ways(encoder, pooling, tmp_path):
+    theirs = SentenceTransformer(modules=[encoder, modules.Pooling(16, pooling, include_prompt=False)], device="cpu")
+    theirs.save(str(tmp_path / "theirs"), create_model_card=False)
+    expected = theirs.encode(TEXTS, prompt="a b ")
+    ours = load(tmp_path / "theirs")
+    np.testing.assert_allclose(ours.encode(TEXTS, prompt="a b "), expected, atol=1e-5)
+    assert np.abs(ours.encode(TEXTS) - expected).max() > 1e-3
+    ours.save(tmp_path / "ours")
+    again = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    np.testing.assert_array_equal(again.encode(TEXTS, prompt="a b "), expected)
+
+
 @pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.Identity(), torch.nn.GELU(), torch.nn.Sigmoid()])
 def test_heads_prompts_and_similarity_go_both_ways(encoder, activation, tmp_path):
     norm = modules.LayerNorm(8)
