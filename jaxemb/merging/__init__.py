@@ -15,6 +15,7 @@ from jaxemb.merging.methods import (
     merge_ties,
 )
 from jaxemb.merging.self_positioning import SelfPositionHistory, SelfPositioning, SelfPositionResult, self_position
+from jaxemb.merging.slerp import merge_slerp_vectors
 from jaxemb.merging.statistics import collect_fisher, collect_grams, sampled_labels
 from jaxemb.merging.trees import (
     apply_task_vectors,
@@ -41,6 +42,7 @@ __all__ = [
     "merge_fisher",
     "merge_regmean",
     "merge_slerp",
+    "merge_slerp_vectors",
     "merge_task_arithmetic",
     "merge_ties",
     "models_of",

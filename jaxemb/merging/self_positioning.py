@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -11,11 +11,13 @@ import numpy as np
 import optax
 
 from jaxemb.checks import arrays, check_types, checked, each
+from jaxemb.merging.slerp import gram_of, slerp_coefficients
 from jaxemb.merging.trees import apply_task_vectors, check_groups, match_vectors
 from jaxemb.objectives import Objective
 from jaxemb.trees import PyTree
 
-Parametrization = Literal["simplex_scale", "simplex", "free"]
+Parametrization = Literal["slerp_scale", "simplex_scale", "simplex", "free"]
+Penalty = Literal["scale", "square"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,34 +25,41 @@ class SelfPositioning:
     """The settings of `self_position`.
 
     Attributes:
-      param: what is searched. "simplex_scale": `lam softmax(a)`, from a = 0 and lam = 1; "simplex": lam stays 1;
-        "free": n coefficients, from 1/n. All begin at the average.
+      param: what is searched. "slerp_scale", the paper's: lam times the iterated SLERP of the task vectors with
+        positive weights a (`slerp_coefficients`), from equal ones and lam = 1. The others are ours, and begin at the
+        average. "simplex_scale": `lam softmax(a)`, from a = 0 and lam = 1; "simplex": lam stays 1; "free": n
+        coefficients, from 1/n.
       learning_rate: of SGD; 0.02 suits small models.
       momentum: of SGD, in [0, 1).
       steps: at least 1.
-      mu: >= 0, weight of the penalty `mu lam^2`; for "free" lam is the coefficients' norm.
+      mu: >= 0, weight of the penalty; the paper's best is below 0.05.
+      penalty: "scale" is `mu lam`, the paper's; "square" `mu lam^2`. For "free" lam is the coefficients' norm.
       decay: in [0, 1), of the running probe loss, by which the iterate that is kept is chosen.
-      normalize: "initial" divides each task's loss by its value at the average, on its first probe batch.
+      normalize: "initial" divides each task's loss by its value where the search begins, on its first probe batch, so
+        that losses of several scales count alike; None for one loss throughout.
     """
 
-    param: Parametrization = "simplex_scale"
+    param: Parametrization = "slerp_scale"
     learning_rate: float = 0.02
     momentum: float = 0.9
     steps: int = 300
     mu: float = 0.0
+    penalty: Penalty = "scale"
     decay: float = 0.9
     normalize: Literal["initial"] | None = None
 
     def __post_init__(self):
         check_types(self)
-        if self.param not in ("simplex_scale", "simplex", "free"):
-            raise ValueError(f"param must be 'simplex_scale', 'simplex' or 'free'; got {self.param!r}")
+        if self.param not in (known := get_args(Parametrization)):
+            raise ValueError(f"param must be one of {', '.join(known)}; got {self.param!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0; got {self.learning_rate}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}")
         if not self.mu >= 0:
             raise ValueError(f"mu must be >= 0; got {self.mu}")
+        if self.penalty not in ("scale", "square"):
+            raise ValueError(f"penalty must be 'scale' or 'square'; got {self.penalty!r}")
         for name in ("momentum", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
@@ -111,9 +120,9 @@ def self_position(
 ) -> SelfPositionResult:
     """Merges task vectors with the coefficients that SGD finds on small, balanced probe sets.
 
-    With `theta(w, lam) = base + lam sum_i w_i tau_i`, the search minimises over w and lam
+    With `theta = base + lam sum_i w_i tau_i`, where the w are functions of what is searched, the search minimises
 
-        J = (1/n) sum_i mean L_i(theta; probe batch of task i) + mu lam^2
+        J = (1/n) sum_i mean L_i(theta; probe batch of task i) + mu lam
 
     The models stay as they are: `dJ/dw_i = lam <dJ/dtheta, tau_i>` takes one backward pass and n inner products. Of the
     iterates, the one with the lowest running probe loss is kept; those before 1 / (1 - decay) steps do not take part,
@@ -121,7 +130,8 @@ def self_position(
 
     Draw probe sets from data that the task models did not see: a task model that has learnt its probe set by heart
     gets too much weight. They must be disjoint from evaluation data, too. That a softmax with in-batch negatives is
-    harder with more of them is why batches must have one size.
+    harder with more of them is why batches must have one size. With "slerp_scale" and more than two tasks the result
+    depends on their order, which is that of `objectives`.
 
     Args:
       objectives: by the task's name, `(model, batch, key) -> (losses [N], outputs)`: its training loss.
@@ -130,22 +140,26 @@ def self_position(
       probes: by the task's name, its probe batches, all of one shape; at least `config.steps` of them, so a list
         must be repeated with `itertools.cycle`.
       config: the settings.
-      groups: see `apply_task_vectors`: coefficients (not lam) for each group.
+      groups: see `apply_task_vectors`: coefficients (not lam) for each group; not with "slerp_scale", whose angles are
+        between whole models.
       weights: by the task's name, its share of J instead of 1/n; they are divided by their sum.
       key: for dropout, with a number of its own for every step; None for none.
 
     Raises:
-      ValueError: before compilation, if there are no tasks, the mappings have other tasks than `objectives`, trees do
-        not match, or probe batches have different numbers of examples and no weights are given; later, if a task's
-        probe batches end too early.
+      ValueError: before compilation, if there are no tasks, groups with "slerp_scale", the mappings have other tasks
+        than `objectives`, trees do not match, or probe batches have different numbers of examples and no weights are
+        given; later, if a task's probe batches end too early.
       ArithmeticError: naming the task, if a probe loss is not finite.
 
     References:
-      Li et al. 2024, arXiv 2410.15035. Of it, the parametrisations and the penalty are reconstructions.
+      Li et al. 2024, arXiv 2410.15035; "slerp_scale" and the penalty as a reader's published notes quote its formulas.
     """
     names = tuple(objectives)
     rows = _check(names, base, vectors, probes, groups, weights)
     columns = tuple(vectors[name] for name in names)
+    if config.param == "slerp_scale" and groups is not None:
+        raise ValueError("groups must be None with param 'slerp_scale', whose angles are between whole models")
+    gram = gram_of(base, columns) if config.param == "slerp_scale" else None
     iterators = {name: iter(probes[name]) for name in names}
     first = _next_batches(iterators, 0)
     counts = [jax.eval_shape(objectives[n], base, batch, key)[0].shape for n, batch in zip(names, first, strict=True)]
@@ -156,7 +170,7 @@ def self_position(
     optimizer = optax.sgd(config.learning_rate, momentum=config.momentum or None)
 
     def losses_at(point, base, columns, batches, key):
-        coefficients, scale = _position(point, config.param)
+        coefficients, scale = _position(point, config.param, gram)
         model = apply_task_vectors(base, columns, coefficients, scale, groups)
         losses = [objectives[n](model, batch, key)[0] for n, batch in zip(names, batches, strict=True)]
         for one in losses:
@@ -167,8 +181,9 @@ def self_position(
     def step(point, opt_state, units, base, columns, batches, key):
         def total(point):
             losses = losses_at(point, base, columns, batches, key)
-            coefficients, scale = _position(point, config.param)
-            size = jnp.sum(jnp.square(coefficients)) if config.param == "free" else jnp.square(scale)
+            coefficients, scale = _position(point, config.param, gram)
+            square = jnp.sum(jnp.square(coefficients)) if config.param == "free" else jnp.square(scale)
+            size = square if config.penalty == "square" else jnp.sqrt(square)
             return jnp.sum(shares * losses / units) + config.mu * size, losses
 
         (loss, losses), gradient = jax.value_and_grad(total, has_aux=True)(point)
@@ -188,7 +203,7 @@ def self_position(
         at, (point, opt_state, loss, losses) = point, step(point, opt_state, units, base, columns, batches, step_key)
         losses, loss = _checked(losses, names, number), float(loss)
         running = config.decay * seen[-1][2] + (1 - config.decay) * loss if seen else loss
-        seen.append((losses, loss, running, *map(np.asarray, _position(at, config.param))))
+        seen.append((losses, loss, running, *map(np.asarray, _position(at, config.param, gram))))
 
     history = SelfPositionHistory(*(np.stack([np.asarray(x) for x in column]) for column in zip(*seen, strict=True)))
     warm_up = min(round(1 / (1 - config.decay)), config.steps) - 1
@@ -221,17 +236,20 @@ def _shares(counts: Mapping[str, tuple[int, ...]], weights: Mapping[str, float] 
 
 
 def _start(param: Parametrization, shape: tuple[int, ...]) -> dict[str, jax.Array]:
-    """The average of the task models."""
+    """Equal shares, and lam = 1: but for "slerp_scale" the average of the task models."""
     if param == "free":
         return {"coefficients": jnp.full(shape, 1 / shape[-1])}
-    return {"logits": jnp.zeros(shape)} | ({"scale": jnp.ones(())} if param == "simplex_scale" else {})
+    return {"logits": jnp.zeros(shape)} | ({} if param == "simplex" else {"scale": jnp.ones(())})
 
 
-def _position(point: Mapping[str, jax.Array], param: Parametrization) -> tuple[jax.Array, jax.Array]:
+def _position(
+    point: Mapping[str, jax.Array], param: Parametrization, gram: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """Coefficients and scale."""
     if param == "free":
         return point["coefficients"], jnp.ones(())
-    return jax.nn.softmax(point["logits"]), point.get("scale", jnp.ones(()))
+    shares, scale = jax.nn.softmax(point["logits"]), point.get("scale", jnp.ones(()))
+    return shares if gram is None else slerp_coefficients(shares, gram), scale
 
 
 def _next_batches(iterators: Mapping[str, Iterator[Any]], number: int) -> tuple[Any, ...]:

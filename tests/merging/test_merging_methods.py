@@ -10,6 +10,7 @@ from jaxemb.merging import (
     merge_fisher,
     merge_regmean,
     merge_slerp,
+    merge_slerp_vectors,
     merge_task_arithmetic,
     merge_ties,
 )
@@ -110,6 +111,31 @@ def test_slerp_of_stacks_has_an_angle_for_each_layer():
     b = {"x": {"layers": {"w": np.array([[0, 1], [1, 0]], np.float32)}}}
     merged = jitted(merge_slerp, a, b, t=0.5, stacked=lambda path: True)["x"]["layers"]["w"]
     np.testing.assert_allclose(merged, [[np.sqrt(0.5), np.sqrt(0.5)], [1, 0]], rtol=1e-6)
+
+
+def test_slerp_of_task_vectors_by_hand():
+    """In NumPy: three oblique vectors with weights, one after another; worked cases; what is nearly parallel."""
+    taus, a = np.random.default_rng(0).normal(size=(3, 5)), [0.5, 1.5, 3.0]
+    expected = taus[0]
+    for k in (1, 2):
+        s = np.mean(a[:k]) / (np.mean(a[:k]) + a[k])
+        cosine = expected @ taus[k] / np.linalg.norm(expected) / np.linalg.norm(taus[k])
+        omega = np.arccos(cosine)
+        expected = (np.sin(s * omega) * expected + np.sin((1 - s) * omega) * taus[k]) / np.sin(omega)
+    base = {"a": np.ones((1, 2), np.float32), "b": np.ones(3, np.float32)}
+    trees = [{"a": tau[None, :2].astype(np.float32), "b": tau[2:].astype(np.float32)} for tau in taus]
+    merged = jitted(merge_slerp_vectors, base, trees, weights=a, scale=0.5)
+    found = np.concatenate([merged["a"][0], merged["b"]])
+    np.testing.assert_allclose(found, 1 + 0.5 * expected, rtol=1e-5)
+
+    vectors = lambda rows: [{"w": np.array(row, np.float32)} for row in rows]
+    zeros = {"w": np.zeros(3, np.float32)}
+    merge = lambda rows, **options: jitted(merge_slerp_vectors, zeros, vectors(rows), **options)["w"]
+    np.testing.assert_allclose(merge(np.eye(3)), [0.5, 0.5, 0.5**0.5], rtol=1e-6)
+    np.testing.assert_allclose(merge([[1, 0, 0], [3, 0, 0]], weights=[3, 1]), [1.5, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(merge([[0, 0, 0], [4, 0, 0]]), [2, 0, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"weights must be 2 positive numbers; got \[1, 0\]"):
+        merge([[1, 0, 0], [0, 1, 0]], weights=[1, 0])
 
 
 def test_fisher_is_an_average_weighted_by_information():

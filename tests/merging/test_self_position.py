@@ -16,7 +16,7 @@ def toward(model, batch, key):
     return 0.5 * jnp.sum(jnp.square(model["x"] - batch), axis=-1), {}
 
 
-def search(param="simplex_scale", *, vectors=VECTORS, target=(0.6, 0.2), base=BASE, steps=400, **options):
+def search(param="slerp_scale", *, vectors=VECTORS, target=(0.6, 0.2), base=BASE, steps=400, **options):
     batches = {name: itertools.repeat(np.array([target], np.float32)) for name in vectors}
     given = {k: options.pop(k) for k in ("groups", "weights") if k in options}
     config = SelfPositioning(param, steps=steps, learning_rate=options.pop("learning_rate", 0.1), **options)
@@ -25,7 +25,12 @@ def search(param="simplex_scale", *, vectors=VECTORS, target=(0.6, 0.2), base=BA
 
 @pytest.mark.parametrize(
     ("param", "coefficients", "scale", "loss"),
-    [("free", (0.6, 0.2), 1, 0), ("simplex_scale", (0.75, 0.25), 0.8, 0), ("simplex", (0.7, 0.3), 1, 0.01)],
+    [
+        ("slerp_scale", np.sin(np.pi / 2 * np.array([0.795167, 0.204833])), 0.632456, 0),
+        ("free", (0.6, 0.2), 1, 0),
+        ("simplex_scale", (0.75, 0.25), 0.8, 0),
+        ("simplex", (0.7, 0.3), 1, 0.01),
+    ],
 )
 def test_the_quadratic(param, coefficients, scale, loss):
     found = search(param)
@@ -33,9 +38,10 @@ def test_the_quadratic(param, coefficients, scale, loss):
     np.testing.assert_allclose(found.scale, scale, atol=1e-3)
     np.testing.assert_allclose(found.params["x"], np.multiply(coefficients, scale), atol=1e-3)
     np.testing.assert_allclose(found.history.loss[-1], loss, atol=1e-5)
-    start = found.history.coefficients[0] * found.history.scale[0]
-    np.testing.assert_allclose(start, [0.5, 0.5])
-    np.testing.assert_allclose(found.history.loss[0], 0.5 * (0.1**2 + 0.3**2), rtol=1e-5)
+    start = [0.5**0.5] * 2 if param == "slerp_scale" else [0.5] * 2
+    np.testing.assert_allclose(found.history.coefficients[0] * found.history.scale[0], start, rtol=1e-6)
+    expected = 0.5 * np.sum(np.square(np.subtract(start, (0.6, 0.2))))
+    np.testing.assert_allclose(found.history.loss[0], expected, rtol=1e-5)
 
 
 def test_the_gradient_is_an_inner_product_with_the_task_vector():
@@ -68,7 +74,7 @@ def test_equal_vectors_give_one_model_for_all_coefficients():
 
 
 def test_permuting_the_tasks_permutes_the_coefficients():
-    one, other = search(steps=30), search(steps=30, vectors=dict(reversed(VECTORS.items())))
+    one, other = (search("simplex_scale", steps=30, vectors=dict(v)) for v in (VECTORS, reversed(VECTORS.items())))
     assert other.tasks == one.tasks[::-1]
     np.testing.assert_allclose(other.coefficients, one.coefficients[::-1], rtol=1e-5)
     np.testing.assert_allclose(other.params["x"], one.params["x"], rtol=1e-5)
@@ -88,8 +94,11 @@ def test_groups_are_searched_separately():
 
 
 def test_the_penalty_the_weights_and_the_units_of_the_losses():
-    # argmin of 0.5 |w - t|^2 + mu |w|^2 is t / (1 + 2 mu).
-    np.testing.assert_allclose(search("free", mu=0.5).coefficients, [0.3, 0.1], atol=1e-3)
+    # argmin of 0.5 |w - t|^2 + mu |w|^2 is t / (1 + 2 mu); with mu |w| it is shorter by mu, in the same direction.
+    np.testing.assert_allclose(search("free", mu=0.5, penalty="square").coefficients, [0.3, 0.1], atol=1e-3)
+    found = search(mu=0.05)
+    np.testing.assert_allclose(found.coefficients, np.array([0.6, 0.2]) / np.hypot(0.6, 0.2), atol=2e-3)
+    np.testing.assert_allclose(found.scale, 0.582456, atol=1e-3)
     targets = {"one": np.array([[1.0, 0.0]] * 2), "two": np.array([[0.0, 1.0]])}
     batches = {name: itertools.repeat(target) for name, target in targets.items()}
     objectives = dict.fromkeys(targets, toward)
@@ -138,6 +147,8 @@ def test_bad_arguments():
         run(v={"one": VECTORS["one"], "two": {"y": jnp.zeros(2)}})
     with pytest.raises(ValueError, match=r"probes must have a batch for every step; those of 'one' end after 1"):
         run()
+    with pytest.raises(ValueError, match="groups must be None with param 'slerp_scale'"):
+        self_position(objectives, BASE, VECTORS, batches, groups=tensor_groups(BASE))
     nan = {"one": toward, "two": lambda m, b, k: (toward(m, b, k)[0] * jnp.nan, {})}
     with pytest.raises(ArithmeticError, match="the probe loss of task 'two' is nan at step 0"):
         run(nan)
@@ -146,7 +157,8 @@ def test_bad_arguments():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"param": "ball"}, "param must be"),
+        ({"param": "ball"}, "param must be one of slerp_scale, simplex_scale, simplex, free; got 'ball'"),
+        ({"penalty": "cube"}, "penalty must be 'scale' or 'square'; got 'cube'"),
         ({"learning_rate": 0}, "learning_rate must be > 0; got 0"),
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"mu": -1}, "mu must be >= 0; got -1"),

@@ -114,6 +114,23 @@ def test_starbucks_on_components():
     np.testing.assert_allclose(losses_of(objective, ALL), expected, rtol=1e-4)
 
 
+def test_starbucks_with_the_teacher_not_detached_is_the_loss_of_the_authors_code():
+    """For similarity: all texts' components in one batch of KL, whose gradient goes to the full size, too."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(e, requires_grad=True) for name, e in ALL.items()}
+    at = lambda n, dim: [t[:, 0, n - 1, :dim] for t in tensors.values()]
+    theirs = (1 - torch.cosine_similarity(*at(3, 8))).mean()
+    for n, dim in ((1, 2), (2, 5)):
+        student, teacher = (torch.cat(at(layer, dim)) for layer in (n, 3))
+        kl = torch.nn.KLDivLoss(reduction="batchmean")(student.log_softmax(dim=1), teacher.softmax(dim=1))
+        theirs = theirs + (1 - torch.cosine_similarity(*at(n, dim))).mean() + 0.3 * kl
+    theirs.backward()
+    objective = starbucks(OBJECTIVE, ((1, 2), (2, 5), (3, 8)), kl_weight=0.3, detach_teacher=False)
+    np.testing.assert_allclose(losses_of(objective, ALL).mean(), theirs.item(), rtol=1e-5)
+    for name, gradient in summed_gradient(objective, ALL).items():
+        np.testing.assert_allclose(gradient / 4, tensors[name].grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_espresso():
     """The formula in NumPy; signs as scikit-learn's `svd_flip` has them: the largest entry is positive."""
 

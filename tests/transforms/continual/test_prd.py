@@ -89,6 +89,64 @@ def test_the_loss_is_the_sum_of_its_parts(options):
     np.testing.assert_allclose(step(state, one)[1]["loss"], expected, rtol=1e-5)
 
 
+def in_numpy(theta, one, teacher, old_vectors):
+    """The whole loss in float64, from the equations: SupCon of both views, the pull, and the relations of task 0."""
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)  # some have no feature
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    layer = lambda x, part: x @ part[0] + part[1]
+    x, labels = np.concatenate([one["input"], one["view"]]).astype(float), np.tile(one["label"], 2)
+    f = np.maximum(layer(x, theta["encoder"]), 0)
+    z = unit(layer(f, theta["head"]))
+    others = ~np.eye(len(z), dtype=bool)
+    scores = np.exp(z @ z.T / 0.1) * others
+    same = others & (labels[:, None] == labels)
+    of_pairs = -np.log(np.where(same, scores / scores.sum(axis=1, keepdims=True), 1)).sum(axis=1) / same.sum(axis=1)
+    supcon = 0.1 / 0.07 * of_pairs.mean()
+    still = unit(np.maximum(layer(x, theta["still"]), 0))
+    pull = (1 - np.sum(still * unit(theta["vectors"])[labels], axis=1)).mean()
+    old_f = np.maximum(layer(x, teacher), 0)
+    new, old = softmax(f @ unit(theta["vectors"][:2]).T), softmax(old_f @ unit(old_vectors[:2]).T)
+    return supcon + 3 * pull + 5 * np.sum(old * np.log(old / new), axis=1).mean()
+
+
+def test_a_whole_step_is_that_of_a_derivation_in_numpy():
+    """Gradients are central differences in float64; the prototypes are trained by plain SGD, at a rate of their own."""
+    state, step = in_second_task(prd(C, D, pull=3.0, distill=5.0, learning_rate=0.7), SUPCON)
+    one, wide = batch(7, 1), lambda linear: [np.asarray(linear.kernel, float), np.asarray(linear.bias, float)]
+    encoder, head = wide(MODEL.encoder.layers[0]), wide(MODEL.head.layers[0])
+    vectors = np.asarray(state.method_params.vectors, float)
+    trained = {"encoder": encoder, "head": head, "vectors": vectors}
+    fixed = wide(TEACHER.encoder.layers[0]), np.asarray(state.method_state.prototypes, float)
+    loss = lambda theta: in_numpy({"still": encoder, **theta}, one, *fixed)
+
+    def slopes(array):
+        found = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            at, values = array[place], []
+            for shift in (1e-6, -1e-6):
+                array[place] = at + shift
+                values.append(loss(trained))
+            array[place] = at
+            found[place] = (values[0] - values[1]) / 2e-6
+        return found
+
+    frozen = [a.copy() for a in encoder]  # in the pull the features are constants
+    encoder, trained["encoder"] = frozen, encoder
+    gradients = {name: [slopes(a) for a in (x if isinstance(x, list) else [x])] for name, x in trained.items()}
+    after, metrics = step(state, one)
+    np.testing.assert_allclose(metrics["loss"], loss(trained), rtol=1e-5)
+    made = {
+        "encoder": wide(after.model.encoder.layers[0]),
+        "head": wide(after.model.head.layers[0]),
+        "vectors": [after.method_params.vectors],
+    }
+    for name, rate in (("encoder", 0.1), ("head", 0.1), ("vectors", 0.7)):
+        before = trained[name] if isinstance(trained[name], list) else [trained[name]]
+        for new, old, gradient in zip(made[name], before, gradients[name], strict=True):
+            np.testing.assert_allclose(new, old - rate * gradient, rtol=1e-4, atol=2e-6, err_msg=name)
+            assert np.abs(gradient).max() > 1e-3
+
+
 def run(transform, objective, tasks):
     """The state in the last of the tasks, two steps each, and its predecessor at the end of the task before."""
     optimizer = optax.sgd(0.1, momentum=0.9)
