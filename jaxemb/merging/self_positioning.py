@@ -155,10 +155,8 @@ def self_position(
       Li et al. 2024, arXiv 2410.15035; "slerp_scale" and the penalty as a reader's published notes quote its formulas.
     """
     names = tuple(objectives)
-    rows = _check(names, base, vectors, probes, groups, weights)
+    rows = _check(names, base, vectors, probes, groups, weights, config.param)
     columns = tuple(vectors[name] for name in names)
-    if config.param == "slerp_scale" and groups is not None:
-        raise ValueError("groups must be None with param 'slerp_scale', whose angles are between whole models")
     gram = gram_of(base, columns) if config.param == "slerp_scale" else None
     iterators = {name: iter(probes[name]) for name in names}
     first = _next_batches(iterators, 0)
@@ -182,9 +180,7 @@ def self_position(
         def total(point):
             losses = losses_at(point, base, columns, batches, key)
             coefficients, scale = _position(point, config.param, gram)
-            square = jnp.sum(jnp.square(coefficients)) if config.param == "free" else jnp.square(scale)
-            size = square if config.penalty == "square" else jnp.sqrt(square)
-            return jnp.sum(shares * losses / units) + config.mu * size, losses
+            return jnp.sum(shares * losses / units) + config.mu * _size(config, coefficients, scale), losses
 
         (loss, losses), gradient = jax.value_and_grad(total, has_aux=True)(point)
         updates, opt_state = optimizer.update(gradient, opt_state, point)
@@ -213,7 +209,7 @@ def self_position(
     return SelfPositionResult(names, coefficients, scale, params, kept, history)
 
 
-def _check(names, base, vectors, probes, groups, weights) -> list[Any]:
+def _check(names, base, vectors, probes, groups, weights, param) -> list[Any]:
     """What is wrong with the arguments; else the groups of each tensor."""
     if not names:
         raise ValueError("tasks must be at least one; got 0")
@@ -222,6 +218,8 @@ def _check(names, base, vectors, probes, groups, weights) -> list[Any]:
         if set(mapping) != set(names):
             raise ValueError(f"{what} must be of the tasks {list(names)}; got {list(mapping)}")
     match_vectors(base, tuple(vectors[name] for name in names))
+    if param == "slerp_scale" and groups is not None:
+        raise ValueError("groups must be None with param 'slerp_scale', whose angles are between whole models")
     return check_groups(base, groups)
 
 
@@ -250,6 +248,14 @@ def _position(
         return point["coefficients"], jnp.ones(())
     shares, scale = jax.nn.softmax(point["logits"]), point.get("scale", jnp.ones(()))
     return shares if gram is None else slerp_coefficients(shares, gram), scale
+
+
+def _size(config: SelfPositioning, coefficients: jax.Array, scale: jax.Array) -> jax.Array:
+    """What the penalty is of: lam or its square."""
+    if config.param != "free":
+        return jnp.square(scale) if config.penalty == "square" else jnp.abs(scale)
+    square = jnp.sum(jnp.square(coefficients))
+    return square if config.penalty == "square" else jnp.sqrt(square)
 
 
 def _next_batches(iterators: Mapping[str, Iterator[Any]], number: int) -> tuple[Any, ...]:
