@@ -1,71 +1,137 @@
-"""CWCL against LiT: a German tower learns the geometry of a frozen English one (Srinivasa et al. 2023).
+"""CWCL: a tower learns the geometry of a frozen one of another modality by soft targets, against LiT's one-hot ones.
+
+Srinivasa et al. 2023 (arXiv 2309.14580) weigh, in the direction from the frozen to the learned side, all candidates by
+(1 + cos) / 2 of the frozen vectors; the other direction is one-hot, as both are in LiT. They claim 5 to 8 points of
+zero-shot image classification above the art, with photographs and captions, and 20 to 30 of zero-shot intents from
+speech. Neither can be had here yet: the library has no encoder of speech, nor loads one of photographs. (Programs of
+the specification found CWCL below LiT on both, with 600 spoken sentences and with 6,000 photographs.)
+
+Here the frozen tower is MiniLM on English text, and the learned one a bag of hashed words and character n-grams.
+"German" are the German translations of STS-Benchmark sentences, in three sizes of the training set; the test are the
+sentences of the development split. "Intents": sentences of 120 intents of CLINC150 as they are, so that the modality is
+n-grams; the test, sentences of the 30 other intents, are assigned to that intent whose name has the closest vector.
+Arms differ in the targets alone: `beta` of them are weighted and the others one-hot (0 is LiT, 1 the paper's), and a
+control has weights exp((cos - 1) / 0.1) that all but vanish for others. The standard deviation of the tower's first
+vectors is chosen for each arm and size by R@1, on a tenth of the training sentences (German) or a fifth of the training
+intents. A seed draws batches, first vectors and, where not all are trained on, the sentences.
 
     python -m experiments.cwcl --preset small
-    jaxemb train experiments/cwcl.py --out runs/cwcl --set batch_size=512
-    jaxemb compile experiments/cwcl.py --topology v5e:16x16
-
-The other modality is another language: the frozen tower gives MiniLM's vectors of the English sentences of the
-STS-Benchmark, the learned one is a bag of hashed words and character n-grams of their German translations. Compared
-are two one-hot directions (LiT), CWCL with its weights (1 + cos) / 2, and with the much sharper exp((cos - 1) / 0.1).
-The standard deviation of the tower's initial vectors, which the recipe leaves open, is chosen with LiT on training
-sentences that are held out.
+    jaxemb train experiments/recipes/cwcl.py --out runs/cwcl --set batch_size=512     # a transformer, on captions
+    jaxemb compile experiments/recipes/cwcl.py --topology v5e:16x16
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-import jaxemb
-from experiments import common, translations
-from experiments.lib import datasets
-from jaxemb.compilation import enable_persistent_cache
-from jaxemb.data import batches, from_list
-from jaxemb.encoders import HashedBag
-from jaxemb.losses import cwcl, soft_targets, symmetric_info_nce
+from experiments import translations
+from experiments.lib import datasets, suite
+from experiments.lib.suite import Claim, Experiment, Measure, Reported
+from experiments.translations import Sentences
+from jaxemb.encoders import HashedBag, hashed_ngrams
+from jaxemb.files import read_json
+from jaxemb.losses import info_nce, soft_target_contrastive, soft_targets
 from jaxemb.objectives import Objective, in_chunks
-from jaxemb.recipes.offline_model import default_model
-from jaxemb.train import Run, adamw, train
+from jaxemb.similarity import unit_rows
+from jaxemb.train import adamw, train
 from jaxemb.transforms import trained_temperature
 
-Loss = Callable[..., jax.Array]  # (locked [N, D], learned [N, D], temperature=...) -> [N]
-
-
-def lit(locked: jax.Array, learned: jax.Array, *, temperature: jax.Array) -> jax.Array:
-    """The sum of both one-hot directions (CLIP's loss is their mean), with gradient to the learned tower alone."""
-    return 2 * symmetric_info_nce(locked, learned, temperature=temperature)
-
-
-def sharp(locked: jax.Array, learned: jax.Array, *, temperature: jax.Array) -> jax.Array:
-    """CWCL with weights that all but vanish for other sentences."""
-    return cwcl(locked, learned, temperature=temperature, targets=soft_targets.exponential(locked, 0.1))
-
-
-LOSSES: Mapping[str, Loss] = {"LiT": lit, "CWCL": cwcl, "CWCL, sharp weights": sharp}
+GERMAN = {"German": None, "German, 2,000": 2000, "German, 500": 500}
+INTENTS = "intents"
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
-    """How much is trained, and on how much data."""
+class Preset(suite.Preset):
+    """How much is trained, and on a sample of so many pairs of each split (None for all)."""
 
-    epochs: int
-    seeds: int
+    steps: int = 160
     batch_size: int = 512
     learning_rate: float = 2e-3
-    stds: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # of the initial vectors
-    limit: int | None = None  # pairs of either split
+    sample: int | None = None
 
 
-PRESETS = {
-    "smoke": Preset(epochs=1, seeds=2, batch_size=32, stds=(0.1, 1.0), limit=96),
-    "small": Preset(epochs=12, seeds=3),
-    "paper": Preset(epochs=12, seeds=10),
-}
+@dataclasses.dataclass(frozen=True)
+class Arm(suite.Arm):
+    """What the frozen vectors' nearest are to be.
+
+    Attributes:
+      beta: the share of the weighted targets among them.
+      sharp: weights exp((cos - 1) / 0.1).
+      std: of the tower's first vectors.
+    """
+
+    beta: float
+    sharp: bool = False
+    std: float = 0.03
 
 
-def objective(loss: Loss, *, chunk: int | None = None) -> Objective:
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Sentences to train on, what a tower is measured by, and what is said of them."""
+
+    sentences: Sentences
+    test: Callable[[HashedBag], dict[str, float]]
+    said: str
+
+
+def data(preset: Preset, dataset: str, seed: int, validate: bool = False) -> Data:
+    if dataset == INTENTS:
+        return intents(preset, seed, validate)
+    sentences, test = translations.load(preset.sample)
+    tested = len(test.sentences)
+    if validate:
+        order = np.random.default_rng(0).permutation(len(sentences))
+        late, sentences = sentences[order[: len(order) // 10]], sentences[order[len(order) // 10 :]]
+        test, tested = (lambda tower: {"recall@1": translations.recall_at_1(tower, late)}), len(late)
+    sentences = sentences[datasets.sample(len(sentences), GERMAN[dataset], seed)]
+    return Data(sentences, test, f"{len(sentences):,} training and {tested:,} test sentences")
+
+
+def intents(preset: Preset, seed: int, validate: bool) -> Data:
+    """CLINC150's intents, of which a random fifth is for the test, and in the same way of the rest for choices."""
+    (train, labels), (asked, theirs) = (datasets.intents("clinc150", split) for split in ("train", "test"))
+    domains = read_json(datasets.data_dir("intents", "clinc150.domains.json"), dict)
+    names = sorted(name for intents in domains.values() for name in intents)  # as they are numbered
+    order = np.random.default_rng(0).permutation(len(names))
+    new, known = order[:30], order[30:]
+    if validate:
+        new, known, asked, theirs = known[:24], known[24:], train, labels
+    rows = np.flatnonzero(np.isin(labels, known))
+    rows = rows[datasets.sample(len(rows), preset.sample, seed)]
+    tests = np.flatnonzero(np.isin(theirs, new))
+    tests = tests[datasets.sample(len(tests), preset.sample)]
+    part = lambda texts: Sentences(hashed_ngrams(texts), datasets.vectors(texts))
+    test, classes = part([asked[i] for i in tests]), datasets.vectors([names[i].replace("_", " ") for i in new])
+    found = lambda vectors: 100 * float(np.mean(new[np.argmax(vectors @ classes.T, axis=1)] == theirs[tests]))
+
+    def score(tower: HashedBag) -> dict[str, float]:
+        vectors = unit_rows(translations.embed(tower, test.german))
+        return {"recall@1": translations.recall_at_1(tower, test), "zero-shot": found(vectors)}
+
+    said = (
+        f"{len(rows):,} training sentences of {len(known)} intents, {len(tests):,} test sentences of {len(new)} others"
+    )
+    return Data(
+        part([train[i] for i in rows]), score, f"{said}, of which MiniLM itself finds {found(test.english):.1f} %"
+    )
+
+
+def weighted(
+    locked: jax.Array, learned: jax.Array, *, temperature: jax.Array | float, beta: float = 1.0, sharp: bool = False
+) -> jax.Array:
+    """`beta` of CWCL's weighted direction, the rest of it one-hot, and the one-hot direction back, `[N]`."""
+    targets = soft_targets.exponential(locked, 0.1) if sharp else soft_targets.affine(locked)
+    soft = soft_target_contrastive(locked, learned, targets, temperature=temperature)
+    hard = info_nce(locked, learned, temperature=temperature)
+    return beta * soft + (1 - beta) * hard + info_nce(learned, locked, temperature=temperature)
+
+
+def objective(loss: Callable[..., jax.Array], *, chunk: int | None = None) -> Objective:
     """`loss` of the frozen vectors "english" and what the learned tower makes of "german", some rows at a time."""
 
     def losses(model: Any, batch: dict[str, Any], key: jax.Array | None):
@@ -77,154 +143,66 @@ def objective(loss: Loss, *, chunk: int | None = None) -> Objective:
     return losses
 
 
-def run(
-    *,
-    model: str | None = None,
-    batch_size: int = 16_384,
-    chunk: int = 2_048,
-    steps: int = 500,
-    learning_rate: float = 1e-4,
-    max_length: int = 64,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Run:
-    """A multilingual tower: a transformer learns to give German captions the vectors that MiniLM gives English ones.
-
-    As the English captions are never altered, their vectors are computed once, before training.
-
-    Args:
-      model: the learned tower at the start, a directory or hub id; None takes all-MiniLM-L6-v2.
-      batch_size: pairs per step, of Multi30k's 29,000.
-      chunk: rows that go through the learned tower at a time.
-      steps: optimiser steps.
-      learning_rate: the highest one, after the warm-up.
-      max_length: tokens of a caption.
-      seed: of the order of the pairs and of dropout.
-      limit: use the first so many pairs only.
-    """
-    german, english = (datasets.multi30k(language, limit) for language in ("de", "en"))
-
-    def data(embedder):
-        texts = batches(
-            from_list([{"german": text} for text in german]),
-            embedder.tokenizer,
-            ("german",),
-            batch_size=batch_size,
-            max_length=max_length,
-            buckets=(max_length,),
-            seed=seed,
-        )
-        return texts.map(common.WithColumns({"english": common.vectors(english)}))
-
-    return Run(
-        embedder=lambda: jaxemb.load(model or default_model().path),
-        data=data,
-        objective=objective(cwcl, chunk=chunk),
-        optimizer=adamw(learning_rate, steps),
-        transform=trained_temperature(),
-        steps=steps,
-        seed=seed,
-        options={"model": model, "batch_size": batch_size, "learning_rate": learning_rate, "limit": limit},
-    )
-
-
-def learn(
-    sentences: translations.Sentences, loss: Loss, preset: Preset, std: float, seed: int
-) -> tuple[HashedBag, float]:
-    """A German tower trained with `loss`, and the temperature it ends with."""
-    rng = np.random.default_rng(seed)
-    full = len(sentences) // preset.batch_size * preset.batch_size
-    epochs = [rng.permutation(len(sentences))[:full].reshape(-1, preset.batch_size) for _ in range(preset.epochs)]
-    rows = np.concatenate(epochs)
+def measure(preset: Preset, data: Data, arm: Arm, seed: int) -> dict[str, float]:
+    rng, count = np.random.default_rng(seed), len(data.sentences)
+    size = min(preset.batch_size, count)
+    epochs = (rng.permutation(count)[: count // size * size].reshape(-1, size) for _ in itertools.count())
+    rows = list(itertools.islice(itertools.chain.from_iterable(epochs), preset.steps))
     state = train(
-        HashedBag.init(jax.random.key(seed), std=std),
-        objective(loss),
-        adamw(preset.learning_rate, len(rows), warmup=0, schedule="constant", weight_decay=0, max_grad_norm=None),
-        translations.batches(sentences, rows),
+        HashedBag.init(jax.random.key(seed), std=arm.std),
+        objective(functools.partial(weighted, beta=arm.beta, sharp=arm.sharp)),
+        adamw(preset.learning_rate, preset.steps, warmup=0, schedule="constant", weight_decay=0, max_grad_norm=None),
+        translations.batches(data.sentences, rows),
         transform=trained_temperature(0.07),
         seed=seed,
     )
-    return state.model, float(np.exp(-state.method_params))
+    return data.test(state.model) | {"temperature": float(np.exp(-state.method_params))}
 
 
-def main() -> None:
-    name, preset, seeds, out = common.arguments("cwcl", __doc__.split("\n")[0], PRESETS)
-    enable_persistent_cache()
-    sentences, test = translations.load(preset.limit)
-    selection = translations.select_std(
-        sentences, preset.stds, lambda part, std: learn(part, lit, preset, std, seed=0)[0]
-    )
-    std = max(selection, key=lambda std: selection[std])
-
-    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in LOSSES}
-    for seed in range(seeds):
-        for arm, loss in LOSSES.items():
-            tower, temperature = learn(sentences, loss, preset, std, seed)
-            results[arm].append(test(tower) | {"temperature": temperature})
-            print(f"seed {seed}, {arm}: {results[arm][-1]}", flush=True)
-
-    summary = {arm: common.spreads(values) for arm, values in results.items()}
-    change = {arm: common.spreads(common.paired(results[arm], results["LiT"])) for arm in results if arm != "LiT"}
-    metrics = {
-        "preset": name,
-        **dataclasses.asdict(preset),
-        "seeds": seeds,
-        "sentences": {"train": len(sentences), "test": len(test.sentences)},
-        "recall@1_held_out_by_std": {str(std): value for std, value in selection.items()},
-        "std": std,
-        "results": summary,
-        "change_against_LiT": change,
-    }
-    common.write_results(out, metrics, _table(metrics), _figure(results))
-    print(f"results are in {out}")
+def describe(data: Data) -> str:
+    return data.said
 
 
-# As measured with the specification's reference implementation, on the test split.
-_REFERENCE = {
-    "LiT": ("63.74 ± 0.11", "47.05 ± 0.09", "68.67 ± 0.40", "0.0561"),
-    "CWCL": ("65.77 ± 0.25", "52.88 ± 0.23", "67.97 ± 0.18", "0.0755"),
-    "CWCL, sharp weights": ("63.67 ± 0.15", "47.72 ± 0.17", "68.11 ± 0.40", "0.0592"),
-}
-_MEASURES = {
-    "recall@1": "R@1 German to English, %",
-    "spearman_german_english": "Spearman German with English, x 100",
-    "spearman_german": "Spearman German with German, x 100",
-    "temperature": "temperature learned",
-}
-
-
-def _table(metrics: Mapping[str, Any]) -> str:
-    results, change, counts = metrics["results"], metrics["change_against_LiT"], metrics["sentences"]
-    form = lambda measure: ".4f" if measure == "temperature" else ".2f"
-    measured = [(arm, *(format(row[m], form(m)) for m in _MEASURES)) for arm, row in results.items()]
-    changes = [(arm, *(format(row[m], "+" + form(m)) for m in _MEASURES)) for arm, row in change.items()]
-    gain = change["CWCL"]
-    reached = gain["recall@1"].mean >= 1.5 and gain["spearman_german_english"].mean >= 4
-    return (
-        "# CWCL against LiT: a German tower learns the geometry of a frozen English one\n\n"
-        f"{counts['train']:,} training sentences, {metrics['epochs']} epochs; measured on the {counts['test']:,} "
-        "sentences of the development split, as the test split is not among the data. Mean ± standard deviation over "
-        f"{metrics['seeds']} seeds.\n\n"
-        + common.markdown_table(("loss", *_MEASURES.values()), measured)
-        + "\nChange against LiT, paired by seed:\n\n"
-        + common.markdown_table(("loss", *_MEASURES.values()), changes)
-        + f"\nThe effect asked for, at least +1.5 R@1 and +4 Spearman across the languages, is "
-        f"{'' if reached else 'not '}reached.\n\n"
-        "A reference implementation on the test split (2,758 sentences, 2 seeds):\n\n"
-        + common.markdown_table(("loss", *_MEASURES.values()), [(arm, *row) for arm, row in _REFERENCE.items()])
-        + f"\nThe tower's initial vectors have standard deviation {metrics['std']:g}, chosen with LiT by R@1 on a "
-        "tenth of the training sentences: "
-        + ", ".join(f"{std}: {value:.1f} %" for std, value in metrics["recall@1_held_out_by_std"].items())
-        + ".\n"
-    )
-
-
-def _figure(results: Mapping[str, list[dict[str, float]]]):
-    measures = {name: label for name, label in _MEASURES.items() if name != "temperature"}
-    return common.dots(
-        {label: {arm: [r[m] for r in rows] for arm, rows in results.items()} for m, label in measures.items()}
-    )
-
+STDS = {"std": (0.003, 0.01, 0.03, 0.1)}
+LIT, CWCL, HALF, SHARP = "LiT", "CWCL", "half of CWCL", "control, sharp weights"
+ZERO_SHOT, ACROSS = "zero-shot", "spearman_german_english"
+SPEECH = Reported("+20 to +30 points to the art (speech to intents), +5 to +8 (images)", confirmed=True)
+EXPERIMENT = Experiment(
+    name="cwcl",
+    about=__doc__,
+    presets={
+        "smoke": Preset(datasets=("German", INTENTS), seeds=1, steps=3, batch_size=32, sample=96),
+        "small": Preset(datasets=(*GERMAN, INTENTS), seeds=3),
+        "paper": Preset(datasets=(*GERMAN, INTENTS), seeds=10, steps=1000),
+    },
+    arms={
+        LIT: Arm(0.0, grid=STDS, prototype={"German": "63.7 (test split)"}),
+        HALF: Arm(0.5, grid=STDS),
+        CWCL: Arm(1.0, grid=STDS, prototype={"German": "65.8 (test split)"}),
+        SHARP: Arm(1.0, sharp=True, grid=STDS, on=("German",), prototype={"German": "63.7 (test split)"}),
+    },
+    data=data,
+    measure=measure,
+    measures={
+        "recall@1": Measure("R@1 of the frozen vector, %", 2),
+        ZERO_SHOT: Measure("zero-shot, %", 2),
+        ACROSS: Measure("Spearman, German with English, x 100", 2),
+        "spearman_german": Measure("Spearman, German with German, x 100", 2),
+        "temperature": Measure("temperature learned", 4),
+    },
+    claims=(
+        Claim("Zero-shot accuracy is higher with soft targets", CWCL, ">", LIT, ZERO_SHOT, on=(INTENTS,), paper=SPEECH),
+        Claim("The frozen vectors are found more often", CWCL, ">", LIT),
+        Claim("Similarities agree better across the modalities", CWCL, ">", LIT, ACROSS, on=(*GERMAN,)),
+        Claim("and within the learned one", CWCL, ">", LIT, "spearman_german", on=(*GERMAN,)),
+        Claim("By weights that are not sharp", CWCL, ">", SHARP, on=("German",)),
+        Claim("Half of the weighted targets is better than none", HALF, ">", LIT),
+        Claim("and than all", HALF, ">", CWCL),
+        Claim("also zero-shot, than none", HALF, ">", LIT, ZERO_SHOT, on=(INTENTS,)),
+    ),
+    describe=describe,
+    held_out=functools.partial(data, seed=suite.CHOICE_SEED, validate=True),
+)
 
 if __name__ == "__main__":
-    main()
+    suite.main(EXPERIMENT)
