@@ -49,7 +49,7 @@ INTENTS = "intents"
 class Preset(suite.Preset):
     """How much is trained, and on a sample of so many pairs of each split (None for all)."""
 
-    steps: int = 160
+    steps: int = 120
     batch_size: int = 512
     learning_rate: float = 2e-3
     sample: int | None = None
@@ -177,7 +177,7 @@ EXPERIMENT = Experiment(
     },
     arms={
         LIT: Arm(0.0, grid=STDS, prototype={"German": "63.7 (test split)"}),
-        HALF: Arm(0.5, grid=STDS),
+        HALF: Arm(0.5, grid=STDS, on=("German", INTENTS)),
         CWCL: Arm(1.0, grid=STDS, prototype={"German": "65.8 (test split)"}),
         SHARP: Arm(1.0, sharp=True, grid=STDS, on=("German",), prototype={"German": "63.7 (test split)"}),
     },
