@@ -59,7 +59,7 @@ def gram_of(base: PyTree, vectors: Sequence[PyTree]) -> jax.Array:
 @jax.jit
 def _gram(tensors: Sequence[Sequence[jax.Array]]) -> jax.Array:
     rows = [jnp.stack([wide(tensor).ravel() for tensor in of_all]) for of_all in tensors]
-    return sum(jnp.matmul(x, x.T, precision="highest") for x in rows)
+    return sum((jnp.matmul(x, x.T, precision="highest") for x in rows), start=jnp.zeros(()))
 
 
 @jax.jit
