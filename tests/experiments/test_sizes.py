@@ -1,71 +1,76 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from experiments import matryoshka_2d, sizes, starbucks, stsb
-from jaxemb.evaluate import StsSet
-
-_TRAINING = sizes.Training(sizes=((1, 2), (2, 4)), steps=1, learning_rate=1e-3)
-
-
-@pytest.mark.slow  # compiles a train step for each method
-@pytest.mark.parametrize("experiment", [matryoshka_2d, starbucks])
-def test_smoke(smoke, experiment, tmp_path):
-    table, metrics = smoke(experiment)
-    assert set(metrics["grids"]) == set(metrics["trainings"]) == {"intents"}
-    for method, results in metrics["results"]["intents"].items():
-        (grid,) = (np.array(seed["BANKING77"], float) for seed in metrics["grids"]["intents"][method])
-        assert grid.shape == (4, 2)
-        assert np.isnan(grid).sum() == (7 if method == "separately trained" else 0)
-        assert 0 < grid[0, 0] == results["1 layer, 12"]["mean"] < 100
-    assert table.count("| no |") + table.count("| yes |") == len(metrics["claims"])
-    assert "reference" not in table
-    assert (tmp_path / "results" / "curves.png").stat().st_size > 0
+from experiments import matryoshka_2d, sizes, starbucks
+from experiments.lib import suite
 
 
-def test_what_is_measured_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(sizes.common, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(sizes, "setting", lambda name, training: None)
-    calls = []
-    grid = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[3.0, 2.0], [3.0, 8.0]]}
-    methods = lambda training: {"m": lambda setting, seed: calls.append(seed) or grid}
-    first = sizes.measured({"sts": _TRAINING}, methods, 2, keep=True)
-    assert calls == [0, 1]
-    assert sizes.measured({"sts": _TRAINING}, methods, 2, keep=True) == first == {"sts": {"m": [grid, grid]}}
-    assert calls == [0, 1]
-    sizes.measured({"sts": _TRAINING}, methods, 1, keep=False)
-    assert calls == [0, 1, 0]
+@pytest.mark.slow  # compiles train steps of six layers
+def test_smoke_of_2d_matryoshka(smoke_cells, minilm, tmp_path):
+    e = matryoshka_2d.EXPERIMENT
+    table, summary = smoke_cells(e, matryoshka_2d.PLAIN, matryoshka_2d.TWO)
+    plain, two = (record["values"] for record in summary["cells"].values())
+    assert plain["smaller"] == plain["smallest"] < plain["full"] and plain["smaller"] != two["smaller"]
+    assert len(plain["cells"]) == 12 and plain["every"] == pytest.approx(np.mean([c[2] for c in plain["cells"]]))
+    assert "4,562 training pairs" in table and "1 layer, 32 dimensions" in table and "+10.1" in table
+    assert (tmp_path / "results" / "sizes-nli.png").stat().st_size > 0
 
 
-def test_the_mean_of_the_sets_at_the_sizes():
-    grid = {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[3.0, 2.0], [3.0, 8.0]]}
-    assert sizes.at_sizes(grid, _TRAINING) == {"1 layer, 2": 2.0, "2 layers, 4": 6.0, "all sizes": 3.25}
-    grid["b"][1][1] = None
-    assert sizes.at_sizes(grid, _TRAINING) == {"1 layer, 2": 2.0}
+@pytest.mark.slow
+def test_smoke_of_starbucks(smoke_cells, minilm):
+    e = starbucks.EXPERIMENT
+    some = dataclasses.replace(e, claims=[claim for claim in e.claims if claim.measure != "full"])
+    _, summary = smoke_cells(some, starbucks.APART, starbucks.SRL, starbucks.SMAE)
+    apart, *others = (record["values"] for record in summary["cells"].values())
+    assert [cell[:2] for cell in apart["cells"]] == [[1, 32]] and "full" not in apart
+    assert len({apart["smaller"], *(values["smaller"] for values in others)}) == 3
 
 
-def test_claims_are_paired_by_seed():
-    rows = {"sts": {"m": [{"s": 3.0}, {"s": 5.0}], "base": [{"s": 1.0}, {"s": 4.0}]}}
-    claim = sizes.claim(rows, "sts", "m", "base", "s", 1.6)
-    assert claim["change"].values == (2.0, 1.0) and claim["change"].mean == 1.5
-    assert not claim["reached"] and sizes.claim(rows, "sts", "m", "base", "s", 1.5)["reached"]
+def test_as_many_pairs_follow_as_contradict(monkeypatch, data_dir):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    contradict, follow = sizes.labelled()
+    assert (len(contradict), len(follow)) == (665 + 7164, 1299 + 982)
+    pairs = sizes.nli(seed=0)
+    assert np.bincount(pairs.scores.astype(int)).tolist() == [2281, 2281]
+    assert pairs.first[-1] == follow.first[-1] and pairs.second != sizes.nli(seed=1).second
 
 
-def test_words_that_are_there_twice_are_known():
-    tokenizer = sizes.word_tokenizer(["My card, my CARD!", "a lost card", "lost?"])
-    vocabulary = tokenizer.backend.get_vocab()
-    assert set(vocabulary) == {"[PAD]", "[UNK]", "[CLS]", "[MASK]", "my", "card", "lost"}
-    (ids,) = tokenizer(["Lost a card"])
-    assert ids.tolist() == [vocabulary[t] for t in ("[CLS]", "lost", "[UNK]", "card")]
+def test_the_loss_of_labelled_pairs_is_that_of_angle():
+    """The in-batch negatives as the authors have them: of 2N sentences, each told from all others; 0 for label 0."""
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 5, 8)).astype(np.float32)
+    labels = np.array([1, 0, 1, 1, 0], np.float32)
+    texts = np.stack([first, second], axis=1).reshape(10, 8)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    logits = 20 * texts @ texts.T
+    np.fill_diagonal(logits, -np.inf)
+    own = logits[np.arange(10), np.arange(10) ^ 1]
+    in_batch = np.mean(np.repeat(labels, 2) * (np.log(np.exp(logits).sum(axis=1)) - own))
+    rest = np.mean(sizes.cosent(first, second, labels) + sizes.angle(first, second, labels))
+    found = np.mean(sizes.angle_of_labels(first, second, labels))
+    np.testing.assert_allclose(found, rest + 20 * in_batch, rtol=1e-5)
 
 
-def test_sts_by_year():
-    part = lambda *scores: StsSet([f"a{s}" for s in scores], [f"b{s}" for s in scores], np.array(scores, float))
-    sets = {
-        "STS-B dev": part(9, 8, 7),
-        "STS12 MSRpar": part(1, 2, 3),
-        "STS12 MSRpar train": part(6),
-        "STS12 x": part(4),
-    }
-    found = stsb.by_year(sets, limit=2)
-    assert {name: pairs.scores.tolist() for name, pairs in found.items()} == {"STS-B dev": [9, 8], "STS12": [1, 2, 4]}
-    assert found["STS12"].second == ["b1", "b2", "b4"]
+@pytest.mark.slow
+def test_quality_is_that_of_the_cut_model(tiny_minilm, monkeypatch, data_dir):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    preset = sizes.Preset(datasets=("sts",), model=str(tiny_minilm), tests=20)
+    data = sizes.data(preset, "sts", 0)
+    depth, dim = data.embedder.model.depth, data.embedder.model.dim
+    found = sizes.quality(data.embedder.model, data, [(1, dim // 2), (depth, dim)])
+    cut = data.embedder.truncate(layers=1, dim=dim // 2)
+    expected = []
+    for pairs in data.tests.values():
+        a, b = (cut.encode(list(texts), normalize=True) for texts in (pairs.first, pairs.second))
+        expected.append(100 * spearmanr((a * b).sum(axis=1), pairs.scores).statistic)
+    assert found[1, dim // 2] == pytest.approx(np.mean(expected), abs=0.2)  # ranks of nearly equal cosines may change
+
+
+@pytest.mark.parametrize("experiment", [matryoshka_2d.EXPERIMENT, starbucks.EXPERIMENT])
+def test_the_papers_sizes_are_those_of_bert(experiment):
+    preset = experiment.presets["paper"]
+    assert preset.sizes[-1] == (12, 768) and preset.powers == (8, 16, 32, 64, 128, 256, 512)
+    assert isinstance(preset, suite.Preset) and len(preset.sizes) - 1 <= len(sizes.PLACES)
