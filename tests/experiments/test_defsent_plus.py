@@ -1,51 +1,99 @@
 import dataclasses
-import gzip
 import itertools
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from experiments import defsent_plus as experiment
-from jaxemb.data import Definitions, read_wordnet
+from experiments import corpora, defsent_plus, similarity
+from experiments.defsent_plus import EXPERIMENT, ONE, SAME, TWO
+from jaxemb.data import Definitions
+
+ENTRIES = ["cat", "dog", "ice cream", "house", "tree", "hot air balloon", "river", "of the first water"]
+
+
+@pytest.fixture
+def few(monkeypatch, data_dir):
+    """A dictionary of which five entries are words of one token, and few sentences."""
+    pairs = [(entry, f"this says what {entry} number {i} is") for entry in ENTRIES for i in range(1 + len(entry) % 2)]
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    monkeypatch.setattr(corpora, "wordnet", lambda: Definitions.from_pairs(pairs))
+    monkeypatch.setattr(corpora, "sentences", lambda: [text for _, text in pairs] * 3)
+    start = defsent_plus.start
+    start.cache_clear()
+    yield
+    start.cache_clear()
+
+
+@pytest.fixture
+def smoke_preset():
+    return dataclasses.replace(EXPERIMENT.presets["smoke"], tests=4, entries=None, batch_size=4)
 
 
 @pytest.mark.slow  # compiles four train steps
-def test_smoke(smoke, monkeypatch, data_dir, tmp_path):
-    with gzip.open(data_dir / "oewn_glosses" / "synsets.jsonl.gz", "rt", encoding="utf-8") as file:
-        (tmp_path / "synsets.jsonl").write_text("".join(itertools.islice(file, 3000)), encoding="utf-8")
-    monkeypatch.setattr(experiment, "wordnet", lambda: read_wordnet(tmp_path / "synsets.jsonl"))
-    table, metrics = smoke(experiment)
-    results = metrics["results"]
-    assert set(results) == {
-        "before",
-        "masked language modelling",
-        "DefSent",
-        "DefSent+, stage 1",
-        "DefSent+, stage 2",
-    }
-    for change in metrics["changes"]:
-        first, second = (results[change[name]][change["measure"]]["mean"] for name in ("method", "against"))
-        assert change["change"]["mean"] == pytest.approx(first - second)
-    assert len(metrics["changes"]) == 6
-    assert table.count("| no |") + table.count("| yes |") == 6
-    values = {method: row["mean"]["mean"] for method, row in results.items()}
-    assert len(set(values.values())) == 5  # everything trained
-    assert metrics["first_loss"]["DefSent+, stage 1"]["mean"] < 100
+def test_smoke(smoke_cells, minilm, few):
+    arms = {name: dataclasses.replace(arm, grid={}) for name, arm in EXPERIMENT.arms.items()}
+    for name in (defsent_plus.MASKED, defsent_plus.WORD):
+        arms[name] = dataclasses.replace(arms[name], learning_rate=1e-3)
+    presets = {"smoke": dataclasses.replace(EXPERIMENT.presets["smoke"], batch_size=4)}
+    some = [name for name in arms if name != defsent_plus.THREE]  # which needs more entries than dimensions
+    table, summary = smoke_cells(dataclasses.replace(EXPERIMENT, arms=arms, presets=presets), *some)
+    values = [record["values"]["mean"] for record in summary["cells"].values()]
+    assert len(set(values)) == len(some)  # everything trained
+    assert "8 entries with" in table and "or 5 entries" in table
 
 
-def test_the_learning_rate_is_the_best_on_other_data(monkeypatch, data_dir):
-    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
-    monkeypatch.setattr(experiment, "measured", lambda embedder, sets: {"mean": -abs(embedder - 0.2)})
-    begin = SimpleNamespace(embedder=SimpleNamespace(replace=lambda model: model))
-    preset = dataclasses.replace(experiment.PRESETS["smoke"], learning_rates=(0.1, 0.25, 0.4))
-    rate, found = experiment.chosen_rate(lambda rate: rate, begin, preset)
-    assert rate == 0.25 and list(found) == ["0.1", "0.25", "0.4"]
+@pytest.mark.slow
+def test_later_stages_begin_anew_with_what_the_stage_before_embeds(few, minilm, smoke_preset, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        defsent_plus, "entry_embeddings", lambda e, d: made.append(e.model) or np.ones((len(d.entries), e.model.dim))
+    )
+    trained = []
+    monkeypatch.setattr(
+        defsent_plus,
+        "train",
+        lambda model, *_, **__: trained.append(model) or type("", (), {"model": model, "number": len(trained)}),
+    )
+    monkeypatch.setattr(defsent_plus, "start", lambda preset, dataset: begin)
+    embedder = defsent_plus.jaxemb.load(minilm, layers=1)
+    begin = defsent_plus.Start(embedder, None)
+    data = defsent_plus.data(smoke_preset, "raw", 0, {"SICK trial": similarity.sick("trial")})
+    for name in (ONE, TWO, TWO, SAME):
+        defsent_plus.entered(smoke_preset, data, EXPERIMENT.arms[name], seed=0)
+    assert len(trained) == len(made) == 3 and sorted(data.stages) == [1, 2]  # each stage once, and the words'
+    assert all(model.embedder is embedder.model for model in trained)
+
+
+def test_learning_rates_are_chosen_on_other_pairs(few, minilm, smoke_preset, monkeypatch):
+    monkeypatch.setattr(
+        defsent_plus, "start", lambda *_: defsent_plus.Start(defsent_plus.jaxemb.load(minilm, layers=1), None)
+    )
+    chosen, tested = EXPERIMENT.held_out(smoke_preset, "raw"), EXPERIMENT.data(smoke_preset, "raw", 0)
+    assert [*chosen.tests] == ["SICK trial"] and len(chosen.tests["SICK trial"]) == 500
+    assert "SICK trial" not in tested.tests and all(len(pairs) == 4 for pairs in tested.tests.values())
+    assert sorted(tested.entries.entries) == sorted(ENTRIES)
+    assert sorted(tested.words.entries) == ["cat", "dog", "house", "river", "tree"]
+
+
+def test_a_seed_draws_the_entries(few, minilm, smoke_preset, monkeypatch):
+    monkeypatch.setattr(
+        defsent_plus, "start", lambda *_: defsent_plus.Start(defsent_plus.jaxemb.load(minilm, layers=1), None)
+    )
+    preset = dataclasses.replace(smoke_preset, entries=3)
+    drawn = [tuple(EXPERIMENT.data(preset, "raw", seed).entries.entries) for seed in range(4)]
+    assert all(len(entries) == 3 for entries in drawn) and len(set(drawn)) > 1
+    assert drawn[0] == tuple(EXPERIMENT.data(preset, "raw", 0).entries.entries)
 
 
 def test_entries_of_short_definitions_are_left_out(monkeypatch, data_dir):
     pairs = [("a", "long enough"), ("a", "short"), ("b", "long enough"), ("c", "also long enough")]
     monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
-    monkeypatch.setattr(experiment, "read_wordnet", lambda path: Definitions.from_pairs(pairs))
-    monkeypatch.setattr(experiment, "wordnet", experiment.wordnet.__wrapped__)
-    assert sorted(experiment.dictionary(None, 0).entries) == ["b", "c"]
-    assert len(experiment.dictionary(1, 0).entries) == 1
+    monkeypatch.setattr(corpora, "read_wordnet", lambda path: Definitions.from_pairs(pairs))
+    assert sorted(corpora.wordnet.__wrapped__().entries) == ["b", "c"]
+
+
+def test_sentences_have_five_words(monkeypatch, data_dir):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    found = corpora.sentences()
+    assert 80_000 < len(found) < 106_623  # of all lines
+    assert all(len(text.split()) >= 5 for text in itertools.islice(found, 0, None, 100))
