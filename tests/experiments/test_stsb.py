@@ -1,51 +1,47 @@
 import numpy as np
+import pytest
 
-from experiments import stsb
-from experiments.common import Spread, markdown_table
-from jaxemb.evaluate import StsSet
+from experiments import similarity, stsb
+from experiments.stsb import EXPERIMENT, SHUFFLED, TUNED
 from jaxemb.train import load_run
 
 
-def records(*pairs):
-    return [{"sentence1": a, "sentence2": b, "scores": 1.0} for a, b in pairs]
+@pytest.mark.slow  # compiles the train step of six layers
+def test_smoke(smoke_cells, minilm):
+    table, summary = smoke_cells(EXPERIMENT, TUNED, SHUFFLED)
+    values = {name: record["values"] for name, record in summary["cells"].items()}
+    assert len(values) == 5  # three learning rates were tried
+    assert len({found["STS-B dev"] for found in values.values()}) >= 4 and "64 training pairs" in table
 
 
-def sentences(records, keep):
-    return {
-        " ".join(r[c].lower().split())
-        for r, k in zip(records, keep, strict=True)
-        if k
-        for c in ("sentence1", "sentence2")
-    }
+def test_learning_rates_are_chosen_on_pairs_of_sentences_that_are_not_trained_on(monkeypatch, data_dir):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    found = EXPERIMENT.held_out(EXPERIMENT.presets["small"], "stsb")
+    (chosen,) = found.tests.values()
+    assert len(found.pairs) + len(chosen) == 5749 and 500 < len(chosen) < 575
+    texts = lambda pairs: {similarity.normalized(text) for text in (*pairs.first, *pairs.second)}
+    assert not texts(found.pairs) & texts(chosen)
+    real = EXPERIMENT.data(EXPERIMENT.presets["small"], "stsb", 0)
+    assert len(real.tests["STS-B dev"]) == 1500 and len(real.tests["STS-B dev, unseen"]) == 1248
+    assert not texts(real.pairs) & texts(real.tests["STS15"])
+    assert len(real.tests["STS15"]) == 300
 
 
-def test_the_held_out_slice_shares_no_sentence_with_the_rest():
-    rng = np.random.default_rng(0)
-    training = records(*((f"Text {a}", f"text  {b}") for a, b in rng.integers(0, 400, (300, 2))))
-    held_out = stsb.held_out_slice(training, share=0.2)
-    assert 0 < held_out.sum() <= 60
-    assert not sentences(training, held_out) & sentences(training, ~held_out)
-    np.testing.assert_array_equal(held_out, stsb.held_out_slice(training, share=0.2))
+def test_the_control_has_the_scores_of_other_pairs(monkeypatch, data_dir, minilm):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    seen = []
+    monkeypatch.setattr(stsb, "run", lambda source, **_: seen.append(source.__getitems__(range(len(source)))) or 1 / 0)
+    data = EXPERIMENT.data(EXPERIMENT.presets["smoke"], "stsb", 0)
+    for arm in (stsb.Arm(epochs=1), stsb.Arm(epochs=1, shuffled=True)):
+        with pytest.raises(ZeroDivisionError):
+            EXPERIMENT.measure(EXPERIMENT.presets["smoke"], data, arm, 0)
+    true, shuffled = ([record["scores"] for record in records] for records in seen)
+    assert true == data.pairs.scores.tolist() != shuffled and sorted(true) == sorted(shuffled)
+    np.testing.assert_array_equal([r["sentence1"] for r in seen[0]], [r["sentence1"] for r in seen[1]])
 
 
-def test_unseen_pairs_have_no_sentence_of_the_training_set():
-    pairs = StsSet(["A cat.", "a  DOG.", "new"], ["new", "other", "other"], np.array([1.0, 2.0, 3.0]))
-    left = stsb.unseen(pairs, records(("a dog.", "x"), ("y", "z")))
-    assert (left.first, left.second, left.scores.tolist()) == (["A cat.", "new"], ["new", "other"], [1.0, 3.0])
-
-
-def test_the_file_is_a_run_config(data_dir):
+def test_the_file_is_a_run_config(monkeypatch, data_dir):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
     run = load_run(stsb.__file__, {"learning_rate": 1e-5, "epochs": 2})
     assert run.steps == 2 * (5749 // 32)
     assert run.options["learning_rate"] == 1e-5
-
-
-def test_spread_over_seeds():
-    spread = Spread.of([0.1, 0.2, 0.3])
-    assert f"{spread:.2f}" == "0.20 ± 0.10"
-    assert f"{spread:+.1f}" == "+0.2 ± 0.1"
-    assert f"{Spread.of([0.5]):.1f}" == "0.5"
-
-
-def test_markdown_table():
-    assert markdown_table(["set", "n"], [["dev", 3]]) == "| set | n |\n| --- | ---: |\n| dev | 3 |\n"
