@@ -1,4 +1,4 @@
-"""DefSent, DefSent+ and masked language modelling: what transformers' modules gave, kept by make_pretraining.py."""
+"""DefSent, DefSent+, masked language modelling, SMAE, SRL: what transformers gave, kept by make_pretraining.py."""
 
 import dataclasses
 
@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 
 from jaxemb.checkpoints import save_weights
+from jaxemb.losses import info_nce
+from jaxemb.objectives import on_columns, starbucks
 from jaxemb.pooling import Cls
-from jaxemb.pretraining import EntryPredictor, MaskedLanguageModel, definition_to_entry, definition_to_word
+from jaxemb.pretraining import (
+    EntryPredictor,
+    MaskedAutoEncoder,
+    MaskedLanguageModel,
+    definition_to_entry,
+    definition_to_word,
+)
 from jaxemb.sentence_embedder import load
 from jaxemb.types import Tokens
 
@@ -74,6 +82,29 @@ def test_masked_language_modelling(kept):
     value, gradient = value_and_gradient(loss, model)
     found = save_weights(gradient.embedder.encoder, gradient.into(embedder).format.encoder)
     assert_same(arrays, "masked_language_model", value, found)
+
+
+CUT = ((1, 5), (2, 16))  # layers, dimensions
+
+
+def test_masked_autoencoding_of_sizes(kept):
+    arrays, embedder = kept
+    model = MaskedAutoEncoder.of(MaskedLanguageModel.of(embedder, jax.random.key(0)))
+    tokens, *views = (Tokens.from_mask(arrays[name], np.ones((3, 7))) for name in ("whole", "seen", "decoded"))
+    pairs = list(zip(views, (arrays["hidden"], arrays["hidden_from_decoder"]), strict=True))
+    value, gradient = value_and_gradient(lambda model: model.losses(tokens, CUT, *pairs).mean(), model)
+    changed = gradient.language_model.into(embedder)
+    assert_same(arrays, "masked_autoencoder", value, save_weights(changed.model.encoder, changed.format.encoder))
+
+
+def test_starbucks_as_its_authors_have_it(kept):
+    arrays, embedder = kept
+    objective = starbucks(on_columns(info_nce, "query", "document"), CUT, kl_weight=0.3, detach_teacher=False)
+    texts = {"query": "seen", "document": "whole"}
+    batch = {column: Tokens.from_mask(arrays[name], np.ones((3, 7))) for column, name in texts.items()}
+    loss = lambda model: objective(model, batch | {"id": np.arange(3)}, None)[0].mean()
+    value, gradient = value_and_gradient(loss, embedder.model)
+    assert_same(arrays, "starbucks", value, save_weights(gradient.encoder, embedder.format.encoder))
 
 
 def test_a_head_is_written_and_read_again(kept, tmp_path):

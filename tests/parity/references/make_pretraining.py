@@ -1,6 +1,7 @@
-"""Writes pretraining.npz: losses and gradients of DefSent, DefSent+ and masked language modelling of a tiny BERT,
-written with transformers' modules."""
+"""Writes pretraining.npz: losses and gradients of DefSent, DefSent+, masked language modelling, masked autoencoding by
+sizes (SMAE) and Starbucks' SRL as its authors have it, of a tiny BERT, written with transformers' modules."""
 
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,9 @@ TARGETS = np.array([6, 8, 10])
 ENTRIES = RNG.normal(size=(13, 16)).astype(np.float32)
 SEEN, WHOLE = RNG.integers(5, 11, (2, 3, 7))
 HIDDEN = RNG.random((3, 7)) < 0.4
+DECODED = RNG.integers(5, 11, (3, 7))
+HIDDEN_FROM_DECODER = RNG.random((3, 7)) < 0.5
+CUT = ((1, 5), (2, 16))  # layers, dimensions
 
 
 def saved(model, name: str) -> dict[str, np.ndarray]:
@@ -52,6 +56,40 @@ def masked_language_model(model) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[torch.tensor(HIDDEN)], torch.tensor(WHOLE[HIDDEN]))
 
 
+def masked_autoencoder(model) -> torch.Tensor:
+    """The transform reads d components only; its output at the first token takes the place of that token's embedding in
+    front of a copy of the first layer."""
+    head, first = model.cls.predictions, copy.deepcopy(model.bert.encoder.layer[0])
+    states = model.bert(torch.tensor(SEEN), output_hidden_states=True).hidden_states
+    embedded, losses = model.bert.embeddings(torch.tensor(DECODED)), []
+    for n, d in CUT:
+        dense = head.transform.dense
+        h = torch.nn.functional.linear(states[n][..., :d], dense.weight[:, :d], dense.bias)
+        h = head.transform.LayerNorm(torch.nn.functional.gelu(h))
+        restored = first(torch.cat([h[:, :1], embedded[:, 1:]], dim=1))
+        restored = restored[0] if isinstance(restored, tuple) else restored
+        for logits, which in ((head.decoder(h), HIDDEN), (head(restored), HIDDEN_FROM_DECODER)):
+            losses.append(torch.nn.functional.cross_entropy(logits[torch.tensor(which)], torch.tensor(WHOLE[which])))
+    return sum(losses) / len(losses)
+
+
+def starbucks(model) -> torch.Tensor:
+    """In-batch negatives of every size, and 0.3 times the divergence of the first d components from the full model's,
+    without temperature, whose gradient reaches both, for the texts of both columns together."""
+    cross_entropy, divergence = torch.nn.functional.cross_entropy, torch.nn.functional.kl_div
+    at_layers = [model.bert(torch.tensor(x), output_hidden_states=True).hidden_states for x in (SEEN, WHOLE)]
+    at = lambda n, d: [states[n].mean(dim=1)[:, :d] for states in at_layers]
+    total = torch.zeros(())
+    for n, d in CUT:
+        query, document = (torch.nn.functional.normalize(x, dim=1) for x in at(n, d))
+        total = total + cross_entropy(20 * query @ document.T, torch.arange(len(query)))
+        if (n, d) != CUT[-1]:
+            student, teacher = (torch.cat(at(layer, d)) for layer in (n, CUT[-1][0]))
+            kl = divergence(student.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
+            total = total + 0.3 * kl
+    return total
+
+
 def values() -> dict[str, np.ndarray]:
     torch.manual_seed(0)
     model = transformers.BertForPreTraining(transformers.BertConfig(**SIZES, **SHAPES)).eval()
@@ -60,7 +98,9 @@ def values() -> dict[str, np.ndarray]:
             parameter.add_(0.2 * torch.randn_like(parameter))
     result = saved(model, "model") | {"ids": IDS, "mask": MASK, "targets": TARGETS, "entries": ENTRIES}
     result |= {"seen": SEEN, "whole": WHOLE, "hidden": HIDDEN}
-    for loss_of in (masked_language_model, defsent_plus, defsent):  # the last freezes parameters
+    result |= {"decoded": DECODED, "hidden_from_decoder": HIDDEN_FROM_DECODER}
+    losses = (masked_language_model, masked_autoencoder, starbucks, defsent_plus, defsent)
+    for loss_of in losses:  # the last freezes parameters
         model.zero_grad()
         loss = loss_of(model)
         loss.backward()
