@@ -18,7 +18,7 @@ order of the pairs, dropout, and the sizes of a step.
 from experiments import sizes
 from experiments.lib import suite
 from experiments.lib.suite import Claim, Experiment, Reported
-from experiments.sizes import PAPER, Arm, Preset
+from experiments.sizes import PAPER, Arm, Preset, powers
 from jaxemb.objectives import matryoshka, matryoshka_2d
 
 PLAIN, ONE, TWO, DETACHED = "full size only, cut", "Matryoshka", "2D Matryoshka, as published", "its teacher detached"
@@ -33,12 +33,12 @@ EXPERIMENT = Experiment(
     },
     arms={
         PLAIN: Arm(lambda of_one, p: of_one, paper=Reported(f"62.1; full 81.0 {THEIRS}", confirmed=True)),
-        ONE: Arm(lambda of_one, p: matryoshka(of_one, (*p.powers, p.sizes[-1][1]))),
+        ONE: Arm(lambda of_one, p: matryoshka(of_one, (*powers(p.sizes), p.sizes[-1][1]))),
         TWO: Arm(
-            lambda of_one, p: matryoshka_2d(of_one, p.powers, detach_teacher=False),
+            lambda of_one, p: matryoshka_2d(of_one, powers(p.sizes), detach_teacher=False),
             paper=Reported(f"72.1; full 79.6 {THEIRS}", confirmed=True),
         ),
-        DETACHED: Arm(lambda of_one, p: matryoshka_2d(of_one, p.powers)),
+        DETACHED: Arm(lambda of_one, p: matryoshka_2d(of_one, powers(p.sizes))),
     },
     data=sizes.data,
     measure=sizes.measure,

@@ -51,16 +51,16 @@ class Preset(suite.Preset):
 
     model: str = ""
     sizes: tuple[Size, ...] = ((1, 32), (2, 64), (3, 128), (6, 384))
-    steps: int = 120
+    steps: int = 100
     batch_size: int = 16
     learning_rate: float = 1e-4
     tests: int | None = 300
-    pretraining: tuple[int, int] = (100, 16)
+    pretraining: tuple[int, int] = (60, 16)
 
-    @property
-    def powers(self) -> tuple[int, ...]:
-        """The powers of two from 8 on that are below the full dimension: the lengths of 2D Matryoshka as published."""
-        return tuple(2**power for power in range(3, 16) if 2**power < self.sizes[-1][1])
+
+def powers(sizes: Sequence[Size]) -> tuple[int, ...]:
+    """The powers of two from 8 on that are below the full dimension: the lengths of 2D Matryoshka as published."""
+    return tuple(2**power for power in range(3, 16) if 2**power < sizes[-1][1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import jaxemb
 from experiments import matryoshka_2d, sizes, starbucks
 from experiments.lib import suite
+from experiments.recipes import sizes as recipe
+from jaxemb.train import fit
 
 
 @pytest.mark.slow  # compiles train steps of six layers
@@ -72,5 +75,31 @@ def test_quality_is_that_of_the_cut_model(tiny_minilm, monkeypatch, data_dir):
 @pytest.mark.parametrize("experiment", [matryoshka_2d.EXPERIMENT, starbucks.EXPERIMENT])
 def test_the_papers_sizes_are_those_of_bert(experiment):
     preset = experiment.presets["paper"]
-    assert preset.sizes[-1] == (12, 768) and preset.powers == (8, 16, 32, 64, 128, 256, 512)
+    assert preset.sizes[-1] == (12, 768) and sizes.powers(preset.sizes) == (8, 16, 32, 64, 128, 256, 512)
     assert isinstance(preset, suite.Preset) and len(preset.sizes) - 1 <= len(sizes.PLACES)
+
+
+@pytest.fixture
+def triplets(tmp_path):
+    lines = [f'{{"query": "q {i}", "document": "d {i}", "negative": "n {i}"}}\n' for i in range(8)]
+    (tmp_path / "nli.jsonl").write_text("".join(lines))
+    return str(tmp_path / "nli.jsonl")
+
+
+def test_the_recipe_reads_triplets_or_the_pairs_that_follow(monkeypatch, data_dir, triplets):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    assert recipe.run(data=triplets, model="x").options["sizes"][-1] == [12, 768]
+    assert recipe.run(data=triplets).options["sizes"] == [[1, 32], [2, 64], [3, 128], [6, 384]]
+    with pytest.raises(ValueError, match="method must be 'starbucks' or '2d'; got '3d'"):
+        recipe.run(method="3d")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["starbucks", "2d"])
+def test_the_full_recipe_trains(method, monkeypatch, data_dir, triplets, minilm, tmp_path):
+    monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
+    jaxemb.load(minilm, layers=2).save(tmp_path / "two")
+    options = {"model": str(tmp_path / "two"), "sizes": ((1, 8), (2, 384)), "batch_size": 4, "steps": 2}
+    run = recipe.run(data=triplets, method=method, **options)
+    fitted = fit(dataclasses.replace(run, evaluators={}), tmp_path / "run", progress=False)
+    assert np.isfinite(fitted.embedder.encode(["a question"])).all()
