@@ -112,12 +112,12 @@ EXPERIMENT = Experiment(
     about=__doc__,
     presets={
         "smoke": Preset(datasets=("stdlib",), seeds=1, steps=2, batch_size=8, limit=48, train_length=32, max_length=64),
-        "small": Preset(datasets=("stdlib",), seeds=3),
+        "small": Preset(datasets=("stdlib",), seeds=3, steps=32),
         "paper": Preset(datasets=("stdlib",), seeds=10, steps=230, batch_size=128, train_length=256, max_length=256),
     },
     arms={
         BEFORE: Arm(),
-        TUNED: Arm(1.0, grid={"learning_rate": (5e-5, 1e-4, 2e-4)}),
+        TUNED: Arm(1.0, grid={"learning_rate": (1e-4, 2e-4)}),
         HALF: Arm(0.5),
         DEALT: Arm(1.0, dealt=True),
     },

@@ -71,8 +71,8 @@ class Preset(suite.Preset):
     """
 
     model: str = ""
-    entries: int | None = 3000
-    steps: int | None = 130
+    entries: int | None = 2500
+    steps: int | None = 100
     batch_size: int = 32
     learning_rate: float = 2e-5
     length: int = 32

@@ -70,7 +70,7 @@ def srl(of_one, preset: Preset):
 
 
 PLAIN, TWO, APART, SRL = "full size only, cut", "2D Matryoshka", "a model for each size", "SRL, as published"
-DETACHED, NO_KL, SMAE, MLM = "its teacher detached", "without KL", "SMAE, then SRL", "masked LM, then SRL"
+NO_KL, SMAE, MLM = "without KL", "SMAE, then SRL", "masked LM, then SRL"
 read = lambda figures: Reported(figures, confirmed=True)
 EXPERIMENT = Experiment(
     name="starbucks",
@@ -93,7 +93,6 @@ EXPERIMENT = Experiment(
         TWO: Arm(two_d, paper=read("72.1; full 79.6")),
         APART: Arm(None, paper=read("75.5; full 81.0")),
         SRL: Arm(srl, paper=read("76.2; full 80.1")),
-        DETACHED: Arm(lambda of_one, p: starbucks(of_one, p.sizes, kl_weight=0.3)),
         NO_KL: Arm(lambda of_one, p: starbucks(of_one, p.sizes, kl_weight=0)),
         SMAE: Arm(srl, lambda *of: pretrained(*of, by_sizes=True), paper=read("78.1; full 79.9")),
         MLM: Arm(srl, lambda *of: pretrained(*of, by_sizes=False)),
@@ -109,7 +108,6 @@ EXPERIMENT = Experiment(
         Claim("by the sizes, not by more training on texts", SMAE, ">", MLM),
         Claim("It costs quality at full size", SRL, "<", PLAIN, "full", paper=read("-0.9")),
         Claim("KL helps", SRL, ">", NO_KL),
-        Claim("Detaching its teacher helps at full size", DETACHED, ">", SRL, "full"),
     ),
     describe=sizes.describe,
     plots=sizes.heat_maps,

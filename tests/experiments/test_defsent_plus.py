@@ -34,10 +34,10 @@ def test_smoke(smoke_cells, minilm, few):
     arms = {name: dataclasses.replace(arm, grid={}) for name, arm in EXPERIMENT.arms.items()}
     for name in (defsent_plus.MASKED, defsent_plus.WORD):
         arms[name] = dataclasses.replace(arms[name], learning_rate=1e-3)
-    presets = {"smoke": dataclasses.replace(EXPERIMENT.presets["smoke"], batch_size=4)}
+    presets = {**EXPERIMENT.presets, "smoke": dataclasses.replace(EXPERIMENT.presets["smoke"], batch_size=4)}
     some = [name for name in arms if name != defsent_plus.THREE]  # which needs more entries than dimensions
     table, summary = smoke_cells(dataclasses.replace(EXPERIMENT, arms=arms, presets=presets), *some)
-    values = [record["values"]["mean"] for record in summary["cells"].values()]
+    values = [record["values"]["mean cosine"] for record in summary["cells"].values()]
     assert len(set(values)) == len(some)  # everything trained
     assert "8 entries with" in table and "or 5 entries" in table
 
