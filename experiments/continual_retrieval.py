@@ -42,6 +42,7 @@ from jaxemb.continual import (
     plots,
     run_stream,
 )
+from jaxemb.continual.streams import COLLECTION
 from jaxemb.embedder import Embedder
 from jaxemb.evaluate import RetrievalSet
 from jaxemb.losses import info_nce
@@ -248,7 +249,7 @@ def describe(data: Data) -> str:
 
 
 def _sizes(task: Experience) -> tuple[int, int]:
-    return len(task.train["query"].ids), len(task.test.queries)
+    return len(task.train["query"].ids), len(task.test[COLLECTION].queries)
 
 
 def over_time(found: Mapping[str, Mapping[str, Sequence[Values]]]) -> dict[str, Any]:
