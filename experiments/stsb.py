@@ -113,7 +113,7 @@ def data(preset: Preset, dataset: str, seed: int) -> Data:
 
 
 def held_out(preset: Preset, dataset: str) -> Data:
-    """A tenth of the training pairs is the test."""
+    """A tenth of the training pairs is the test, under the name of the measure that decides."""
     training = training_pairs(preset)
     out = similarity.held_out(training)
     rest, some = (similarity.select(training, np.flatnonzero(which)) for which in (~out, out))
