@@ -66,6 +66,7 @@ class Preset(suite.Preset):
       learning_rate: of DefSent+.
       length: tokens of a definition.
       scale: standard deviation of isotropic components; None keeps the mean length of the entries.
+      ica_iterations: at most; ICA warns if it has not converged by then.
       simcse, head: steps of SimCSE, and of the head's training where the model has none.
       tests: pairs of every test set, drawn at random; None for all.
     """
@@ -77,7 +78,7 @@ class Preset(suite.Preset):
     learning_rate: float = 2e-5
     length: int = 32
     scale: float | None = None
-    ica_iterations: int = 200
+    ica_iterations: int = 100
     simcse: int = 100
     head: int = 300
     tests: int | None = 500
