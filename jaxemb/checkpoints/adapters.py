@@ -174,18 +174,18 @@ def _added(
     leaf: jax.Array, adapters: Sequence[tuple[float, Adapter, float]], whole: Sequence[tuple[float, Any]]
 ) -> Any:
     """The array with all changes, in its type and where it lies."""
-
-    @jax.jit
-    def add(leaf: jax.Array, parts: Any) -> jax.Array:
-        found = base = leaf.astype(jnp.float32)
-        for (weight, _, scale), adapter in zip(adapters, parts[0], strict=True):
-            found += weight * (merged(base, adapter, scale) - base)
-        for (weight, _), array in zip(whole, parts[1], strict=True):
-            found += weight * (array - base)
-        return found.astype(leaf.dtype)
-
-    made = add(leaf, ([adapter for _, adapter, _ in adapters], [array for _, array in whole]))
+    made = _sum(leaf, tuple(adapters), tuple(whole))
     return jax.device_put(made, leaf.sharding) if getattr(leaf, "committed", False) else made
+
+
+@jax.jit
+def _sum(leaf: jax.Array, adapters: Any, whole: Any) -> jax.Array:
+    found = base = leaf.astype(jnp.float32)
+    for weight, adapter, scale in adapters:
+        found += weight * (merged(base, adapter, scale) - base)
+    for weight, array in whole:
+        found += weight * (array - base)
+    return found.astype(leaf.dtype)
 
 
 def _array(part: Any) -> Any:

@@ -123,8 +123,12 @@ def quantize(kernel: jax.Array, dtype: QuantizedDtype, *, block: int = BLOCK, do
       Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, section 3 and appendix E.
     """
     one_of("dtype", dtype, DTYPES)
-    shape = shapes("kernel", kernel.shape, dtype, block)
-    blocks, kernel = shape.scales[-2], kernel.astype(jnp.float32)
+    return _quantized(kernel, dtype, shapes("kernel", kernel.shape, dtype, block).scales[-2], double)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantized(kernel: jax.Array, dtype: QuantizedDtype, blocks: int, double: bool) -> Quantized:
+    kernel = kernel.astype(jnp.float32)
     steps = scales_of(kernel, dtype, blocks, jnp)
     codes = codes_of(kernel, steps, dtype, jnp)
     return Quantized(codes, QuantizedScales.of(steps) if double else steps)
@@ -161,7 +165,7 @@ def quantize_base(
         raise ValueError(f"where must choose a kernel of a linear layer; {where!r} chooses none of {some}")
     for path in found:
         shapes(path, kernels[path].shape, dtype, block)
-    one = jax.jit(functools.partial(quantize, dtype=dtype, block=block, double=double))
+    one = functools.partial(quantize, dtype=dtype, block=block, double=double)
     return replaced(model, found.__contains__, lambda _, kernel: one(kernel))
 
 

@@ -23,7 +23,8 @@ from jaxemb.nn import (
 from jaxemb.transforms import identity, lora, trained_arrays
 from jaxemb.trees import by_path
 
-QUANTIZE = jax.jit(quantize, static_argnames=("dtype", "block", "double"))
+DENSE = jax.jit(Quantized.dense)
+INIT = jax.jit(Stack.init, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +43,15 @@ def test_the_values_of_both_tables(theirs):
 
 
 def test_nf4_of_bitsandbytes(theirs):
-    ours = QUANTIZE(jnp.asarray(theirs["single/weight"].T), "nf4")
+    ours = quantize(jnp.asarray(theirs["single/weight"].T), "nf4")
     np.testing.assert_array_equal(np.asarray(ours.codes).T, theirs["single/codes"])
     np.testing.assert_array_equal(np.ravel(np.asarray(ours.scales).T), theirs["single/scales"])
-    np.testing.assert_array_equal(np.asarray(ours.dense()).T, theirs["single/values"])
+    np.testing.assert_array_equal(np.asarray(DENSE(ours)).T, theirs["single/values"])
 
 
 def test_double_quantisation_of_bitsandbytes(theirs):
     """Of one block for each output, whose groups of 256 are then the same."""
-    ours = QUANTIZE(jnp.asarray(theirs["double/weight"].T), "nf4", double=True)
+    ours = quantize(jnp.asarray(theirs["double/weight"].T), "nf4", double=True)
     np.testing.assert_array_equal(np.asarray(ours.codes).T, theirs["double/codes"])
     # The mean is a sum in another order, which moves the few that are halfway between two.
     apart = np.abs(np.ravel(ours.scales.codes).astype(int) - theirs["double/scales"])
@@ -58,7 +59,7 @@ def test_double_quantisation_of_bitsandbytes(theirs):
     np.testing.assert_allclose(np.ravel(ours.scales.steps), theirs["double/steps"], rtol=1e-6)
     np.testing.assert_allclose(np.ravel(ours.scales.mean), theirs["double/mean"], rtol=1e-6)
     scales = QuantizedScales(*(theirs[f"double/{n}"].reshape(1, -1) for n in ("scales", "steps", "mean")))
-    dense = jax.jit(Quantized.dense)(Quantized(ours.codes, jax.tree.map(jnp.asarray, scales)))
+    dense = DENSE(Quantized(ours.codes, jax.tree.map(jnp.asarray, scales)))
     np.testing.assert_allclose(np.asarray(dense).T, theirs["double/values"], rtol=1e-6)
 
 
@@ -66,19 +67,17 @@ def test_int8_of_llama_cpp():
     gguf = pytest.importorskip("gguf")
     kernel, kind = kernel_of((64, 7)), gguf.GGMLQuantizationType.Q8_0
     stored = gguf.quantize(np.asarray(kernel).T, kind)
-    ours = QUANTIZE(kernel, "int8", block=32)
+    ours = quantize(kernel, "int8", block=32)
     np.testing.assert_array_equal(
         np.asarray(ours.codes).T, stored.reshape(7, 2, 34)[..., 2:].view(np.int8).reshape(7, 64)
     )
-    np.testing.assert_allclose(
-        np.asarray(ours.dense()).T, gguf.dequantize(stored, kind), atol=2e-3
-    )  # their scales: f16
+    np.testing.assert_allclose(np.asarray(DENSE(ours)).T, gguf.dequantize(stored, kind), atol=2e-3)  # their scales: f16
 
 
 @pytest.mark.parametrize("dtype", quantized.DTYPES)
 def test_a_stack_of_layers_runs_and_passes_gradients_through(dtype):
     config = StackConfig(dim=16, layers=3, heads=2, mlp_dim=24, dropout=0.0, attention_dropout=0.0)
-    stack = quantize_base(Stack.init(jax.random.key(0), config), dtype, block=8)
+    stack = quantize_base(INIT(jax.random.key(0), config), dtype, block=8)
     kernels = [
         leaf for leaf in by_path(stack, lambda n: isinstance(n, Quantized)).values() if isinstance(leaf, Quantized)
     ]
@@ -89,7 +88,7 @@ def test_a_stack_of_layers_runs_and_passes_gradients_through(dtype):
     def both(stack, x):
         return jax.value_and_grad(lambda x: jnp.sum(jnp.square(stack(x, layout))))(x)
 
-    for got, expected in zip(both(stack, x), both(dense_kernels(stack), x), strict=True):
+    for got, expected in zip(both(stack, x), both(jax.jit(dense_kernels)(stack), x), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     first = stack.truncate(1)
     assert first.layers.mlp.up.kernel.shape == (1, 16, 24)
@@ -118,7 +117,7 @@ def test_adapters_beside_a_kernel_are_those_merged_into_it(magnitudes):
     """Outputs and gradients, of LoRA and DoRA, over an array and over a quantised kernel."""
     kernel, x = kernel_of((2, 16, 12)), kernel_of((2, 3, 16))
     base = quantize(kernel, "nf4", block=16)
-    kinds = {"array": (kernel, True, kernel), "nf4": (base, False, base.dense())}
+    kinds = {"array": (kernel, True, kernel), "nf4": (base, False, DENSE(base))}
 
     def outputs(params, model, beside):
         changed = lora(2, alpha=4.0, where="kernel", beside=beside).model(model, params, ())
