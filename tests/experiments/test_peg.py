@@ -17,16 +17,17 @@ def sentences():
 
 
 def test_smoke(smoke_cells, quick_vectors):
-    """Two arms of the ten, of which the others differ in sizes and in alpha: those train alike."""
+    """Two arms of the twelve, of which the others differ in sizes and in alpha: those train alike."""
     table, summary = smoke_cells(EXPERIMENT, "pool", "pool, alpha 4")
     scores = [record["values"]["spearman_german_english"] for record in summary["cells"].values()]
     assert len(set(scores)) == 4 and table.count("| pool | ") == 2
     assert {row["dataset"] for row in summary["claims"]} == {"clean", "noisy"}
 
 
-@pytest.mark.parametrize(("candidates", "others"), [("batch", 0), ("pool", 2), ("all", 6)])
+@pytest.mark.parametrize(("candidates", "others"), [("batch", 0), ("pool", 2), ("larger", 4), ("all", 6)])
 @pytest.mark.parametrize("hard", [0, 2])
-def test_negatives_are_the_hard_ones_and_other_records_once(sentences, candidates, others, hard):
+def test_negatives_are_the_hard_ones_and_other_records_once(sentences, candidates, others, hard, monkeypatch):
+    monkeypatch.setattr(peg, "HARD", 2)
     mined = np.stack([(np.arange(30) + 1) % 30, (np.arange(30) + 2) % 30], axis=1)
     data = peg.Data(sentences, mined, None)
     number = {tuple(vector): i for i, vector in enumerate(sentences.english)}
