@@ -7,6 +7,7 @@ it; what a type cannot say, such as a range, is a `Check`.
 import dataclasses
 import functools
 import inspect
+import math
 import os
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -241,9 +242,11 @@ def size(name: str, value: Any) -> None:
 
 
 def positive(name: str, value: Any) -> None:
-    """Raises a ValueError unless the value is a number > 0."""
-    if not _scalar(name, value) > 0:
+    """Raises a ValueError unless the value is a number > 0, as float32 has it: the inverse of 1e-40 is infinite."""
+    if not (number := _scalar(name, value)) > 0:
         raise ValueError(f"{name} must be > 0; got {value}")
+    if isinstance(value, float) and number < _LEAST:
+        raise ValueError(f"{name} must be a number of float32, at least 1.2e-38; got {value}")
 
 
 def non_negative(name: str, value: Any) -> None:
@@ -454,6 +457,15 @@ def in_32_bits(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be whole numbers of 32 bits; got {extreme}")
 
 
+_LARGEST, _LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+
+
+def in_float32(name: str, value: Any) -> None:
+    """Raises a ValueError for a finite number that is infinite as float32, which devices compute with."""
+    if isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{name} must be a number of float32, at most 3.4e38; got {value}")
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array of numbers or keys."""
     kind = getattr(getattr(value, "dtype", np.dtype("O")), "kind", "")
@@ -500,6 +512,7 @@ def _is_sequence(value: Any) -> bool:
 
 def _scalar(name: str, value: Any) -> np.ndarray:
     in_32_bits(name, value)
+    in_float32(name, value)
     if not _is_number(value):
         what = f"an array of shape {np.shape(value)}" if is_array(value) else described(value)
         raise (ValueError if is_array(value) else TypeError)(f"{name} must be one number; got {what}")
@@ -508,6 +521,7 @@ def _scalar(name: str, value: Any) -> np.ndarray:
 
 def _no_nan(name: str, value: Any) -> None:
     _KINDS[float].check(name, value)
+    in_float32(name, value)
     if np.isnan(value):
         raise ValueError(f"{name} must be a number; got {value}")
 
@@ -516,6 +530,7 @@ def _not_nan(name: str, value: Any, kind: Kind | None) -> None:
     """Raises for NaN where a number is one of several kinds."""
     if kind is not None:
         kind.check(name, value)
+    in_float32(name, value)
     if isinstance(value, float) and np.isnan(value):
         raise ValueError(f"{name} must be a number; got {value}")
 
