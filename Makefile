@@ -37,6 +37,7 @@ format: $(VENV)/.installed-test
 
 # The site, into docs/_build/html; what it warns of is an error.
 docs: $(VENV)/.installed-docs
+	rm -rf docs/_api
 	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 	@echo "the site is docs/_build/html/index.html"
 
@@ -48,6 +49,9 @@ $(VENV)/.created:
 	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "make: Python >= 3.11 is needed and none was found on the PATH" >&2; exit 1; fi; \
+	if [ -e $(VENV)/pyvenv.cfg ]; then \
+	  echo "make: $(VENV) was not made, or not finished, by make: remove it, or choose another place with VENV=..." >&2; exit 1; \
+	fi; \
 	echo "creating $(VENV) with $$($$found --version)"; \
 	$$found -m venv --clear $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip

@@ -217,6 +217,14 @@ def test_blank_lines_are_left_out_and_hits_say_their_line(capsys, caplog, tiny, 
     succeed(capsys, "search", path, "dogs", "--model", tiny, "--quiet", "--vectors", out)
 
 
+def test_records_whose_text_is_blank_are_left_out(capsys, caplog, tiny, tmp_path):
+    path, out = tmp_path / "pages.csv", tmp_path / "v.npy"
+    path.write_text('id,text\nd1,""\nd2,a dog runs in the park\n')
+    succeed(capsys, "encode", path, "--model", tiny, "--out", out, "--quiet")
+    assert np.load(out).shape == (1, 384)
+    assert caplog.messages == [f"{path}: 1 blank record is left out (1); the texts are counted without them"]
+
+
 def test_hits_show_the_other_columns(capsys, tiny, tmp_path):
     path = tmp_path / "pages.csv"
     path.write_text("id,title,url,score,body\nd7,Dogs,example.org/dogs,3,a dog runs in the park\n")

@@ -503,21 +503,26 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
             there = [name for name in sorted(record) if record[name] is not None]
             problem = f"it has {there}" if value is None else f"it has {described(value)} there"
             raise ValueError(f"{file}: record {number} has no text in column {column!r} ({option}); {problem}")
-    return records, column
+    return _with_texts(file, records, column, "record"), column
 
 
 def _lines(name: str, texts: Iterable[str]) -> list[dict[str, Any]]:
     """Records of the lines that are not blank, each with its number."""
+    return _with_texts(name, [{"text": text, "line": n} for n, text in enumerate(texts, 1)], "text", "line")
+
+
+def _with_texts(name: str, records: Sequence[dict[str, Any]], column: str, what: str) -> list[dict[str, Any]]:
+    """The records whose text is not blank; a warning says which others there are, from 1."""
     from jaxemb.data.files import BlankLines
 
-    records, blank = [], BlankLines()
-    for number, text in enumerate(texts, 1):
-        if text.strip():
-            records.append({"text": text, "line": number})
+    kept, blank = [], BlankLines(what)
+    for number, record in enumerate(records, 1):
+        if record[column].strip():
+            kept.append(record)
         else:
             blank.add(number)
     blank.report(name, "the texts are counted without them")
-    return records
+    return kept
 
 
 def _lines_of_stdin() -> list[str]:

@@ -23,7 +23,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, False, [], argparse.SUPPRESS) and action.option_strings
+        shown = action.default not in (None, False, [], (), argparse.SUPPRESS) and action.option_strings
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 

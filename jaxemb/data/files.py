@@ -78,10 +78,10 @@ class Malformed:
 
 
 class BlankLines:
-    """Counts the blank lines of a file of texts that are left out, and remembers the first few."""
+    """Counts the blank lines, or records, of a file that are left out, and remembers the first few."""
 
-    def __init__(self) -> None:
-        self.count, self.first = 0, list[int]()
+    def __init__(self, what: str = "line") -> None:
+        self.what, self.count, self.first = what, 0, list[int]()
 
     def add(self, number: int) -> None:
         self.count += 1
@@ -91,7 +91,7 @@ class BlankLines:
     def report(self, name: str, remedy: str = "keep_blank=True keeps them, as empty texts") -> None:
         if self.count:
             shown = ", ".join(map(str, self.first)) + (", ..." if self.count > len(self.first) else "")
-            lines = "line is" if self.count == 1 else "lines are"
+            lines = f"{self.what} is" if self.count == 1 else f"{self.what}s are"
             logger.warning("%s: %d blank %s left out (%s); %s", name, self.count, lines, shown, remedy)
 
 

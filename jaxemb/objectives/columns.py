@@ -118,7 +118,8 @@ def on_columns(
         losses = loss(*positional, **keyword, **{argument: batch[name] for argument, name in arrays.items()})
         if jnp.shape(losses) != batch["id"].shape:
             expected = f"the loss must give one value per record, {batch['id'].shape}"
-            hint = ": leave the mean to the train step" if jnp.ndim(losses) == 0 else ""
+            given = [f"{list(e.shape)}" for e in positional] + [f"{n} {list(e.shape)}" for n, e in keyword.items()]
+            hint = ": leave the mean to the train step" if jnp.ndim(losses) == 0 else f", of {', '.join(given)}"
             raise ValueError(f"{expected}; got {jnp.shape(losses)}{hint}")
         return losses
 

@@ -8,6 +8,7 @@ records.jsonl  one JSON object per vector, in order
 import base64
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
 _FORMAT = 2
+logger = logging.getLogger(__name__)
+
 _MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"
 
 _PROBE = "The quick brown fox jumps over the lazy dog."  # whose vector a model is known by
-_ALIKE = 0.05  # of its length; what another precision, device or type of the weights may change
+_SAME = 0.002  # of its length; what another device or order of sums may change
+_ALIKE = 0.05  # and what another precision or type of the weights may
 
 _CONTENTS = Contents("search index", mark=_MANIFEST, files=(_MANIFEST, _VECTORS, _RECORDS))
 
@@ -118,7 +122,8 @@ class SearchIndex:
           prompt_name: a prompt of the model; None takes the one called "query" where there is one.
 
         Raises:
-          ValueError: if the index was built with another model, or k < 1.
+          ValueError: if the index was built with another model, whose vector of one text is more than 5 % of the
+            length away, or k < 1. Of one that is nearer, and not the same, a warning tells.
         """
         self._check_model(embedder)
         if prompt_name is None and "query" in embedder.prompts:
@@ -138,10 +143,17 @@ class SearchIndex:
             raise ValueError(f"{made}; this model's have {embedder.model.dim}")
         theirs = np.frombuffer(base64.b64decode(self.manifest.fingerprint), np.float32)
         distance, length = np.linalg.norm(_probe(embedder) - theirs), np.linalg.norm(theirs)
+        away = f"its vector of one text is {distance / length:.1%} of the length away"
         if not distance <= _ALIKE * length:
             raise ValueError(
-                f"{made}; this is another model: its vector of one text is {distance / length:.0%} of the length away. "
-                "Search with that model, or build the index anew with this one"
+                f"{made}; this is another model: {away}. Search with that model, or build the index anew with this one"
+            )
+        if distance > _SAME * length:
+            logger.warning(
+                "%s; this is that model in another precision, or one trained on from it: %s. If it was trained on, "
+                "build the index anew",
+                made,
+                away,
             )
         self._known[:] = [embedder.model]  # not all of them, which would stay in memory
 

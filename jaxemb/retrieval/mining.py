@@ -476,6 +476,8 @@ def _text(record: Mapping[str, Any], column: str, number: int) -> str:
     if not isinstance(value, str):
         got = f"the columns {sorted(record)}" if value is None else f"{type(value).__name__} {value!r:.60}"
         raise ValueError(f"record {number}: expected a text in column {column!r}; got {got}")
+    if not value.strip():
+        raise ValueError(f"record {number}: expected a text in column {column!r}; got {value!r}, which is blank")
     return value
 
 

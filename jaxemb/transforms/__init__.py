@@ -1,6 +1,5 @@
 """Training methods as composable values: see `jaxemb.transforms.base`."""
 
-from jaxemb.nn.low_rank import Adapter, merge_lora
 from jaxemb.transforms.adapters.adapted import Adapted
 from jaxemb.transforms.adapters.lora import lora
 from jaxemb.transforms.adapters.prompts import PromptedTransformer, prompts
@@ -59,7 +58,6 @@ from jaxemb.transforms.temperature import trained_temperature
 __all__ = [
     "AceState",
     "Adapted",
-    "Adapter",
     "Anchored",
     "Context",
     "EmaState",
@@ -117,7 +115,6 @@ __all__ = [
     "lwf",
     "mas",
     "merge_after_task",
-    "merge_lora",
     "nmc",
     "nmc_head",
     "prd",

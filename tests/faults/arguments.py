@@ -501,7 +501,7 @@ OWN: dict[str, dict[str, Any]] = {
     "transforms.intercontinet": {"config": transforms.InterContiNetConfig()},
     "transforms.lora": {"alpha": None},
     "transforms.merge_after_task": {"merge": lambda models: models.current, "first": False},
-    "transforms.merge_lora": {"model": Made(lambda: tiny_model()), "adapters": {}},
+    "nn.merge_lora": {"model": Made(lambda: tiny_model()), "adapters": {}},
     "transforms.progressive_learning": {"alpha": lambda step: 0.5},
     "transforms.progressive_separate_training": {
         "make_entries": lambda number, model: np.zeros((4, 8)),
@@ -600,7 +600,7 @@ _ANY = math.inf
 RANGES: dict[str, tuple[float, float, str]] = {
     r".*make_mesh: (data|fsdp|tensor)": (-1, _ANY, "-1 is the rest of the devices"),
     r"merging\..*: scale": (-_ANY, _ANY, "a task is also subtracted"),
-    r"transforms\.merge_lora: scale": (-_ANY, _ANY, "an adapter is also subtracted"),
+    r"nn\.merge_lora: scale": (-_ANY, _ANY, "an adapter is also subtracted"),
     r"Hyper.*Config: scale": (-_ANY, _ANY, "a factor of weights of either sign"),
     r"InterContiNetConfig: scale_init": (-_ANY, _ANY, "a logit"),
     r"losses\.siglip: bias": (-_ANY, _ANY, "a logit"),

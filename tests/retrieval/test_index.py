@@ -147,7 +147,7 @@ def test_a_model_of_another_dimension_is_named(index):
         index.search(["a"], Letters("ab"))
 
 
-def test_another_model_of_the_same_dimension_is_refused(index):
+def test_another_model_of_the_same_dimension_is_refused(index, caplog):
     with pytest.raises(ValueError, match=r"made by letters; this is another model: its vector .* build the index anew"):
         index.search(["a"], Letters("eabc"))
 
@@ -156,7 +156,9 @@ def test_another_model_of_the_same_dimension_is_refused(index):
             return super().encode(texts, **options) * 1.01
 
     assert index.search(["a"], Rounded()) == index.search(["a"], Letters())
-    assert index.search(["a"], known := Letters()) == index.search(["a"], known)
+    assert "its vector of one text is 1.0% of the length away. If it was trained on, build the index" in caplog.text
+    caplog.clear()
+    assert index.search(["a"], known := Letters()) == index.search(["a"], known) and not caplog.text
     assert len(known.asked) == 3  # it is judged once
     assert [model is known.model for model in index._known] == [True]  # the others are not kept alive
 

@@ -269,6 +269,11 @@ def test_positives_are_ranked_only_where_the_ranking_is_kept():
             r"record 2: expected a text in column 'positive'; got the columns \['query'\]",
         ),
         ([{"query": 5, "positive": "a"}], None, "record 0: expected a text in column 'query'; got int 5"),
+        (
+            [{"query": "q", "positive": " "}],
+            None,
+            "record 0: expected a text in column 'positive'; got ' ', which is blank",
+        ),
         (RECORDS, ["a", None], r"corpus\[1\] must be a string or a mapping; got NoneType None"),
     ],
 )

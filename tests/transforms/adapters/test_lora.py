@@ -9,8 +9,9 @@ from tiny_run import PAIRWISE, assert_bitwise_equal, pair_batch, tiny_model
 from tiny_stream import MODEL, learn
 
 import jaxemb
+from jaxemb.nn import Adapter, merge_lora
 from jaxemb.train import adamw, apply_transform, init_state, make_train_step
-from jaxemb.transforms import Adapter, lora, merge_lora
+from jaxemb.transforms import lora
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
