@@ -143,15 +143,16 @@ class SearchIndex:
             raise ValueError(f"{made}; this model's have {embedder.model.dim}")
         theirs = np.frombuffer(base64.b64decode(self.manifest.fingerprint), np.float32)
         distance, length = np.linalg.norm(_probe(embedder) - theirs), np.linalg.norm(theirs)
-        away = f"its vector of one text is {distance / length:.1%} of the length away"
+        away = f"{distance / length:.1%}"
         if not distance <= _ALIKE * length:
             raise ValueError(
-                f"{made}; this is another model: {away}. Search with that model, or build the index anew with this one"
+                f"{made}; this is another model: its vector of one text is {away} of the length away. "
+                "Search with that model, or build the index anew with this one"
             )
         if distance > _SAME * length:
             logger.warning(
-                "%s; this is that model in another precision, or one trained on from it: %s. If it was trained on, "
-                "build the index anew",
+                "%s; this is that model in another precision, or one trained on from it: its vector of one text is %s "
+                "of the length away. If it was trained on, build the index anew",
                 made,
                 away,
             )
