@@ -23,7 +23,7 @@ def test_smoke(smoke_cells):
 def signs(count):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), count).astype(np.int32)
-    inputs = rng.uniform(size=(len(labels), 16, 16, 3)).astype(np.float32)
+    inputs = rng.uniform(size=(len(labels), 32, 32, 3)).astype(np.float32)
     inputs[:, 0, 0, 0] = np.arange(len(labels))  # a number that an average of one block tells
     return {"input": inputs, "label": labels}
 
@@ -34,7 +34,7 @@ def little(monkeypatch):
     monkeypatch.setattr(prd, "read", lambda dataset: (signs(10), signs(5)))
 
     def preset(*sizes):
-        recipe = Recipe(2, 1, 1, sizes, batch_size=4, per_class=4, side=8, drops=(1,))
+        recipe = Recipe(2, 1, 1, sizes, batch_size=4, per_class=4, side=16, drops=(1,))
         return prd.Preset(datasets=(prd.GTSRB,), recipes={prd.GTSRB: recipe})
 
     return preset
@@ -44,7 +44,7 @@ def test_a_share_of_the_training_records_is_trained_on_and_all_test_records_coun
     found = prd.data(little(2, 2, 4), prd.GTSRB, seed=0)
     assert [len(task.train["label"]) for task in found.tasks] == [8, 8]
     assert [len(task.test["label"]) for task in found.tasks] == [10, 10]
-    assert found.tasks[0].test["input"].shape == (10, 8, 8, 3)
+    assert found.tasks[0].test["input"].shape == (10, 16, 16, 3)
 
 
 def test_what_settings_are_chosen_on_are_the_last_training_records(little):
