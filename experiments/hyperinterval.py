@@ -1,9 +1,9 @@
 """HyperInterval: boxes of weights, made of boxes of task embeddings, bound what is forgotten (Krukowski et al. 2024).
 
-The paper claims to be clearly better than InterContiNet, its base, and to guarantee that the loss of an old task stays
-below a worst case. The guarantee compares two moments: a record's promise is its worst-case loss when its task had just
-been learnt, and "above promise" is the percentage of the old tasks' training records (a random sample: those of an
-epoch's whole batches) whose loss at the end is larger.
+The abstract claims significantly better results than those of InterContiNet, its base, and a guarantee of not
+forgetting: the loss of an old task stays below a worst case. It compares two moments: a record's promise is its
+worst-case loss when its task had just been learnt, and "above promise" is the percentage of the old tasks' training
+records (a random sample: those of an epoch's whole batches) whose loss at the end is larger.
 It is in force only where the boxes of weights have not moved ("moved": how far they may have). The "soundness of the
 arithmetic" is another matter: of the final hypernetwork, how many sampled weights and logits are outside their bounds.
 
@@ -11,7 +11,13 @@ arithmetic" is another matter: of the final hypernetwork, how many sampled weigh
 only which of the two. With the task known, a hypernetwork is told it, and the others have a head for each task. With
 the task unknown, one model is for all: of nested boxes "universal", the middle of the box that the official code takes,
 or "point", the weights of the middle of the intersection, which alone the guarantee covers. The last parameters of a
-task are kept, where the row does not name another selection. Every task has a new optimiser.
+task are kept, where the row does not name another selection. Every task has a new optimiser. Nested boxes are expected
+to fail on permuted digits: the specification's prototype is no better than fine-tuning there.
+
+The preset "paper" is not the published run: the official code keeps the parameters of a step that it selects, not the
+last ones (rows "select official"), holds out 500 (permuted) and 1000 (split) records, not a tenth, and crops the images
+of Split MNIST at random without nesting; here is no augmentation. Of its settings are the sizes, gamma, beta, steps and
+batches (64 records for Split MNIST with nested boxes).
 """
 
 import dataclasses
@@ -69,6 +75,7 @@ class Stream:
       batch_size: records of a step.
       target: sizes of the target network's hidden layers.
       plain, nested: fields of `HyperIntervalConfig` without and with nesting.
+      nested_batch_size: records of a step with nested boxes; None for `batch_size`.
       keep: checkpoints after every task, to go on from.
       samples: of every box, to look for what is outside of bounds.
     """
@@ -80,8 +87,13 @@ class Stream:
     target: tuple[int, ...] = (64, 64)
     plain: Mapping[str, Any] = field(default_factory=lambda: {"gamma": 0.5, "beta": 0.01})
     nested: Mapping[str, Any] = field(default_factory=lambda: {"gamma": 5.0, "beta": 0.01})
+    nested_batch_size: int | None = None
     keep: bool = False
     samples: int = 100
+
+    def records(self, nested: bool) -> int:
+        """Those of a step."""
+        return self.nested_batch_size or self.batch_size if nested else self.batch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +189,9 @@ def describe(found: Data) -> str:
     train, valid, test = (
         sum(len(getattr(task, part)["label"]) for task in found.tasks) for part in ("train", "valid", "test")
     )
-    of = f"{len(found.tasks)} tasks of {found.stream.steps} steps of {found.stream.batch_size} records"
+    stream = found.stream
+    nested = "" if stream.nested_batch_size is None else f" ({stream.nested_batch_size} with nested boxes)"
+    of = f"{len(found.tasks)} tasks of {stream.steps} steps of {stream.batch_size} records{nested}"
     return f"{of}; {train:,} training, {valid:,} held-out and {test:,} test records"
 
 
@@ -226,7 +240,7 @@ def learnt(found: Data, arm: Arm, seed: int) -> tuple[StreamResult, Transform]:
         optimizer,
         transform,
         steps=stream.steps,
-        batch_size=stream.batch_size,
+        batch_size=stream.records(arm.nested),
         evaluate=evaluate,
         compete="task",
         seed=seed,
@@ -298,6 +312,7 @@ _SPLIT_MNIST = Stream(
     target=(400, 400),
     plain={"embed_dim": 72, "hidden": (75, 75), "gamma": 1.0, "beta": 0.01},
     nested={"gamma": 10.0, "beta": 0.001},
+    nested_batch_size=64,
 )
 _PERMUTED_MNIST = Stream(
     **_MNIST,
@@ -322,12 +337,17 @@ PRESETS = {
 }
 
 KNOWN, UNKNOWN = "task known", "task unknown"
-DIGITS, NESTING = (PERMUTED, SPLIT), (SPLIT, TINY, SPLIT_MNIST, PERMUTED_MNIST)
-ALL = (PERMUTED, SPLIT, SPLIT_MNIST, PERMUTED_MNIST)
+DIGITS, ALL = (PERMUTED, SPLIT), (PERMUTED, SPLIT, SPLIT_MNIST, PERMUTED_MNIST)
 NESTED, MODELS = "nested", {"own": KNOWN, "universal": UNKNOWN, "point": UNKNOWN}
 SWEEP = (0.0, 0.1, 1.0)  # of beta, beside the published 0.01
 INTERCONTINET = {"max_radius": (0.1, 0.3, 1.0), "rate": (1.0, 3.0), "contraction_rate": (0.01, 1.0)}
-_FIRST = suite.Reported("about 97.8 (Permuted MNIST), above 99 (Split MNIST)")
+_PAPER_KNOWN = {
+    "HyperInterval": suite.Reported("about 97.8 (Permuted MNIST), above 99 (Split MNIST)"),
+    "HNET": suite.Reported("97.57 (HNET, Permuted MNIST), 99.79 (HNET, Split MNIST)"),
+    "EWC": suite.Reported("95.96 (Permuted MNIST), 99.12 (Split MNIST)"),
+    "InterContiNet": suite.Reported("98.93 (Split MNIST)"),
+}
+_PAPER_UNKNOWN = {"InterContiNet": suite.Reported("77.77, all ten classes told apart 40.73 (Split MNIST)")}
 
 
 def _nested(name: str, *models: str, on: tuple[str, ...] = (SPLIT,), **fields) -> dict[str, Arm]:
@@ -335,34 +355,42 @@ def _nested(name: str, *models: str, on: tuple[str, ...] = (SPLIT,), **fields) -
     return {f"{name}, {m}": Arm(nested=True, model=m, scenario=MODELS[m], on=on, **fields) for m in models or MODELS}
 
 
-def _others(suffix: str, **fields) -> dict[str, Arm]:
+def _others(suffix: str, paper: Mapping[str, suite.Reported], **fields) -> dict[str, Arm]:
     """The other methods; EWC's weight and InterContiNet's rates are chosen."""
-    return {
-        f"fine-tuning{suffix}": Arm(method="fine-tuning", on=(*ALL, TINY), **fields),
-        f"EWC{suffix}": Arm(method="EWC", grid={"weight": (1.0, 10.0, 100.0, 1000.0)}, on=ALL, **fields),
-        f"InterContiNet{suffix}": Arm(method="InterContiNet", grid=INTERCONTINET, on=ALL, **fields),
+    arms = {
+        "fine-tuning": Arm(method="fine-tuning", on=(*ALL, TINY), **fields),
+        "EWC": Arm(method="EWC", grid={"weight": (1.0, 10.0, 100.0, 1000.0)}, on=ALL, **fields),
+        "InterContiNet": Arm(method="InterContiNet", grid=INTERCONTINET, on=ALL, **fields),
     }
+    return {name + suffix: dataclasses.replace(arm, paper=paper.get(name)) for name, arm in arms.items()}
 
 
 ARMS = {
     "HyperInterval": Arm(
-        scenario=KNOWN, on=(*ALL, SHORT_MNIST), paper=_FIRST, prototype={PERMUTED: "96.1 ± 0.6", SPLIT: "99.9"}
+        scenario=KNOWN,
+        on=(*ALL, SHORT_MNIST),
+        paper=_PAPER_KNOWN["HyperInterval"],
+        prototype={PERMUTED: "96.1 ± 0.6", SPLIT: "99.9"},
     ),
     "beta 0": Arm(scenario=KNOWN, on=DIGITS, beta=0.0, prototype={PERMUTED: "32.2 ± 2.7", SPLIT: "97.9"}),
     "regulariser all": Arm(scenario=KNOWN, on=DIGITS, regulariser="all"),
-    "hypernetwork, no boxes": Arm(scenario=KNOWN, on=DIGITS, gamma=0.0),
+    "hypernetwork, no boxes": Arm(scenario=KNOWN, on=DIGITS, gamma=0.0, paper=_PAPER_KNOWN["HNET"]),
     "select full_gamma": Arm(scenario=KNOWN, on=(PERMUTED,), select="full_gamma"),
     "select official": Arm(scenario=KNOWN, on=(PERMUTED,), select="official"),
-    **_others(", a head for each", scenario=KNOWN, heads=True),
-    **_nested(NESTED, on=NESTING),
+    **_others(", a head for each", _PAPER_KNOWN, scenario=KNOWN, heads=True),
+    **_nested(NESTED, on=(*ALL, TINY)),
     **_nested("nested, regulariser mid", regulariser="mid"),
     **{name: arm for beta in SWEEP for name, arm in _nested(f"nested, beta {beta:g}", beta=beta).items()},
     **_nested("nested, select full_gamma", "universal", "point", select="full_gamma"),
     **_nested("nested, select official", "universal", "point", select="official"),
-    **_others("", scenario=UNKNOWN),
+    **_others("", _PAPER_UNKNOWN, scenario=UNKNOWN),
 }
-for _name, _figure in {"own": "91.5 ± 0.7", "universal": "87.0 ± 1.0", "point": "83.2 ± 1.3"}.items():
-    ARMS[f"{NESTED}, {_name}"] = dataclasses.replace(ARMS[f"{NESTED}, {_name}"], prototype={SPLIT: _figure})
+for _name, _figures in {
+    "own": {SPLIT: "91.5 ± 0.7"},
+    "universal": {PERMUTED: "36.3 ± 3.2", SPLIT: "87.0 ± 1.0"},
+    "point": {SPLIT: "83.2 ± 1.3"},
+}.items():
+    ARMS[f"{NESTED}, {_name}"] = dataclasses.replace(ARMS[f"{NESTED}, {_name}"], prototype=_figures)
 ARMS["fine-tuning"] = dataclasses.replace(ARMS["fine-tuning"], prototype={PERMUTED: "34.9 ± 1.8", SPLIT: "83.8 ± 1.2"})
 _PLOTTED = (
     "HyperInterval",
@@ -387,7 +415,7 @@ CLAIMS = [
         "HyperInterval",
         ">",
         "InterContiNet, a head for each",
-        paper=suite.Reported("clearly better", confirmed=True),
+        paper=suite.Reported("significantly better (abstract; no figure)", confirmed=True),
     ),
     _claim("It is better than InterContiNet, task unknown", f"{NESTED}, universal", ">", "InterContiNet"),
     _claim("It is better than EWC, task known", "HyperInterval", ">", "EWC, a head for each"),

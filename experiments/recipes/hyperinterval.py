@@ -42,7 +42,7 @@ def run(*, stream: Literal["permuted", "split"] = "permuted", nested: bool = Fal
         columns = tasks[number].train
         size = len(columns["label"])
         records = {**columns, "id": np.arange(size, dtype=np.int32) + np.int32(firsts[number])}
-        rows = grain.MapDataset.range(size).seed(seed + number).shuffle().repeat().batch(settings.batch_size)
+        rows = grain.MapDataset.range(size).seed(seed + number).shuffle().repeat().batch(settings.records(nested))
         return rows.map(lambda chosen: {name: column[chosen] for name, column in records.items()}).to_iter_dataset()
 
     return Run(

@@ -71,3 +71,16 @@ def test_arms_differ_in_one_thing():
     assert changed("nested, select official, point", "nested, point") == {"select"}
     assert of("nested, own").regularises_all and not of("nested, regulariser mid, own").regularises_all
     assert of("nested, own").records == 1212
+
+
+def test_every_nested_claim_of_an_unknown_task_is_judged_on_permuted_digits_too():
+    small = PRESETS["small"].datasets
+    unknown = [claim for claim in EXPERIMENT.claims if claim.text.endswith("task unknown")]
+    assert len(unknown) == 3
+    assert all(EXPERIMENT.compared(claim, dataset) for claim in unknown for dataset in small)
+
+
+def test_batches_of_nested_boxes():
+    streams = PRESETS["paper"].streams
+    sizes = {name: (stream.records(False), stream.records(True)) for name, stream in streams.items()}
+    assert sizes == {hyperinterval.SPLIT_MNIST: (128, 64), hyperinterval.PERMUTED_MNIST: (128, 128)}
