@@ -4,14 +4,17 @@ Janson et al. 2022 (arXiv 2210.04428) claim that the class means of a frozen pre
 that are trained task after task in front of the same encoder, or better; here it is asked whether they do better. Their
 encoder is a ViT-B/16, their stream CIFAR-100 in ten tasks. They report 83.70 (version 1) and 88.53 (version 2),
 probably the accuracy after the last task (ACC), as is L2P's 83.83, and the average incremental accuracy (AIA), the mean
-over time of the accuracy so far, which their program prints: 88.53 is not to be compared with 83.83.
+over time of the accuracy so far, which their program prints: 88.53 is not to be compared with 83.83. No AIA of L2P is
+known to us, and a difference is reported nowhere.
 
 Here the encoder is all-MiniLM-L6-v2 with mean pooling, without its last normalisation, and a stream is an intent set in
 tasks. Means see every training question once, and nothing of them is tuned. Against them, of the same encoder with a
-linear layer over the intents: the layer alone, the layer with LoRA, and with 8 soft prompts, trained task after task
-with the softmax over the task's own intents, as L2P does; and the first two on all tasks at once. Their learning rates
-are chosen by ACC on training questions that the run does not learn from. A seed draws the order of the intents and the
-questions, of each intent as many as the preset says. All classes seen so far compete, but for the last column.
+linear layer over the intents: the layer alone, the layer with LoRA, and with a soft prompt, trained task after task
+with the softmax over the task's own intents; and the same on all tasks at once. The soft prompt is not L2P: it is one
+prompt of 8 vectors for all questions, without L2P's pool of prompts and the keys that choose among them. Learning rates
+and epochs are chosen by ACC on training questions that the run does not learn from. A seed draws the order of the
+intents and the questions, of each intent as many as the preset says. All classes seen so far compete, but for the last
+column.
 
     python -m experiments.nmc_baseline --preset small
 """
@@ -47,11 +50,11 @@ LENGTH = 24  # tokens of a question; of ten one has more
 
 @dataclasses.dataclass(frozen=True)
 class Preset(suite.Preset):
-    """How much is done: questions of each intent, for training and tests (None: all); passes over those of a task."""
+    """How much is done: questions of each intent, for training and tests (None: all); `short`: one pass over a task."""
 
-    per_intent: int | None = 20
+    per_intent: int | None = 15
     tests: int | None = None
-    epochs: int = 3
+    short: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Arm(suite.Arm):
       frozen: it takes the frozen encoder's features, which are computed once.
       at_once: all tasks are one.
       learning_rate: None if there is no training, but one pass over the records.
+      epochs: passes over the training questions of a task.
     """
 
     method: Callable[[int, int], Transform]
@@ -71,15 +75,17 @@ class Arm(suite.Arm):
     frozen: bool = False
     at_once: bool = False
     learning_rate: float | None = None
+    epochs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A stream in tokens and in features of the frozen encoder, and that encoder with a new layer."""
+    """A stream in tokens and in features of the frozen encoder, that encoder with a new layer, and when to test."""
 
     tokens: list[Experience]
     features: list[Experience]
     model: Classifier
+    over_time: bool = True  # after every task
 
 
 @nnx.dataclass
@@ -91,7 +97,7 @@ class Given(Module):
 
 
 def data(preset: Preset, dataset: str, seed: int, validate: bool = False) -> Data:
-    """The stream of a seed; with `validate` it is tested on 10 other training questions of each intent."""
+    """The stream of a seed; with `validate` it is tested on 10 other training questions of each intent, at its end."""
     embedder = jaxemb.load(default_model().path)
     encoder = dataclasses.replace(embedder.model, heads=())
     texts, labels = datasets.intents(dataset, "train")
@@ -105,7 +111,7 @@ def data(preset: Preset, dataset: str, seed: int, validate: bool = False) -> Dat
     order = np.random.default_rng(seed).permutation(classes).tolist()
     of = lambda name: ({"input": part[name], "label": part["label"]} for part in columns)
     streams = (split_by_class(*of(name), TASKS[dataset], order=order) for name in ("input", "features"))
-    return Data(*streams, Classifier.init(jax.random.key(seed), encoder, encoder.dim, classes))
+    return Data(*streams, Classifier.init(jax.random.key(seed), encoder, encoder.dim, classes), not validate)
 
 
 def encoded(encoder: Any, tokens: Any, rows: int = 256) -> np.ndarray:
@@ -120,16 +126,16 @@ def measure(preset: Preset, data: Data, arm: Arm, seed: int) -> dict[str, float]
     transform, tasks = arm.method(classes, dim), data.features if arm.frozen else data.tokens
     score = functools.partial(accuracy, arm.predict, transform=transform, batch_size=256)
     scores = {"ACC": score(scenario="class"), "task ACC": score(scenario="task")}
-    training = arm.learning_rate is not None
+    training, over_time = arm.learning_rate is not None, data.over_time and not arm.at_once
     result = run_stream(
         [joint(tasks)] if arm.at_once else tasks,
         dataclasses.replace(data.model, encoder=Given()) if arm.frozen else data.model,
         classification(),
         optax.adam(arm.learning_rate if training else 0.0),
         transform,
-        epochs=preset.epochs if training else 1,
+        epochs=1 if preset.short else arm.epochs,
         batch_size=16 if training else 1,
-        evaluate={} if arm.at_once else {"ACC": scores["ACC"]},
+        evaluate={"ACC": scores["ACC"]} if over_time else {},
         compete="task",
         reset_optimizer=True,
         future=False,
@@ -137,7 +143,7 @@ def measure(preset: Preset, data: Data, arm: Arm, seed: int) -> dict[str, float]
     )
     ends = lambda of: np.mean([of(result.state, task, t, np.ones(classes, bool)) for t, task in enumerate(tasks)])
     values = {name: ends(of) for name, of in scores.items()}
-    if not arm.at_once:
+    if over_time:
         values["AIA"] = metrics.average_incremental_accuracy(result.R["ACC"])
         values["forgetting"] = metrics.forgetting(result.R["ACC"])
     return {name: 100 * value for name, value in values.items()}
@@ -168,36 +174,40 @@ def describe(data: Data) -> str:
 HEAD = r"^head\."
 TRAINED = {
     "linear layer": (lambda classes, dim: identity(), True, (1e-3, 3e-3, 1e-2, 3e-2)),
-    "LoRA": (lambda classes, dim: lora(8, train=HEAD), False, (3e-4, 1e-3, 3e-3, 1e-2)),
-    "prompts": (lambda classes, dim: prompts(8, train=HEAD), False, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "LoRA": (lambda classes, dim: lora(8, train=HEAD), False, (1e-3, 3e-3)),
+    "soft prompt": (lambda classes, dim: prompts(8, train=HEAD), False, (3e-3, 1e-2)),
 }
 
 
-def trained(name: str, at_once: bool = False, **options: Any) -> Arm:
+def trained(name: str, at_once: bool = False, epochs: tuple[int, ...] = (3, 10), **options: Any) -> Arm:
     method, frozen, rates = TRAINED[name]
-    return Arm(method, frozen=frozen, at_once=at_once, grid={"learning_rate": rates}, **options)
+    return Arm(method, frozen=frozen, at_once=at_once, grid={"learning_rate": rates, "epochs": epochs}, **options)
 
 
-NMC, LORA, PROMPTS = "NMC, unit (the paper's)", "LoRA, task after task", "prompts, task after task"
+NMC, LORA, PROMPT = "NMC, unit (the paper's)", "LoRA, task after task", "soft prompt (not L2P), task after task"
 LINEAR, BANKING = "linear layer, task after task", ("banking77",)
+LORA_AT_ONCE, PROMPT_AT_ONCE = "LoRA, all at once", "soft prompt, all at once"
 ARMS = {
-    NMC: means("unit", paper=Reported("83.70 (ACC), 88.53 (AIA) on Split CIFAR-100")),
+    NMC: means(
+        "unit", paper=Reported("83.70 (ACC), 88.53 (AIA) on Split CIFAR-100; ACC of L2P 83.83, DualPrompt 86.51")
+    ),
     "NMC, Euclidean": means("euclidean"),
     "NMC, cosine": means("cosine"),
     "streaming LDA": Arm(covariance, discriminant, frozen=True),
     LINEAR: trained("linear layer"),
     LORA: trained("LoRA", on=BANKING),
-    PROMPTS: trained("prompts", on=BANKING, paper=Reported("83.83 (L2P), 86.51 (DualPrompt), ACC there")),
+    PROMPT: trained("soft prompt", on=BANKING),
     "linear layer, all at once": trained("linear layer", at_once=True),
-    "LoRA, all at once": trained("LoRA", at_once=True, on=BANKING),
+    LORA_AT_ONCE: trained("LoRA", at_once=True, epochs=(3,), on=BANKING),
+    PROMPT_AT_ONCE: trained("soft prompt", at_once=True, epochs=(3,), on=BANKING),
 }
 EXPERIMENT = Experiment(
     name="nmc_baseline",
     about=__doc__,
     presets={
-        "smoke": Preset(datasets=BANKING, seeds=2, per_intent=2, tests=2, epochs=1),
-        "small": Preset(datasets=("banking77", "clinc150"), seeds=3, tests=10),
-        "paper": Preset(datasets=("banking77", "clinc150"), seeds=5, per_intent=None, epochs=5),
+        "smoke": Preset(datasets=BANKING, seeds=2, per_intent=2, tests=2, short=True),
+        "small": Preset(datasets=("banking77", "clinc150"), seeds=3, tests=5),
+        "paper": Preset(datasets=("banking77", "clinc150"), seeds=5, per_intent=None),
     },
     arms=ARMS,
     data=data,
@@ -209,13 +219,21 @@ EXPERIMENT = Experiment(
         "task ACC": Measure("ACC, task known, %"),
     },
     claims=(
-        Claim("Frozen class means do better than trained prompts", NMC, ">", PROMPTS, "AIA"),
-        Claim("also after the last task", NMC, ">", PROMPTS, "ACC", paper=Reported("-0.1 to L2P, -2.8 to DualPrompt")),
-        Claim("and better than LoRA", NMC, ">", LORA, "AIA"),
-        Claim("and than a linear layer trained task after task", NMC, ">", LINEAR, "AIA"),
+        Claim(
+            "Frozen class means do better than a trained soft prompt",
+            NMC,
+            ">",
+            PROMPT,
+            paper=Reported("competitive or even better; by our subtraction -0.1 to L2P, -2.8 to DualPrompt"),
+        ),
+        Claim("also on average over time", NMC, ">", PROMPT, "AIA"),
+        Claim("and better than LoRA", NMC, ">", LORA),
+        Claim("and than a linear layer trained task after task", NMC, ">", LINEAR),
+        Claim("A soft prompt learns, if all tasks come at once", PROMPT_AT_ONCE, ">", PROMPT),
+        Claim("and adds to the linear layer", PROMPT_AT_ONCE, ">", "linear layer, all at once"),
         Claim("Means are better as they are than renormalised (iCaRL)", NMC, ">", "NMC, cosine"),
         Claim("A covariance adds to the means", "streaming LDA", ">", NMC),
-        Claim("Training on all tasks at once does better", "LoRA, all at once", ">", NMC),
+        Claim("Training on all tasks at once does better", LORA_AT_ONCE, ">", NMC),
     ),
     describe=describe,
     held_out=functools.partial(data, seed=suite.CHOICE_SEED, validate=True),

@@ -1,7 +1,7 @@
 import numpy as np
 
 from experiments import nmc_baseline
-from experiments.nmc_baseline import EXPERIMENT, NMC
+from experiments.nmc_baseline import EXPERIMENT, NMC, PROMPT
 
 
 def test_smoke(smoke_cells, minilm):
@@ -24,3 +24,10 @@ def test_what_learning_rates_are_chosen_on_is_no_test_question(minilm, monkeypat
     assert len(trained & asked) < 5 and len(asked & questions(task.test for task in real.tokens)) < 5
     assert [len(task.classes[task.classes]) for task in found.tokens] == [11] * 7
     assert sum(len(task.test["label"]) for task in found.tokens) == 770
+
+
+def test_what_is_trained_is_chosen_with_its_epochs():
+    for name, arm in EXPERIMENT.arms.items():
+        assert (arm.learning_rate is None) and (arm.grid.keys() == {"learning_rate", "epochs"} or arm.frozen), name
+    assert EXPERIMENT.arms[PROMPT].paper is None  # no figure of L2P is a soft prompt's
+    assert EXPERIMENT.claims[0].measure == "" and EXPERIMENT.first == "ACC"
