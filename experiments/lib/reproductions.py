@@ -13,13 +13,15 @@ from jaxemb.files import read_json, write_text
 from jaxemb.settings import Settings
 
 PAGE = REPOSITORY / "docs" / "reproductions.md"
+OF_NO_PAPER = ("code_search", "continual_retrieval", "continual_text", "stsb")
+"""Experiments that compare methods, or try an own recipe; no paper makes their claims."""
 _ABOUT = """# Reproductions
 
-Of every experiment the claim that its paper makes first, what the paper reports, and the difference that we measured,
-with its 95 % interval, which covers what the seeds draw, and neither other data nor, where all seeds share them, other
-test records. *Shown* is a claim with which the whole interval agrees, *opposite* one with which it disagrees. The
-tables have the other claims, the conditions and what was tried. `python -m experiments.lib.reproductions` makes this
-page.
+Of every experiment of a paper the claim that it makes first, what the paper reports, and the difference that we
+measured, with its 95 % interval, which covers what the seeds draw, and neither other data nor, where all seeds share
+them, other test records. *Shown* is a claim with which the whole interval agrees, *opposite* one with which it
+disagrees. The tables have the other claims, the conditions and what was tried.
+`python -m experiments.lib.reproductions` makes this page.
 
 """
 
@@ -27,13 +29,16 @@ page.
 def page(results: Path) -> str:
     """The page of all results under a directory; those without `results.json` are named below it.
 
-    So are the experiments, beside that directory, that have no results.
+    So are the experiments of no paper, and those, beside that directory, that have no results.
     """
     files = sorted(results.glob("*/results.json"))
     summaries = [Settings(read_json(path, dict), str(path), ValueError) for path in files]
-    rows = [row for summary in summaries for row in _rows(summary)]
+    rows = [row for summary in summaries if summary["name"] not in OF_NO_PAPER for row in _rows(summary)]
     header = ["experiment", "claim", "data", "paper", "difference", "verdict", "command", "CPU minutes"]
     text = _ABOUT + (markdown_table(header, rows, left=len(header)) if rows else "No experiment has a row yet.\n")
+    if own := [summary["name"] for summary in summaries if summary["name"] in OF_NO_PAPER]:
+        links = ", ".join(f"[{name}](../experiments/results/{name}/table.md)" for name in own)
+        text += f"\nComparisons of our own, which no paper claims: {links}.\n"
     others = [path.name for path in sorted(results.iterdir()) if not (path / "results.json").exists()]
     if others:
         links = ", ".join(f"[{name}](../experiments/results/{name}/table.md)" for name in others)

@@ -436,7 +436,7 @@ def test_plain_values():
     assert plain(value) == {"a": 0.5, "1": [[0, 1], [True, None, "x"]]}
 
 
-def test_the_page_of_reproductions(tmp_path):
+def test_the_page_of_reproductions(tmp_path, monkeypatch):
     suite.run(experiment(), "small", tmp_path / "shifts")
     (tmp_path / "older").mkdir()
     page = reproductions.page(tmp_path)
@@ -446,10 +446,18 @@ def test_the_page_of_reproductions(tmp_path):
     )
     assert page.count("| Up is up |") == 2 and "Odd" not in page
     assert "[older](../experiments/results/older/table.md)" in page
+    monkeypatch.setattr(reproductions, "OF_NO_PAPER", ("shifts",))
+    page = reproductions.page(tmp_path)
+    assert "Up is up" not in page and "no paper claims: [shifts](../experiments/results/shifts/table.md).\n" in page
     (tmp_path / "results").mkdir()
     (tmp_path / "to_come.py").write_text("suite.main(EXPERIMENT)")
     page = reproductions.page(tmp_path / "results")
     assert "No experiment has a row yet.\n" in page and "\nExperiments without results: [to_come](" in page
+
+
+def test_experiments_of_no_paper_are_there():
+    for name in reproductions.OF_NO_PAPER:
+        assert "main(EXPERIMENT)" in (reproductions.REPOSITORY / "experiments" / f"{name}.py").read_text("utf-8")
 
 
 def test_the_page_is_that_of_the_results():
