@@ -10,8 +10,9 @@ low-rank changes of the queries and values, and the linear layer, with bounds th
 prototypes for the linear layer, and a contrastive loss; NMC trains nothing. In training all intents seen so far compete
 in the softmax, and in one row those of the task alone, as in experiments/nmc_baseline.py. Of every row that is trained
 the learning rate, and of EWC and LwF the weight, are chosen by ACC on training questions that the run which is tried
-does not learn from; other settings are those of the papers. A seed draws the order of the intents and
-the questions, of each intent as many as the preset says, for training as for the test.
+does not learn from. Other settings are fixed, and not all are the papers': PRD's prototypes have the rate 0.1, and of
+what HyperInterval's network gives a tenth is added. A seed draws the order of the intents and the questions, of each
+intent as many as the preset says, for training as for the test.
 
     python -m experiments.continual_text --preset small
 """
