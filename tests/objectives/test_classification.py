@@ -48,5 +48,5 @@ def test_bad_batches_are_named():
 
 
 def test_a_classifier_has_two_classes_at_least():
-    with pytest.raises(ValueError, match="classes must be in 2..2147483647; got 1"):
+    with pytest.raises(ValueError, match=r"classes must be in 2\.\.2147483647; got 1"):
         Classifier.init(jax.random.key(0), MODEL.encoder, 8, 1)
