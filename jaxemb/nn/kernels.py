@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxemb.checks import checked, numbers
 from jaxemb.nn.module import Module
 from jaxemb.trees import PyTree, map_with_path
 
@@ -52,6 +53,7 @@ def dense(kernel: jax.Array | Kernel) -> jax.Array:
     return kernel.dense() if isinstance(kernel, Kernel) else kernel
 
 
+@checked(model=numbers)
 def dense_kernels(model: PyTree) -> PyTree:
     """The model with arrays in place of all that stands for them: quantised kernels as float32, adapters merged."""
     return map_kernels(lambda _, leaf: dense(leaf), model)

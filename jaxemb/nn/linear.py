@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxemb.checks import checked, size
+from jaxemb.checks import checked, numbers, size
 from jaxemb.nn.kernels import times
 from jaxemb.nn.module import Module
 from jaxemb.trees import PyTree, by_path
@@ -41,6 +41,7 @@ def uniform_linear(key: jax.Array, inputs: int, outputs: int) -> Linear:
     return Linear(kernel, jax.random.uniform(key_bias, (outputs,), minval=-bound, maxval=bound))
 
 
+@checked(model=numbers)
 def linear_kernels(model: PyTree) -> dict[str, Any]:
     """The kernels of all `Linear` layers of a model by path, each an array or an `nn.Kernel`."""
     nodes = by_path(model, is_leaf=lambda node: isinstance(node, Linear))
