@@ -273,6 +273,13 @@ def finite(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite; got {value}")
 
 
+def real(name: str, value: Any) -> float:
+    """The number that a value is, NaN and infinities too; raises a TypeError unless it is one real number."""
+    if not _is_number(value) and not _KINDS[bool].holds(value):
+        raise TypeError(f"{name} must be one number; got {described(value)}")
+    return float(value)
+
+
 def one_of(name: str, value: Any, options: Collection[Any]) -> None:
     """Raises a ValueError unless the value is one of `options`."""
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
@@ -486,9 +493,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, int | float | np.number):
+    if isinstance(value, int | float):
         return not isinstance(value, bool)
-    return getattr(value, "shape", None) == () and getattr(value, "dtype", None) is not None and is_array(value)
+    return getattr(value, "shape", None) == () and getattr(value, "dtype", None) is not None and _is_real(value)
 
 
 def _is_numbers(value: Any) -> bool:

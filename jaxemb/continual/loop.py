@@ -6,6 +6,8 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxemb import parallel
-from jaxemb.checks import checked, numbers, size
+from jaxemb.checks import at_least, checked, each, is_array, numbers, real, size
 from jaxemb.continual.streams import Columns, Experience, count
 from jaxemb.files import locked, made_directory
 from jaxemb.objectives import Objective
@@ -41,6 +43,7 @@ from jaxemb.train.step import TrainStep
 from jaxemb.transforms import Task, Transform, identity
 from jaxemb.trees import PyTree
 
+_log = logging.getLogger(__name__)
 Compete = Literal["task", "seen", "all"]
 Evaluate = Callable[[TrainState, Experience, int, np.ndarray | None], float]
 """A score of a train state on the test data of an experience; see `run_stream`."""
@@ -152,12 +155,14 @@ def run_stream(
 
     Raises:
       ValueError: for no experience, both or neither of epochs and steps, sizes below 1, a batch size that does not
-        split over the mesh, experiences whose training data have different columns, shapes or types, or checkpoints of
-        another run.
+        split over the mesh, experiences whose training data have different columns, shapes or types, or a column
+        "classes" beside classes, or checkpoints of another run, of which it says what differs.
+      TypeError: if an evaluator gives no number. Of one that gives NaN a warning tells.
       NonFiniteError: if a loss or gradient is not finite; a note says which task it was.
       InUseError: if another process trains with the same checkpoints.
     """
     transform = identity() if transform is None else transform
+    epochs = [*epochs] if isinstance(epochs, Sequence) or np.ndim(epochs) else epochs
     _check(experiences, epochs, steps, batch_size, chunk, compete, mesh)
     stream = _Stream.of(experiences, epochs, steps, batch_size, compete, seed, mesh)
     about = stream.about() | {"reset_optimizer": reset_optimizer, "boundaries": boundaries, "future": future}
@@ -170,7 +175,8 @@ def run_stream(
         learner = _Learner(stream, objective, optimizer, transform, state, chunk, rules, store)
         scores = _Scores(evaluate, stream, future)
         if store is not None:
-            about |= {"data": _digest(experiences), "objective": describe(objective), "optimizer": describe(optimizer)}
+            about |= {"data": _digests(experiences), "model": _digest(model)}
+            about |= {"objective": describe(objective), "optimizer": describe(optimizer)}
             about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
             done = _restored(store, learner, about) or done
         say, advance = stack.enter_context(_telling(sum(stream.steps[len(done.seconds) :]), progress))
@@ -217,8 +223,8 @@ class _Stream:
     @classmethod
     def of(cls, experiences, epochs, steps, batch_size, compete, seed, mesh) -> "_Stream":
         sizes = tuple(count(e.train) for e in experiences)
-        passes = epochs if isinstance(epochs, Sequence) else [epochs or 1] * len(sizes)
-        totals = tuple(steps or n * max(1, size // batch_size) for n, size in zip(passes, sizes, strict=True))
+        passes = epochs if isinstance(epochs, list) else [epochs or 1] * len(sizes)
+        totals = tuple(int(steps or n * max(1, size // batch_size)) for n, size in zip(passes, sizes, strict=True))
         return cls(experiences, sizes, totals, batch_size, compete, seed, mesh)
 
     def about(self) -> dict[str, Any]:
@@ -370,9 +376,17 @@ class _Scores:
         rest = [float("nan")] * (len(every) - len(scored))
         with parallel.in_force(self.stream.mesh):
             return {
-                name: [float(score(state, e, j, classes)) for j, e in enumerate(scored)] + rest
+                name: [_score(name, e, score(state, e, j, classes)) for j, e in enumerate(scored)] + rest
                 for name, score in self.evaluate.items()
             }
+
+
+def _score(evaluator: str, experience: Experience, found: Any) -> float:
+    """What an evaluator gives of a task; a warning says if it is NaN, which looks like what is not scored."""
+    score = real(f"evaluate[{evaluator!r}] of task {experience.name!r}", found)
+    if np.isnan(score):
+        _log.warning("evaluate[%r] of task %r is NaN", evaluator, experience.name)
+    return score
 
 
 @contextlib.contextmanager
@@ -442,11 +456,26 @@ class _Progress:
         )
 
 
-def _digest(experiences: Sequence[Experience]) -> str:
-    """Tells the training data of two streams apart."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves([dict(e.train) for e in experiences]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+def _digests(experiences: Sequence[Experience]) -> dict[str, str]:
+    """Tells the data of two streams apart."""
+    columns = lambda part: dict(part) if isinstance(part, Mapping) else part
+    parts = ("train", "valid", "test", "classes")
+    return {part: _digest([columns(getattr(e, part)) for e in experiences]) for part in parts}
+
+
+def _digest(tree: PyTree) -> str:
+    """Tells two trees apart by their structure, and the types, shapes and values of their leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(json.dumps(describe(structure)).encode())
+    for leaf in leaves:
+        if not is_array(leaf):  # a collection of texts, a number
+            digest.update(json.dumps(describe(leaf)).encode())
+            continue
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if getattr(leaf, "is_fully_addressable", True):  # what lies on other machines only they can read
+            digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
 
@@ -497,12 +526,11 @@ def _check(experiences, epochs, steps, batch_size, chunk, compete, mesh) -> None
         raise ValueError("experiences must not be empty")
     if (epochs is None) == (steps is None):
         raise ValueError(f"give one of epochs and steps; got epochs={epochs}, steps={steps}")
-    if isinstance(epochs, Sequence) and len(epochs) != len(experiences):
+    if isinstance(epochs, list) and len(epochs) != len(experiences):
         raise ValueError(f"epochs must be one number, or one for each of {len(experiences)} tasks; got {epochs}")
-    least = min(epochs) if isinstance(epochs, Sequence) else epochs
-    for name, value in {"epochs": least, "steps": steps, "batch_size": batch_size, "chunk": chunk}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+    if epochs is not None:
+        (each(at_least(1)) if isinstance(epochs, list) else at_least(1))("epochs", epochs)
+    at_least(1)("chunk", chunk)
     if compete not in ("task", "seen", "all"):
         raise ValueError(f"compete must be 'task', 'seen' or 'all'; got {compete!r}")
     describe = lambda e: {
@@ -512,6 +540,8 @@ def _check(experiences, epochs, steps, batch_size, chunk, compete, mesh) -> None
             for name, column in e.train.items()
         },
     }
+    if experiences[0].classes is not None and "classes" in experiences[0].train:
+        raise ValueError("a training column must not be called 'classes', as the mask of those that compete is")
     first = describe(experiences[0])
     for e in experiences[1:]:
         if (other := describe(e)) != first:

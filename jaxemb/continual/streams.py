@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from jaxemb.checks import checked, having_keys, size
+from jaxemb.checks import check_types, checked, described, having_keys, size
 
 Columns = Mapping[str, Any]
 COLLECTION = "collection"
@@ -37,6 +37,7 @@ class Experience:
       classes: the classes in `train`, bool `[C]`, C = classes of the whole stream; None where there are no classes.
 
     Raises:
+      TypeError: if columns are no mapping.
       ValueError: if labels of a column set are no classes of the task.
     """
 
@@ -47,8 +48,11 @@ class Experience:
     classes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.classes is None:
             return
+        if self.classes.ndim != 1 or self.classes.dtype != bool:
+            raise ValueError(f"classes of task {self.name!r} must be bool [C]; got {described(self.classes)}")
         for split in ("train", "valid", "test"):
             labels = np.unique((getattr(self, split) or {}).get("label", np.zeros(0, np.int32)))
             known = (labels >= 0) & (labels < len(self.classes))

@@ -155,3 +155,18 @@ def test_separate_heads_and_joint():
         separate_heads([Experience("a", {}, {})])
     with pytest.raises(ValueError, match="tasks must have the same columns"):
         joint([Experience("a", {"x": 1}, {}), Experience("b", {"y": 1}, {})])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"valid": np.ones(3, bool)}, TypeError, "valid must be a mapping or None; got ndarray bool"),
+        ({"train": [1]}, TypeError, "train must be a mapping; got list"),
+        ({"classes": [True]}, TypeError, "classes must be an array of real numbers or None; got list"),
+        ({"classes": np.arange(2)}, ValueError, r"classes of task 't' must be bool \[C\]; got ndarray int64 \(2,\)"),
+    ],
+)
+def test_an_experience_of_something_else(given, error, message):
+    columns = {"label": np.zeros(2, np.int32)}
+    with pytest.raises(error, match=message):
+        Experience(**{"name": "t", "train": columns, "test": columns} | given)

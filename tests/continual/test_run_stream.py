@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def model():
     return drawn(lambda key: Classifier.init(key, Mlp.init(key, (D, 8)), 8, C))
 
 
-def run(stream=None, **options):
+def run(stream=None, model=model, **options):
     stream = split_by_class(blobs(), blobs(seed=1), 2) if stream is None else stream
     arguments = {"epochs": 2, "batch_size": 3, "evaluate": {"acc": accuracy()}} | options
     objective = arguments.pop("objective", classification())
@@ -76,7 +78,7 @@ def spy(log, scale=1):
 
 
 def test_epochs_of_each_task():
-    assert [len(losses) for losses in run(epochs=[1, 3], batch_size=5).losses] == [3, 6]
+    assert [len(losses) for losses in run(epochs=np.array([1, 3]), batch_size=5).losses] == [3, 6]
 
 
 def test_it_says_what_it_does_and_is_printed_as_a_table(capsys, tmp_path):
@@ -238,8 +240,18 @@ def test_a_stopped_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     with pytest.raises(ValueError, match=r"another run: transform"):
         run(**options | {"transform": spy([], scale=2)}, checkpoints=tmp_path)
     moved = blobs() | {"input": blobs()["input"] + 1}
-    with pytest.raises(ValueError, match="another run"):
-        run(split_by_class(moved, blobs(seed=1), 2), **options, checkpoints=tmp_path)
+    first, second = split_by_class(blobs(), blobs(seed=1), 2)
+    wider = dataclasses.replace(second, classes=np.array([True, False, True, True]))
+    lighter = lambda: jax.tree.map(lambda leaf: leaf / 2, model())
+    for name, others in {
+        "data.train": {"stream": split_by_class(moved, blobs(seed=1), 2)},
+        "data.test": {"stream": split_by_class(blobs(), moved, 2)},
+        "data.valid": {"stream": [dataclasses.replace(first, valid=first.train), second]},
+        "data.classes": {"stream": [first, wider]},
+        "model": {"model": lighter},
+    }.items():
+        with pytest.raises(ValueError, match=f"another run: {name}: [^;]* here$"):
+            run(**others, **options, checkpoints=tmp_path)
 
 
 def test_one_run_at_a_time_has_the_checkpoints(tmp_path):
@@ -307,6 +319,8 @@ def test_a_loss_that_is_not_finite_is_found():
         ({"epochs": None}, "one of epochs and steps; got epochs=None, steps=None"),
         ({"steps": 2}, "one of epochs and steps; got epochs=2, steps=2"),
         ({"epochs": [2]}, r"epochs must be one number, or one for each of 2 tasks; got \[2\]"),
+        ({"epochs": np.array([2])}, r"epochs must be one number, or one for each of 2 tasks; got \[.*2.*\]"),
+        ({"epochs": [1, 0]}, r"epochs\[1\] must be at least 1; got 0"),
         ({"batch_size": 0}, r"batch_size must be in 1\.\.\d+; got 0"),
         ({"compete": "some"}, "compete must be 'task', 'seen' or 'all'; got 'some'"),
     ],
@@ -314,6 +328,24 @@ def test_a_loss_that_is_not_finite_is_found():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+@pytest.mark.parametrize("found", [None, "0.5", 1j, np.complex64(1), np.array([0.5])], ids=str)
+def test_an_evaluator_that_gives_no_number_is_named(found):
+    with pytest.raises(TypeError, match=r"evaluate\['acc'\] of task '0-1' must be one number; got "):
+        run(evaluate={"acc": lambda *about: found}, steps=1, epochs=None)
+
+
+def test_a_score_that_is_nan_is_told(caplog):
+    score = lambda state, experience, number, seen: np.float32("nan") if number else True
+    assert np.isnan(run(evaluate={"acc": score}, steps=1, epochs=None).R["acc"]).tolist() == [[False, True]] * 2
+    assert set(caplog.messages) == {"evaluate['acc'] of task '2-3' is NaN"}
+
+
+def test_no_column_has_the_name_of_the_mask():
+    stream = split_by_class(blobs() | {"classes": blobs()["label"]}, blobs(seed=1), 2)
+    with pytest.raises(ValueError, match="a training column must not be called 'classes'"):
+        run(stream)
 
 
 def test_tasks_must_have_the_same_columns():
