@@ -84,6 +84,7 @@ def checker(
         for name, value in given.items():
             if value is signature.parameters[name].default:
                 continue
+            unmasked(name, value)
             is_plain = (value is not None or name in with_none) and not isinstance(value, jax.core.Tracer)
             if is_plain and name in implied:  # which says more than the kind
                 implied[name](name, value)
@@ -91,6 +92,7 @@ def checker(
                 kinds[name].check(name, value)
             if name in on_device:
                 in_32_bits(name, value)
+                in_native_order(name, value)
             if is_plain and name in checks:
                 asked.append(name)
         if fits is not None:
@@ -333,6 +335,8 @@ def arrays(name: str, tree: Any) -> None:
     for path, leaf in leaves:
         if not is_array(leaf):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be an array of a tree; got {described(leaf)}")
+        unmasked(f"{name}{jax.tree_util.keystr(path)}", leaf)
+        in_native_order(f"{name}{jax.tree_util.keystr(path)}", leaf)
 
 
 def numbers(name: str, tree: Any) -> None:
@@ -340,6 +344,8 @@ def numbers(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, bool | float) and not is_array(leaf):
             whole(f"{name}{jax.tree_util.keystr(path)}", leaf, -(2**31), 2**31 - 1)
+        unmasked(f"{name}{jax.tree_util.keystr(path)}", leaf)
+        in_native_order(f"{name}{jax.tree_util.keystr(path)}", leaf)
 
 
 def having_keys(*keys: str) -> Check:
@@ -451,6 +457,21 @@ def filled(name: str, array: Any) -> None:
     """Raises a ValueError for an array without elements."""
     if 0 in (shape := np.shape(array)):
         raise ValueError(f"{name} must not be empty; got an array of shape {shape}")
+
+
+def unmasked(name: str, value: Any) -> None:
+    """Raises a TypeError for an array with a mask, as what is computed of it would not heed that."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask; got {described(value)}: leave out what is masked")
+
+
+def in_native_order(name: str, value: Any) -> None:
+    """Raises a TypeError for numbers in the order of bytes of other machines, which devices do not take."""
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.isnative:
+        native = value.dtype.newbyteorder("=")
+        raise TypeError(
+            f"{name} must be in this machine's order of bytes; got {value.dtype}: use astype({str(native)!r})"
+        )
 
 
 def in_32_bits(name: str, value: Any) -> None:

@@ -50,21 +50,19 @@ PAIRED: Mapping[str, Paired] = {kind: _checked(kind, function) for kind, functio
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """`x / |x|` of every row of `[N, D]`; one shorter than 1e-12 stays as it is, as on the device."""
+    """`x / |x|` of every row of `[N, D]`, however short or long; zeros stay zeros."""
     with np.errstate(over="ignore", invalid="ignore"):
+        x = x / magnitude(x, axis=-1)  # squares overflow, and vanish, before numbers do
         norms = np.linalg.norm(x, axis=-1, keepdims=True)
-        if np.isinf(norms).any():  # squares overflow before numbers do
-            x = np.where(np.isinf(norms), x / np.abs(x).max(axis=-1, keepdims=True, initial=1), x)
-            norms = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(norms > 1e-12, norms, 1)
+    return x / np.where(norms == 0, 1, norms)
 
 
 @checked(shapes(a="N D | D", b="M D | D"))
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     """Of every row of `a` `[N, D]` with every row of `b` `[M, D]`, f32 `[N, M]`; one vector `[D]` is one row.
 
-    Kinds: `cosine` <a,b>/(|a||b|), `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan` -|a - b|_1. A vector shorter than
-    1e-12 counts as zero: its cosines are 0, within 1e-12.
+    Kinds: `cosine` <a,b>/(|a||b|), 0 for a vector of zeros, `dot` <a,b>, `euclidean` -|a - b|_2, `manhattan`
+    -|a - b|_1.
 
     Raises:
       ValueError: for an unknown kind, vectors of different dimension, and values or similarities that are not finite in

@@ -23,9 +23,12 @@ from jaxemb.checks import (
     encodable,
     having,
     having_keys,
+    numbers,
     one_of,
     shapes,
 )
+from jaxemb.evaluate import metrics
+from jaxemb.retrieval import hard_negatives
 from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.text_encoder import TextEncoder
 
@@ -214,6 +217,21 @@ def test_numbers_that_a_device_would_make_others_of():
         losses.cosent(SOME, SOME, SOME[:, 0], scale=1e300)
     with pytest.raises(ValueError, match=r"temperature must be a number of float32, at least 1.2e-38; got 1e-40"):
         losses.info_nce(SOME, SOME, temperature=1e-40)
+
+
+def test_masks_and_orders_of_bytes_that_would_not_be_heeded():
+    masked, big = np.ma.masked_array(np.ones((2, 3)), np.eye(2, 3)), np.ones((2, 3), ">f4")
+    with pytest.raises(TypeError, match=r"x must be an array without a mask; got MaskedArray float64 \(3,\)"):
+        metrics.pearson(masked[0], np.ones(3))
+    for corpus, message in (
+        (masked, "without a mask"),
+        (big, r"in this machine's order of bytes; got >f4: use astype"),
+    ):
+        with pytest.raises(TypeError, match=f"corpus must be .*{message}"):
+            hard_negatives(np.ones((2, 3), np.float32), corpus, np.array([[0, 0]]))
+        for check in (arrays, numbers):
+            with pytest.raises(TypeError, match=rf"batch\['w'\] must be .*{message}"):
+                check("batch", {"w": corpus})
 
 
 EMPTY = np.zeros((0, 3), np.float32)

@@ -162,7 +162,7 @@ def run_stream(
       InUseError: if another process trains with the same checkpoints.
     """
     transform = identity() if transform is None else transform
-    epochs = [*epochs] if isinstance(epochs, Sequence) or np.ndim(epochs) else epochs
+    epochs = epochs if epochs is None or isinstance(epochs, int) else np.asarray(epochs).tolist()
     _check(experiences, epochs, steps, batch_size, chunk, compete, mesh)
     stream = _Stream.of(experiences, epochs, steps, batch_size, compete, seed, mesh)
     about = stream.about() | {"reset_optimizer": reset_optimizer, "boundaries": boundaries, "future": future}

@@ -12,6 +12,8 @@ from jaxemb.evaluate import metrics
 from jaxemb.similarity import PAIRED
 from jaxemb.text_encoder import Evaluator, TextEncoder, encode_finite
 
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of the length of a vector: nearer ones are the same
+
 
 @dataclasses.dataclass(frozen=True)
 class StsSet:
@@ -41,7 +43,8 @@ def sts(
       embedder: the model.
       first, second: the two texts of each pair, N each.
       scores: how similar people find them, `[N]`.
-      similarities: of "cosine", "dot", "euclidean" and "manhattan" (negative distances).
+      similarities: of "cosine", "dot", "euclidean" and "manhattan" (negative distances; those within the rounding of
+        the vectors, 1e-6 of their length, are 0).
       prompt_name: the model's prompt for all texts.
 
     Returns:
@@ -57,6 +60,8 @@ def sts(
     result = {}
     for name in similarities:
         predicted = PAIRED[name](a, b)
+        if name in ("euclidean", "manhattan"):  # whose order between texts that are the same is that of their rounding
+            predicted = np.where(np.abs(predicted) <= _ROUNDING * np.abs(PAIRED[name](a, 0 * a)), 0.0, predicted)
         result[f"{name}_spearman"] = metrics.spearman(predicted, scores)
         result[f"{name}_pearson"] = metrics.pearson(predicted, scores)
     return result

@@ -42,8 +42,7 @@ def topk_search(
       corpus: `[N, D]`, any float type; may be a memory-mapped array larger than memory, which is read once.
         What is on the device already stays there.
       k: number of results; of more than there are rows, N are given.
-      metric: "cosine" <q,x>/(|q||x|), "dot" <q,x>, or "euclidean" -|q - x|_2. A vector shorter than 1e-12 counts as
-        zero: its cosines are 0, within 1e-12.
+      metric: "cosine" <q,x>/(|q||x|), 0 for a vector of zeros, "dot" <q,x>, or "euclidean" -|q - x|_2.
       corpus_chunk: most corpus rows on the device at a time.
       query_chunk: most queries compared with a chunk at a time; `query_chunk * corpus_chunk` scores exist at once.
       mesh: split every chunk over the devices of this mesh; each finds its own best k, and these are merged. By default
@@ -191,22 +190,37 @@ def _squares(x):
 
 def _scores(queries, rows, metric):
     """Similarities `[q, c]` in f32; of "euclidean" the squares of the distances."""
+    if metric == "cosine":
+        shortest = jnp.minimum(_squares(queries).min(), _squares(rows).min())
+        scaled = lambda q, x: _cosines(q / _magnitudes(q), x / _magnitudes(x))
+        return jax.lax.cond(shortest < 1e-24, scaled, _cosines, queries, rows)
     if metric == "euclidean":  # the nearer to 0, the smaller the rounding
         center = queries.mean(axis=0)
         queries, rows = queries - center, rows - center
+    products = _products(queries, rows)
+    return products if metric == "dot" else 2 * products - _squares(queries)[:, None] - _squares(rows)
+
+
+def _products(queries, rows):
     # Full precision, as TF32 or bf16 products would reorder near neighbours.
-    products = jnp.einsum("qd,cd->qc", queries, rows, precision=jax.lax.Precision.HIGHEST)
-    if metric == "dot":
-        return products
-    if metric == "euclidean":
-        return 2 * products - _squares(queries)[:, None] - _squares(rows)
-    return products * _inverse_norms(queries)[:, None] * _inverse_norms(rows)
+    return jnp.einsum("qd,cd->qc", queries, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def _cosines(queries, rows):
+    return _products(queries, rows) * _inverse_norms(queries)[:, None] * _inverse_norms(rows)
 
 
 def _inverse_norms(x):
-    """`1 / |x|`; 1 of a vector that counts as zero, as in `jaxemb.nn.unit`."""
+    """`1 / |x|`; 1 of zeros."""
     squares = _squares(x)
-    return jax.lax.rsqrt(jnp.where(squares <= 1e-24, 1.0, squares))
+    return jax.lax.rsqrt(jnp.where(squares == 0, 1.0, squares))
+
+
+def _magnitudes(x):
+    """By rows, the power of two of the largest magnitude; 1 for zeros. What is divided by it loses no digit."""
+    largest = jnp.abs(x).max(axis=-1, keepdims=True)
+    exponent = jax.lax.bitcast_convert_type(largest, jnp.int32) & 0x7F800000
+    return jnp.where(exponent == 0, 1.0, jax.lax.bitcast_convert_type(exponent, jnp.float32))
 
 
 def _top_k(scores, k):

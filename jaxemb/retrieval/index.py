@@ -7,6 +7,7 @@ records.jsonl  one JSON object per vector, in order
 
 import base64
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from jaxemb.settings import text as string
 if TYPE_CHECKING:
     from jaxemb.sentence_embedder import SentenceEmbedder
 
-_FORMAT = 2
+_FORMAT = 3
 logger = logging.getLogger(__name__)
 
 _MANIFEST, _VECTORS, _RECORDS = "manifest.json", "vectors.npy", "records.jsonl"
@@ -48,7 +49,8 @@ class Manifest:
       similarity: "cosine", "dot" or "euclidean".
       text: the records' field that was encoded.
       fingerprint: the model's vector of a text that is always the same, float32, as base64.
-      sha256: of the other files.
+      sha256: of the other files, and under "manifest.json" of what is here, but for `model` and `text`, which may
+        change.
       format: version of this layout.
     """
 
@@ -96,13 +98,16 @@ class SearchIndex:
         """The record number `id`.
 
         Raises:
-          ValueError: if there is no such record, or its line in the file is no JSON object.
+          ValueError: if there is no such record, or its line in the file is no JSON object with the field of the text.
         """
         whole("id", id, 0, len(self) - 1)
         try:
-            return parse_json(self.lines[id], dict, finite=False)
+            record = parse_json(self.lines[id], dict, finite=False)
+            if (text := self.manifest.text) not in record:
+                raise ValueError(f"expected the field {text!r}, which {_MANIFEST} calls text; got {list(record)}")
         except ValueError as error:
             raise ValueError(f"{self.path / _RECORDS}:{id + 1}: {error}") from error
+        return record
 
     @checked(k=at_least(1), embedder=having("encode", "model", "prompts"))
     def search(
@@ -217,11 +222,11 @@ def build_index(
                 show_progress=show_progress,
             )
         else:
-            with np.errstate(over="ignore"):  # what becomes infinite is named
-                vectors = np.asarray(vectors, dtype)
-            mapped = mapped_array(fresh / _VECTORS, vectors.shape, dtype)
-            mapped[:] = vectors
+            given, mapped = vectors, mapped_array(fresh / _VECTORS, np.shape(vectors), dtype)
+            with np.errstate(over="ignore", under="ignore"):  # what becomes infinite or zero is named
+                vectors = mapped[:] = np.asarray(given, dtype)
             mapped.flush()
+            _check_not_tiny(given, dtype)
         _check_finite(vectors)
         manifest = Manifest(
             model=model,
@@ -233,6 +238,7 @@ def build_index(
             fingerprint=base64.b64encode(_probe(embedder).tobytes()).decode("ascii"),
             sha256={name: sha256(fresh / name) for name in (_VECTORS, _RECORDS)},
         )
+        manifest = dataclasses.replace(manifest, sha256={**manifest.sha256, _MANIFEST: _seal(manifest)})
         write_json(fresh / _MANIFEST, dataclasses.asdict(manifest), indent=2)
     return open_index(path, verify=False)
 
@@ -270,15 +276,11 @@ def _open(path: Path, verify: bool) -> SearchIndex:
     lines = (path / _RECORDS).read_bytes().split(b"\n")[:-1]
     if len(lines) != manifest.count:
         raise ValueError(f"{path / _RECORDS}: manifest says {manifest.count} records; got {len(lines)} whole lines")
-    for name, expected_sha256 in manifest.sha256.items() if verify else ():
-        if sha256(path / name) != expected_sha256:
+    for name in (_VECTORS, _RECORDS) if verify else ():
+        if sha256(path / name) != manifest.sha256[name]:
             raise ValueError(f"{path / name} was changed after the index was built; build it anew")
     index = SearchIndex(path, manifest, vectors, lines)
-    if manifest.text not in (first := index.record(0)):
-        there = ", ".join(map(repr, first))
-        raise ValueError(
-            f"{path / _MANIFEST}: text must be a field of the records, such as {there}; got {manifest.text!r}"
-        )
+    index.record(0)  # which has the field of the text
     return index
 
 
@@ -292,7 +294,7 @@ def _read_manifest(path: Path) -> Manifest:
         **{key: size(c, key) for key in ("dim", "count")},
         dtype=string(c, "dtype", options=("float32", "float16")),
         similarity=string(c, "similarity", options=("cosine", "dot", "euclidean")),
-        sha256={name: string(hashes, name) for name in (_VECTORS, _RECORDS)},
+        sha256={name: string(hashes, name) for name in (_VECTORS, _RECORDS, _MANIFEST)},
     )
     try:
         length = len(base64.b64decode(manifest.fingerprint, validate=True))
@@ -300,7 +302,16 @@ def _read_manifest(path: Path) -> Manifest:
         length = -1
     if length != 4 * manifest.dim:
         raise ValueError(f"{path}: fingerprint must be base64 of {manifest.dim} numbers, as dim says; build it anew")
+    if manifest.sha256[_MANIFEST] != _seal(manifest):
+        raise ValueError(f"{path} was changed after the index was built; build it anew")
     return manifest
+
+
+def _seal(manifest: Manifest) -> str:
+    """SHA-256 of what a manifest says, but for the names, which may change: models move."""
+    said = dataclasses.asdict(manifest) | {"sha256": [manifest.sha256[name] for name in (_VECTORS, _RECORDS)]}
+    said = {name: value for name, value in said.items() if name not in ("model", "text")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _probe(embedder: "SentenceEmbedder") -> np.ndarray:
@@ -342,3 +353,11 @@ def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:
         finite = np.isfinite(vectors[start : start + chunk]).all(axis=1)
         if not finite.all():
             raise ValueError(f"the embedding of record {start + int(np.argmin(finite))} is not finite")
+
+
+def _check_not_tiny(vectors: Any, dtype: str, chunk: int = 65_536) -> None:
+    """Raises a ValueError, naming the record, if a vector has no digits left in `dtype`, and is not zero."""
+    for start in range(0, len(vectors), chunk):
+        largest = np.abs(np.asarray(vectors[start : start + chunk])).max(axis=1)
+        if (tiny := (largest > 0) & (largest < np.finfo(dtype).tiny)).any():
+            raise ValueError(f"the embedding of record {start + int(np.argmax(tiny))} is too small for {dtype}")

@@ -114,7 +114,8 @@ class RunDirectory:
         """Removes what runs write, and nothing else."""
         for pattern in ("run.json", "config.py", "metrics.jsonl", "tensorboard/events.out.tfevents.*"):
             for path in self.path.glob(pattern):
-                path.unlink()
+                if self._run.source is None or not path.samefile(self._run.source):
+                    path.unlink()
         for path in self.path.glob("checkpoints/step_*"):
             if path.is_dir() and re.fullmatch(r"step_\d+(\.\w+)?", path.name):
                 shutil.rmtree(path)

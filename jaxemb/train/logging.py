@@ -6,6 +6,7 @@ Two packages are optional: without tensorboardX there are no events, and without
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -96,7 +97,8 @@ class RunLog:
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if math.isfinite(value):  # of others tensorboardX warns without their names
+                    self._board.add_scalar(name, value, step)
         if self._bar is not None and "train/loss" in values:
             rate = values.get("train/records_per_second", 0.0)
             return self._bar.update(self._task, loss=values["train/loss"], rate=rate)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from jaxemb import parallel
 from jaxemb.backends import without_absent_tpu
-from jaxemb.checks import checked
+from jaxemb.checks import checked, real
 from jaxemb.files import checked_path
 from jaxemb.train.accumulation import stack_batches
 from jaxemb.train.checkpoints import Checkpoints, DamagedCheckpointError, wait_for_all
@@ -205,6 +205,7 @@ class _Loop:
         last = lambda: checkpoints.path(steps[-1]) if (steps := checkpoints.steps()) else None
         self._runner = Runner(step, state, mesh=run.mesh, done=self._write_log, last_checkpoint=last)
         self._step, self._saved_at = int(state.step), time.monotonic()
+        self._nan = set[str]()  # the evaluation results that have been NaN
         self._first, self._is_silent = self._step, True  # where this call began; whether nothing has been evaluated yet
         self._ends = list(itertools.accumulate(task.steps for task in run.all_tasks))
         self._batches: Any = None  # those of the task that is trained
@@ -414,6 +415,9 @@ class _Loop:
         with self._stop.during("evaluation"), parallel.in_force(run.mesh):
             for name, evaluator in run.evaluators.items():
                 found |= _numbers(name, evaluator(current))
+        if nan := [name for name, value in found.items() if np.isnan(value) and name not in self._nan]:
+            _log.warning("step %d: the evaluation results %s are NaN, which is never the best", self._step, nan)
+            self._nan.update(nan)
         if run.best is not None and run.best[0] not in found:
             raise ValueError(f"Run.best is {run.best[0]!r}, but the evaluation results are {sorted(found)}")
         return found
@@ -516,8 +520,8 @@ def _check_savable(run: Run, embedder: "SentenceEmbedder", state: TrainState) ->
 def _numbers(name: str, found: Any) -> dict[str, float]:
     """What an evaluator gives, by `name/number`."""
     try:
-        return {f"{name}/{key}": float(value) for key, value in found.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        return {f"{name}/{key}": real(str(key), value) for key, value in found.items()}
+    except (AttributeError, TypeError) as error:
         raise TypeError(f"Run.evaluators[{name!r}] must give numbers by name; got {found!s:.80}") from error
 
 

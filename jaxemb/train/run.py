@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Evaluator = Callable[["SentenceEmbedder"], Mapping[str, float]]
 Data = Callable[["SentenceEmbedder"], Iterable[Mapping[str, Any]]]
 # What may change when a run is resumed: how it is watched, where it runs, and the text that says so.
+_CONFIG = "__config__"  # the module's name of every config file: what a file is called does not tell runs apart
 _MAY_CHANGE = frozenset(
     {
         *("log_every", "evaluators", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep"),
@@ -265,7 +266,7 @@ def load_run(path: str | Path, options: Mapping[str, Any] | None = None) -> Run:
         raise FileNotFoundError(f"no config file {path}")
     if b"\0" in path.read_bytes():
         raise ValueError(f"{path} is no Python file: it has null bytes")
-    config = runpy.run_path(str(path), run_name=path.stem)
+    config = runpy.run_path(str(path), run_name=_CONFIG)
     if not callable(config.get("run")):
         raise ValueError(f"{path} must define a function run(**options) that returns a jaxemb.train.Run")
     try:

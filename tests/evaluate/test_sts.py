@@ -116,6 +116,18 @@ def test_a_correlation_that_is_undefined_is_no_number():
         assert np.isnan(list(sts(same, FIRST, SECOND, SCORES).values())).all()
 
 
+def test_the_rounding_of_texts_that_are_the_same_has_no_order():
+    """Those of another batch, or another place in it, have other sums."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20, 12)).astype(np.float32)
+    again = vectors * (1 + np.finfo(np.float32).eps * rng.integers(-1, 2, vectors.shape)).astype(np.float32)
+    model = Table({f"{n}{side}": v for side, rows in (("a", vectors), ("b", again)) for n, v in enumerate(rows)})
+    texts = lambda side: [f"{n}{side}" for n in range(20)]
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        found = sts(model, texts("a"), texts("b"), np.arange(20.0), similarities=("euclidean", "manhattan", "cosine"))
+    assert np.isnan(list(found.values())).all(), found
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -30,7 +30,7 @@ def test_derivatives_of_distances_agree_with_differences():
     check_grads(euclidean, (a, b), order=2, modes=("fwd", "rev"), atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1e18, 1e20, 1e37])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-9, 1e18, 1e20, 1e37])
 def test_a_cosine_on_the_host_does_not_depend_on_the_length(scale):
     vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     found = on_host.similarity(vectors, vectors * np.float32(scale))
@@ -39,13 +39,13 @@ def test_a_cosine_on_the_host_does_not_depend_on_the_length(scale):
     np.testing.assert_allclose(rows, np.ones(4), atol=1e-6)
 
 
-def test_a_vector_shorter_than_1e_12_counts_as_zero_on_device_and_host():
+def test_a_vector_shorter_than_1e_12_counts_as_zero_where_there_are_gradients():
     for length, expected in {1.1e-12: 1.0, 0.9e-12: 0.0, 1e-30: 0.0, 0.0: 0.0}.items():
         a, b = np.array([[length, 0]], np.float32), np.array([[2, 0]], np.float32)
         np.testing.assert_allclose(cosine(a, b), [[expected]], atol=1e-11)
-        np.testing.assert_allclose(on_host.similarity(a, b), [[expected]], atol=1e-11)
+        np.testing.assert_array_equal(on_host.similarity(a, b), [[np.sign(length)]])
         for queries, corpus in ((a, b), (b, a)):
-            np.testing.assert_allclose(topk_search(queries, corpus, 1)[0], [[expected]], atol=1e-11)
+            np.testing.assert_allclose(topk_search(queries, corpus, 1)[0], [[np.sign(length)]], rtol=1e-6)
         gradient = jax.grad(lambda a, b=b: cosine(a, b).sum())(jnp.asarray(a))
         assert np.isfinite(gradient).all()
 

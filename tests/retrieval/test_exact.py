@@ -44,6 +44,16 @@ def test_finds_what_sorting_finds(metric):
     assert (scores.dtype, ids.dtype) == (np.float32, np.int32)
 
 
+def test_cosines_do_not_depend_on_lengths():
+    rng = np.random.default_rng(0)
+    queries, corpus = rng.standard_normal((5, 8), np.float32), rng.standard_normal((70, 8), np.float32)
+    expected = topk_search(queries, corpus, 6)
+    lengths = np.float32(2) ** rng.integers(-110, 40, 75)[:, None]  # their squares vanish
+    found = topk_search(queries * lengths[:5], corpus * lengths[5:], 6)
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("clusters", [1, 20])
 def test_distances_far_below_the_length_of_vectors(clusters):
     """By products they would all be 0. One cluster is searched by a few differences, many take all of them."""

@@ -181,6 +181,11 @@ def test_vectors_that_float16_cannot_hold_are_named(tmp_path):
     vectors = np.array([[1, 2, 3, 4], [1, 1e6, 3, 4], [0, 0, 0, 1]], np.float32)
     with pytest.raises(ValueError, match="the embedding of record 1 is not finite"):
         build_index(tmp_path / "i", RECORDS, Letters(), model="letters", vectors=vectors, dtype="float16")
+    vectors[1] = 1e-9
+    with pytest.raises(ValueError, match="the embedding of record 1 is too small for float16"):
+        build_index(tmp_path / "i", RECORDS, Letters(), model="letters", vectors=vectors, dtype="float16")
+    vectors[1] = 0
+    build_index(tmp_path / "i", RECORDS, Letters(), model="letters", vectors=vectors, dtype="float16")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "vectors.npy", "records.jsonl"])
@@ -221,9 +226,9 @@ def test_vectors_that_do_not_match_the_manifest_are_named(index):
     ("message", "content"),
     [
         ("not valid JSON", "{"),
-        ("format must be 2; got 1; build the index anew", '{"format": 1}'),
+        ("format must be 3; got 1; build the index anew", '{"format": 1}'),
         ("expected a JSON object; got a list", "[]"),
-        ("key 'text' is missing", '{"format": 2, "model": "m"}'),
+        ("key 'text' is missing", '{"format": 3, "model": "m"}'),
     ],
 )
 def test_a_damaged_manifest_is_named(index, message, content):
@@ -240,6 +245,9 @@ def test_a_damaged_record_is_named_when_it_is_found(index):
         again.record(1)
     with pytest.raises(ValueError, match=r"records.jsonl:3: expected a JSON object; got a number 3"):
         again.record(2)
+    (index.path / "records.jsonl").write_text('{"text": "aab"}\n{"page": 3}\n{}\n')
+    with pytest.raises(ValueError, match=r"records.jsonl:2: expected the field 'text', .*; got \['page'\]"):
+        open_index(index.path, verify=False).record(1)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,8 @@ def test_a_damaged_record_is_named_when_it_is_found(index):
         ({"similarity": None}, r"manifest.json: similarity must be one of .*; got null"),
         ({"sha256": []}, r"manifest.json: sha256 must be an object; got \[\]"),
         ({"sha256": {}}, "manifest.json: sha256: key 'vectors.npy' is missing"),
-        ({"text": "nope"}, r"manifest.json: text must be a field of the records, such as 'text'; got 'nope'"),
+        ({"text": "nope"}, r"records.jsonl:1: expected the field 'nope', which manifest.json .*; got \['text'\]"),
+        ({"similarity": "dot"}, "manifest.json was changed after the index was built; build it anew"),
         ({"fingerprint": "?"}, "manifest.json: fingerprint must be base64 of 4 numbers"),
     ],
 )

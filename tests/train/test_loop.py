@@ -226,6 +226,20 @@ def test_copies_the_config_file_and_tells_another_one_apart(tmp_path, caplog):
         fit(load_run(config), tmp_path / "out", progress=False)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_config_file_may_have_another_name(tmp_path, overwrite):
+    config, out = tmp_path / "cfg.py", tmp_path / "out"
+    config.write_text(
+        "from tiny_run import toy_objective, toy_run\n"
+        "def run():\n    return toy_run(steps=2, objective=lambda *of: toy_objective(*of))\n"
+    )
+    fit(load_run(config), out, progress=False)
+    again = config.rename(tmp_path / "c.py")
+    for path in (again, out / "config.py"):
+        assert fit(load_run(path), out, overwrite=overwrite, progress=False).steps_taken == 2 * overwrite
+    assert (out / "config.py").read_text() == again.read_text()
+
+
 def test_may_evaluate_and_save_the_average(tmp_path):
     result = fit(toy_run(transform=ema(0.9), evaluated_model=ema_model), tmp_path, progress=False)
     average = ema_model(result.state)["w"]
@@ -297,7 +311,15 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained(tmp_path):
     assert not steps
 
 
-@pytest.mark.parametrize("found", [None, 3.0, {"x": "a"}])
+def test_a_result_that_is_nan_is_named_once(tmp_path, caplog):
+    run = toy_run(evaluators={"bad": lambda embedder: {"a": np.float32("nan"), "b": 1}}, best=("bad/a", "max"))
+    result = fit(run, tmp_path, progress=False)
+    assert result.best is None and np.isnan(result.metrics["bad/a"])
+    told = [text for text in caplog.messages if "nan" in text.lower()]
+    assert told == ["step 0: the evaluation results ['bad/a'] are NaN, which is never the best"]
+
+
+@pytest.mark.parametrize("found", [None, 3.0, {"x": "a"}, {"x": "0.5"}, {"x": 1j}])
 def test_an_evaluator_that_gives_no_numbers_is_named(tmp_path, found):
     with pytest.raises(TypeError, match=r"Run.evaluators\['bad'\] must give numbers by name"):
         fit(toy_run(evaluators={"bad": lambda embedder: found}), tmp_path, progress=False)
