@@ -302,7 +302,7 @@ def parsed(row: Record, mapping: Mapping[str, str] | None, types: Mapping[str, C
             record[column] = convert(record[column])
         except KeyError:
             raise ValueError(f"types: no column {column!r}; there are {sorted(record)}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"column {column!r}: {error}") from error
     return record
 

@@ -243,7 +243,7 @@ class _ArrowTable:
         return self.table.num_rows
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        return self.table.take(indices).to_pylist()
+        return self.table.take(np.asarray(indices, np.int64)).to_pylist()  # which has a type without any, too
 
 
 @dataclasses.dataclass(frozen=True)

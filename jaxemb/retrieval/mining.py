@@ -6,6 +6,7 @@
 import dataclasses
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -255,14 +256,13 @@ class Mined:
             takes the place of the labels.
 
         Raises:
-          ValueError: for an unknown format, or positives among the negatives in another format than "n-tuple" or
-            "list", which keep the ranking.
+          ValueError: for an unknown format, columns as `check_columns` refuses, or positives among the negatives in
+            another format than "n-tuple" or "list", which keep the ranking.
         """
+        found, columns = self.negatives, (self.query_column, self.positive_column, *self.keep)
+        check_columns(columns, output_format, output_scores=output_scores, num_negatives=found.ids.shape[1])
         if output_format == "n-tuple-scores":
             output_format, output_scores = "n-tuple", True
-        if output_format not in _FORMATS:
-            raise ValueError(f"output_format must be one of {[*_FORMATS, 'n-tuple-scores']}; got {output_format!r}")
-        found = self.negatives
         if output_format not in ("n-tuple", "list") and _are_positives(found.ids, self.positives).any():
             raise ValueError(f"{output_format!r} cannot tell positives among the negatives; use 'n-tuple' or 'list'")
         format, n = _FORMATS[output_format], found.ids.shape[1]
@@ -338,6 +338,31 @@ _FORMATS = {
     "labeled-pair": _labelled_pairs,
     "labeled-list": _labelled_lists,
 }
+
+
+def check_columns(
+    columns: Sequence[str], output_format: OutputFormat, *, output_scores: bool = False, num_negatives: int = 3
+) -> None:
+    """Raises a ValueError if records of this format, see `Mined.records`, would have two columns of one name.
+
+    Args:
+      columns: what the records' columns of queries, of positives, and those to keep are called.
+      output_format, output_scores: as of `Mined.records`.
+      num_negatives: how many negatives a query has.
+    """
+    if output_format == "n-tuple-scores":
+        output_format, output_scores = "n-tuple", True
+    if output_format not in _FORMATS:
+        raise ValueError(f"output_format must be one of {[*_FORMATS, 'n-tuple-scores']}; got {output_format!r}")
+    _, _, *keep = columns
+    (names, *_) = _FORMATS[output_format]([(0, 0.0)], [(0, 0.0)] * num_negatives, num_negatives, output_scores)
+    own = [name for name in names if name != "positive"]
+    own += [f"{name}_{column}" for name in own if name.startswith("negative") for column in keep]
+    if twice := [name for name in columns if [*columns, *own].count(name) > 1]:
+        raise ValueError(
+            f"the result ({output_format}) would have two columns {twice[0]!r}; rename that of the records, or choose "
+            "another format"
+        )
 
 
 @checked()
@@ -432,34 +457,34 @@ def mine_hard_negatives(
         metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
         **options,
     )
-    kept = _kept_columns(keep, [*others, *rows], {query_column: query_number, positive_column: document_number})
+    kept_of_pairs: dict[tuple[int, int], Record] = {}
+    for (query, positive), row in zip(pairs, rows, strict=True) if keep else ():
+        number = query_number[query], document_number[positive]
+        kept_of_pairs.setdefault(number, {name: row.get(name) for name in keep})
+    kept_of_documents = _kept_columns(keep, [*others, *rows], positive_column, document_number)
+    kept = kept_of_pairs, kept_of_documents
     return Mined(queries, documents, positives, negatives, query_column, positive_column, keep, *kept)
 
 
 def _kept_columns(
-    keep: Sequence[str], records: Sequence[Mapping[str, Any]], numbers: Mapping[str, Mapping[str, int]]
-) -> tuple[dict[tuple[int, int], Record], list[Record]]:
-    """These columns of pairs and of documents; `numbers` has those of the texts of queries and of documents."""
-    (query_column, queries), (positive_column, documents) = numbers.items()
-    of_pairs: dict[tuple[int, int], Record] = {}
-    of_documents: list[Record] = [dict.fromkeys(keep) for _ in documents] if keep else []
+    keep: Sequence[str], records: Sequence[Mapping[str, Any]], column: str, numbers: Mapping[str, int]
+) -> list[Record]:
+    """These columns of each document, as the first records that have them say; its text is in `column`."""
+    kept: list[Record] = [dict.fromkeys(keep) for _ in numbers] if keep else []
     for record in records if keep else ():
-        query, number = queries.get(record.get(query_column, "")), documents[record[positive_column]]
-        columns = {name: record.get(name) for name in keep}
-        known = of_documents[number]
-        of_documents[number] = {name: columns[name] if known[name] is None else known[name] for name in keep}
-        if query is not None:
-            of_pairs.setdefault((query, number), columns)
-    return of_pairs, of_documents
+        known = kept[numbers[record[column]]]
+        known |= {name: record.get(name) for name in keep if known[name] is None}
+    return kept
 
 
-_RESULTS = frozenset({"negative", "negatives", "score", "scores", "label", "labels"})
+_RESULTS = re.compile(r"(negative|score|label)s?|negative_\d+(_.*)?", re.DOTALL)  # what results call their columns
 
 
 def _check_kept(keep: Sequence[str], query_column: str, positive_column: str, rows: Sequence[Mapping]) -> None:
-    taken = _RESULTS | {query_column, positive_column}
-    if bad := next((name for name in keep if name in taken or name not in rows[0]), None):
-        there = sorted(name for name in rows[0] if name not in taken)
+    taken = {query_column, positive_column} | {f"negative{s}_{name}" for s in ("", "s") for name in keep}
+    is_taken = lambda name: name in taken or _RESULTS.fullmatch(name)
+    if bad := next((name for name in keep if is_taken(name) or name not in rows[0]), None):
+        there = sorted(name for name in rows[0] if not is_taken(name))
         raise ValueError(f"keep must name further columns of the records, such as {there}; got {bad!r}")
 
 

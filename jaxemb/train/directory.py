@@ -17,6 +17,7 @@ from jaxemb.train.run import Run, differences, extensions
 
 _log = logging.getLogger(__name__)
 _ANEW = "start anew with overwrite=True"  # which the command line calls --overwrite
+_WRITTEN = ("model", "best", "checkpoints", "tensorboard", "run.json", "config.py", "metrics.jsonl")  # by a run
 _OF_OTHERS = ("modules.json", "config.json", "vectors.npy")  # what models and search indices are known by
 
 
@@ -35,7 +36,7 @@ class RunDirectory:
 
     Raises:
       FileExistsError: if it holds a run and is neither to be resumed nor overwritten, a model that is no run's, a
-        search index, or a link in place of a model.
+        search index, or a link in place of what runs write.
       ValueError: if it holds a different run.
       NotADirectoryError: if it is a file.
       InUseError: if another process trains there.
@@ -82,7 +83,7 @@ class RunDirectory:
 
     def _check(self) -> bool:
         """Whether another run makes place for this one, as it has nothing to keep or is to be overwritten."""
-        for link in (path for name in ("model", "best") if (path := self.path / name).is_symlink()):
+        for link in (path for name in _WRITTEN if (path := self.path / name).is_symlink()):
             raise FileExistsError(f"{link} is a link, through which a run would overwrite {link.resolve()}; remove it")
         saved, kept = self._saved(), self._kept()
         others = [name for name in _OF_OTHERS if (self.path / name).exists()]

@@ -197,6 +197,19 @@ def test_a_null_in_a_parquet_column_is_malformed(tmp_path):
     assert len(read(path)) == 3
 
 
+def test_a_parquet_file_without_rows(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), path)
+    for source in (read(path), read(path, columns={"query": "a"})):
+        assert len(source) == 0 and source.__getitems__([]) == []
+
+
+def test_a_conversion_that_overflows_names_the_line(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"a": 1}\n{"a": ' + "9" * 400 + "}\n")
+    with pytest.raises(RecordError, match=r"x.jsonl:2: column 'a': int too large to convert to float"):
+        read(path, types={"a": float})
+
+
 def test_skipping_everything_is_an_error(tmp_path):
     with pytest.raises(RecordError, match=r"all of the 2 rows are malformed, the first: .*x.jsonl:1: not valid JSON"):
         read(write(tmp_path / "x.jsonl", "a,b\n1,2\n"), on_error="skip")

@@ -205,6 +205,20 @@ def test_a_link_in_place_of_a_model_is_refused(finished, tmp_path):
     assert (pretrained / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "config.py", "metrics.jsonl", "run.json"])
+def test_a_link_to_what_another_run_wrote_is_refused(tmp_path, name):
+    theirs = tmp_path / "theirs" / name
+    (theirs.parent if theirs.suffix else theirs / "step_00000004").mkdir(parents=True)
+    if theirs.suffix:
+        theirs.write_text("{}")
+    (out := tmp_path / "out").mkdir()
+    (out / name).symlink_to(theirs)
+    for options in ({}, {"overwrite": True}, {"resume": False}):
+        with pytest.raises(FileExistsError, match=f"{name} is a link, through which a run would overwrite .*theirs"):
+            fit(toy_run(), out, progress=False, **options)
+    assert theirs.read_text() == "{}" if theirs.suffix else (theirs / "step_00000004").is_dir()
+
+
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(NotADirectoryError, match="a run needs a directory"):
