@@ -53,7 +53,7 @@ def test_the_figures_of_the_specification(cases, record_property):
         mined = hard_negatives(queries, corpus, known, num_negatives=4, range_max=200, metric="dot", **options).ids
         assert (mined >= 0).all()
         found[name] = 100 * float(np.mean(group[mined] == group[pairs[:, 0]][:, None]))
-    record_property("share of hidden positives, %", found)
+    record_property("share of hidden positives, %", {str(name): float(value) for name, value in found.items()})
     for name, figure in FIGURES.items():
         assert abs(found[name] - figure) < 1, name
     assert found["95 % of the positive"] <= 0.6 * found["naive"]
