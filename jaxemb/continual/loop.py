@@ -175,9 +175,8 @@ def run_stream(
         learner = _Learner(stream, objective, optimizer, transform, state, chunk, rules, store)
         scores = _Scores(evaluate, stream, future)
         if store is not None:
-            about |= {"data": _digests(experiences), "model": _digest(model)}
-            about |= {"objective": describe(objective), "optimizer": describe(optimizer)}
-            about |= {"transform": describe(transform if transform.parts is None else transform.parts)}
+            about |= {"data": _digests(experiences), "model": _digest(model), "objective": describe(objective)}
+            about |= {"optimizer": describe(optimizer), "transform": describe(transform.parts or transform)}
             done = _restored(store, learner, about) or done
         say, advance = stack.enter_context(_telling(sum(stream.steps[len(done.seconds) :]), progress))
 
