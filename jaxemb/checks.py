@@ -7,6 +7,7 @@ it; what a type cannot say, such as a range, is a `Check`.
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import os
 import types
@@ -413,6 +414,33 @@ def encodable(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} has a lone surrogate, half a character, at {error.start}: {text!a:.60}") from None
+
+
+def json_text(name: str, value: Any) -> str:
+    """The value as JSON, from which `files.parse_json` makes it again.
+
+    Raises:
+      TypeError: beginning with `name`, for what JSON does not have, such as bytes, or a key that is no string.
+      ValueError: likewise for a number that it does not have (NaN, infinities), a lone surrogate, endless nesting.
+    """
+    try:
+        _check_keys(value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = TypeError if isinstance(error, TypeError) else ValueError
+        raise problem(f"{name} is not JSON: {error}") from error
+    encodable(name, text)
+    return text
+
+
+def _check_keys(value: Any) -> None:
+    """Raises a TypeError for a key that is no string, of which `json` would make one, perhaps one that is there."""
+    for key in value if isinstance(value, Mapping) else ():
+        if not isinstance(key, str):
+            raise TypeError(f"keys must be strings; got {described(key)}")
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _check_keys(part)
 
 
 def check_types(config: Any, *names: str) -> None:

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 import tomllib
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import jax
@@ -147,6 +149,19 @@ def test_encode_refuses_what_stdin_does_not_give(capsys, tiny, tmp_path, monkeyp
     assert f"FILE: - {message}" in fail(capsys, 2, "encode", "-", "--model", tiny, "--out", tmp_path / "v.npy")
 
 
+def test_stdin_is_read_as_a_file_is(capsys, caplog, tiny, tmp_path, monkeypatch):
+    text, file = b"\xef\xbb\xbfa cat\ra dog\n \nclose\x0bthe door\r\n", tmp_path / "texts.txt"
+    file.write_bytes(text)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(_Named(text), encoding="ascii"))
+    succeed(capsys, "encode", "-", file, "--model", tiny, "--out", tmp_path / "v.npy", "--quiet")
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (4, 384)
+    np.testing.assert_allclose(vectors[:2], vectors[2:], atol=1e-6)
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "1 blank line is left out (2); the texts are counted without them"
+    ] * 2
+
+
 class _Named(io.BytesIO):
     name = "<stdin>"
 
@@ -161,6 +176,11 @@ def test_encode_of_an_empty_file_gives_no_vectors(capsys, tiny, tmp_path):
     out = tmp_path / "v.npy"
     succeed(capsys, "encode", tmp_path / "empty.txt", "--model", tiny, "--out", out, "--quiet")
     assert np.load(out).shape == (0, 384)
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), path := tmp_path / "empty.parquet")
+    succeed(capsys, "encode", path, "--model", tiny, "--out", out, "--quiet")
+    assert np.load(out).shape == (0, 384)
+    assert fail(capsys, 2, "search", path, "x", "--model", tiny).endswith("records must not be empty")
 
 
 # evaluate
@@ -343,6 +363,26 @@ def test_search_keeps_an_index_that_knows_its_model(capsys, tiny, notes, tmp_pat
     assert "a dog runs in the park" in first
 
 
+def test_how_much_is_read_of_texts_makes_no_other_model(capsys, caplog, tiny, notes, tmp_path):
+    index, short = tmp_path / "index", tmp_path / "short"
+    succeed(capsys, "search", notes, "dogs", "--model", tiny, "--out", index, "--quiet")
+    succeed(capsys, "search", notes, "dogs", "--model", tiny, "--out", short, "--quiet", "--max-length", 3)
+    assert succeed(capsys, "search", index, "dogs", "--max-length", 3) and succeed(capsys, "search", short, "dogs")
+    assert "another precision" not in caplog.text
+
+
+def test_hits_show_control_characters_escaped(capsys, tiny, tmp_path):
+    path, title = tmp_path / "pages.jsonl", "a\x1b]0;title\x07\nb\x9b"
+    path.write_text(
+        json.dumps({"text": "dogs\x1b[2J", "title": title, "path": "\x1b[1m", "line": "\r\n1", "by": "\x7f"})
+    )
+    arguments = ("search", path, "dogs", "--model", tiny, "--quiet")
+    first, *others = succeed(capsys, *arguments).split("\n")
+    assert first.endswith(r"  a\x1b]0;title\x07 b\x9b  \x1b[1m:1")
+    assert others == [f"{'':12}dogs\\x1b[2J", f"{'':12}by: \\x7f", ""]
+    assert json.loads(succeed(capsys, *arguments, "--json"))["results"][0]["hits"][0]["title"] == title
+
+
 def test_search_in_a_run_shows_names_and_places(capsys, finished):
     lines = succeed(capsys, "search", finished, "parse an iso date", "-k", 3).rstrip("\n").split("\n")
     assert len(lines) == 6
@@ -422,7 +462,7 @@ def test_mine_options_reach_the_miner(capsys, tiny, pairs, tmp_path):
     text = succeed(capsys, *arguments, *options)
     assert text == (
         f"{out}: 3 records of 3 pairs (3 queries, 3 documents)\n"
-        "3 queries have less than 2 negatives; a larger --range-max may find more\n"
+        "3 queries have less than 2 negatives; another --max-score may find more\n"
         "6 candidates discarded by max_score\n"
     )
     written = [json.loads(line) for line in out.read_text().splitlines()]
@@ -438,13 +478,55 @@ def test_mine_keeps_columns_and_says_what_is_left_out(capsys, tiny, pairs, tmp_p
     ] * 3
     assert succeed(capsys, *arguments, "--negatives", 2, "--max-score", -2) == (
         f"{out}: 0 records of 3 pairs (3 queries, 3 documents)\n"
-        "3 queries have less than 2 negatives and are left out; a larger --range-max may find more\n"
+        "3 queries have less than 2 negatives and are left out; another --max-score may find more\n"
         "6 candidates discarded by max_score\n"
     )
     message = fail(capsys, 2, *arguments, "--keep", "id")
     assert "no field 'id'" in message and message.endswith("; choose others with --columns and --keep")
     message = fail(capsys, 2, *arguments, "--max-length", 4096)
     assert message.endswith("error: --max-length must be at most 256, what the model reads; got 4096")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (("--negatives", 9), "a larger --corpus"),
+        (("--range-min", 100), "a smaller --range-min"),
+        (("--max-score", -2, "--range-max", 1), "a larger --range-max or another --max-score"),
+    ],
+)
+def test_what_may_find_more_negatives(capsys, tiny, notes, pairs, tmp_path, options, advice):
+    arguments = ("mine", pairs, "--columns", "question,answer", "--out", tmp_path / "n.jsonl", "--model", tiny)
+    shown = succeed(capsys, *arguments, "--corpus", notes, "--quiet", "--negatives", 1, *options)
+    assert f"; {advice} may find more" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("NaN", "is not JSON: Out of range float values are not JSON compliant"),
+        ("[1, 1e999]", "is not JSON: Out of range float values are not JSON compliant"),
+        (r'"\ud83d"', "has a lone surrogate, half a character"),
+    ],
+)
+def test_columns_to_keep_that_json_does_not_have(capsys, tiny, tmp_path, value, message):
+    path, corpus, out = (tmp_path / name for name in ("pairs.jsonl", "corpus.jsonl", "v.jsonl"))
+    path.write_text('{"query": "a", "positive": "b", "id": 1}\n' * 2)
+    corpus.write_text('{"text": "c"}\n{"text": " "}\n{"text": "d", "id": ' + value + "}\n")
+    arguments = ("mine", path, "--keep", "id", "--out", out, "--model", tiny / "absent")
+    said = fail(capsys, 2, *arguments, "--corpus", corpus)
+    assert f"error: {corpus}: record 2: column 'id' (--keep) {message}" in said
+    path.write_text('{"query": "a", "positive": "b", "id": 1}\n{"query": "a", "positive": "c", "id": ' + value + "}\n")
+    assert f"error: {path}: record 1: column 'id' (--keep) {message}" in fail(capsys, 2, *arguments)
+
+
+def test_columns_to_keep_of_types_that_json_does_not_have(capsys, tiny, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    row = {"query": "a", "positive": "b", "day": date(2020, 1, 2), "price": Decimal("1.5"), "raw": b"x"}
+    pq.write_table(pa.Table.from_pylist([row]), path := tmp_path / "pairs.parquet")
+    for column, kind in {"day": "date", "price": "Decimal", "raw": "bytes"}.items():
+        said = fail(capsys, 2, "mine", path, "--keep", column, "--out", tmp_path / "v.jsonl", "--model", tiny)
+        assert f"{path}: record 0: column '{column}' (--keep) is not JSON: Object of type {kind} is not" in said
 
 
 # info
@@ -619,6 +701,16 @@ def test_counts_are_positive(capsys, notes, value):
         ("search . x --out b", "argument --out: only for a file of texts"),
         ("search . x --vectors b.npy", "argument --vectors: only for a file of texts"),
         ("mine a.csv --out b.jsonl --corpus-column c", "argument --corpus-column: only with --corpus"),
+        ("encode - --out b.npy --column c", "argument --column: only for a file, as each line of stdin (-) is a text"),
+        ("encode - --out b.npy --names c", "argument --names: only for a file, as each line of stdin (-) is a text"),
+        (
+            "encode - --out b.npy --format csv",
+            "argument --format: only for a file, as each line of stdin (-) is a text",
+        ),
+        (
+            "mine a.csv --out b.jsonl --corpus - --corpus-format csv",
+            "argument --corpus-format: only for a file, as each line of stdin (-) is a text",
+        ),
         ("mine a.csv --out b.jsonl --seed 1", "argument --seed: only with --sampling random"),
         (
             "encode a.txt --out b.npy --prompt x --prompt-name y",
@@ -640,6 +732,8 @@ def test_no_option_is_ignored(capsys, line, message):
         ("mine", "--query-prompt", "\ud83d", "must be UTF-8"),
         ("evaluate", "--max-loss", "-0.1", "must be at least 0"),
         ("encode", "--model", "", "must not be empty"),
+        ("encode", "--out", "a\0.npy", "must not have a zero byte"),
+        ("mine", "--query-prompt", "a\0", "must not have a zero byte"),
         ("train", "--out", "", "must not be empty"),
     ],
 )
@@ -675,6 +769,11 @@ def test_a_model_that_is_not_there(capsys, notes, tmp_path):
         (("--range-min", "-1"), "argument --range-min: must be a whole number of at least 0; got '-1'"),
         (("--range-max", "2"), "range_max must leave num_negatives = 3 candidates after range_min = 0; got 2"),
         (("--corpus", "none.txt"), "no such file: none.txt"),
+        (
+            ("--names", "label,other,x", "--columns", "label,other", "--output-format", "labeled-pair"),
+            "the result (labeled-pair) would have two columns 'label'; rename that of the records, or choose another "
+            "format",
+        ),
     ],
 )
 def test_what_cannot_be_mined(capsys, tiny, pairs, tmp_path, monkeypatch, options, message):
@@ -682,6 +781,28 @@ def test_what_cannot_be_mined(capsys, tiny, pairs, tmp_path, monkeypatch, option
     arguments = ("mine", pairs, "--columns", "question,answer", "--out", "v.jsonl", "--model", tiny, "--quiet")
     assert fail(capsys, 2, *arguments, *options).endswith(message)
     assert not (tmp_path / "v.jsonl").exists()
+
+
+def test_an_output_that_is_an_input(capsys, tiny, notes, tmp_path):
+    pairs, texts, index, link = (tmp_path / name for name in ("p.jsonl", "v.npy", "notes.index", "link.jsonl"))
+    pairs.write_text(before := '{"query": "a", "positive": "b"}\n')
+    texts.write_text("a text\n")
+    link.symlink_to(pairs)
+    other = tmp_path / "q.csv"
+    other.write_text("query,positive\na,b\n")
+    succeed(capsys, "search", notes, "dogs", "--model", tiny, "--out", index, "--quiet")
+    records = (index / "records.jsonl").read_text()
+    for read_, arguments in (
+        (pairs, ("mine", pairs, "--out", pairs)),
+        (link, ("mine", link, "--out", pairs)),
+        (pairs, ("mine", other, "--corpus", pairs, "--out", link)),
+        (texts, ("encode", notes, texts, "--format", "txt", "--out", texts)),
+        (index / "records.jsonl", ("search", index / "records.jsonl", "dogs", "--out", index)),
+        (index / "vectors.npy", ("search", notes, "dogs", "--vectors", index / "vectors.npy", "--out", index)),
+    ):
+        message = fail(capsys, 2, *arguments, "--model", tiny, "--quiet")
+        assert message == f"jaxemb: error: --out: {read_} is read, and would be overwritten; write elsewhere"
+    assert (pairs.read_text(), (index / "records.jsonl").read_text()) == (before, records)
 
 
 def test_an_output_that_is_no_npy(capsys, notes, tiny, tmp_path):
@@ -758,6 +879,9 @@ def test_a_score_that_is_no_number(capsys, tmp_path):
     (tmp_path / "a.csv").write_text("sentence1,sentence2,score\nx,y,high\n")
     message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", tmp_path / "a.csv")
     assert "a.csv:2: " in message and "'high'" in message
+    (tmp_path / "a.jsonl").write_text('{"sentence1": "x", "sentence2": "y", "score": ' + "9" * 400 + "}\n")
+    message = fail(capsys, 2, "evaluate", "--task", "sts", "--data", tmp_path / "a.jsonl")
+    assert "a.jsonl:1: column 'score': int too large to convert to float" in message
 
 
 def test_a_directory_that_is_no_retrieval_set(capsys, tmp_path):

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jaxemb.data import Source
     from jaxemb.evaluate import Evaluator
     from jaxemb.retrieval import Hit, SearchIndex
     from jaxemb.sentence_embedder import SentenceEmbedder
@@ -31,6 +33,7 @@ _PACKAGES = (
 )
 _ALIKE = 0.14  # of its length: how far vectors of one text are that differ by precision and device alone; cosine 0.99
 _SAMPLE, _TINY = 64, 1e-12  # texts that are encoded to check vectors of all; a length that counts as zero
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # of terminals; not the end of a line
 MINED_FORMATS = ("triplet", "n-tuple", "n-tuple-scores", "list", "labeled-pair", "labeled-list")
 
 
@@ -132,6 +135,7 @@ def encode(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--out: there is no directory {Path(args.out).parent}")
     if args.files.count("-") > 1:
         raise ValueError("FILE: - is stdin, which can be read only once")
+    _check_output([args.out], args.files)
     texts = []
     for file in args.files:
         records, column = _read_texts(file, args)
@@ -202,6 +206,7 @@ def search(args: argparse.Namespace) -> None:
     """Prints the texts nearest to each query."""
     from jaxemb.checkpoints import hub
     from jaxemb.retrieval import build_index, open_index
+    from jaxemb.retrieval.index import CONTENTS
 
     where = Path(args.where)
     if not where.exists():
@@ -221,6 +226,8 @@ def search(args: argparse.Namespace) -> None:
         embedder, _ = _load(args)
         found = index.search(args.query, embedder, args.k)
     else:
+        if args.out:
+            _check_output((Path(args.out) / name for name in CONTENTS.files), [args.where, args.vectors or args.where])
         records, column = _read_texts(args.where, args)
         embedder, name = _load(args)
         vectors = args.vectors and _vectors(args.vectors, [record[column] for record in records], embedder)
@@ -282,13 +289,13 @@ def _vectors(file: str, texts: Sequence[str], embedder: "SentenceEmbedder") -> A
         least = min(least, away, key=np.max)
     raise ValueError(
         f"--vectors: {file} is not of these texts and this model: its vector of text {sample[least.argmax()]} is "
-        f"{least.max():.0%} of the length away from the model's; another model is named with --model"
+        f"{least.max():.0%} of the length away from the model's; another model is named with --model, another length "
+        "with --max-length"
     )
 
 
 def mine(args: argparse.Namespace) -> None:
     """Writes records with hard negatives."""
-    from jaxemb.data import read
     from jaxemb.retrieval import mine_hard_negatives
 
     out, columns = Path(args.out), args.columns.split(",")
@@ -298,14 +305,8 @@ def mine(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--out: there is no directory {out.parent}")
     if len(set(columns)) != 2 or len(columns) != 2:
         raise ValueError(f"--columns must name two columns, QUERY,POSITIVE; got {args.columns!r}")
-    with _chosen_by("--columns and --keep" if args.keep else "--columns"):
-        source = read(args.file, format=args.format, names=args.names, columns=[*columns, *args.keep])
-    corpus = None
-    if args.corpus:
-        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column, names=None)
-        records, column = _read_texts(args.corpus, documents, option="--corpus-column")
-        if not (corpus := [{**record, columns[1]: record[column]} for record in records]):
-            raise ValueError(f"--corpus: {args.corpus} has no texts")
+    _check_output([args.out], [args.file, args.corpus or args.file])
+    source, corpus = _read_to_mine(args, columns)
     (embedder, name), encoding = _load(args), _encoding(args)
     mined = mine_hard_negatives(
         embedder,
@@ -342,10 +343,32 @@ def mine(args: argparse.Namespace) -> None:
         "pairs": len(source),
         "queries": len(mined.queries),
         "documents": len(mined.corpus),
+        "ranked": mined.negatives.ranked,
         "queries_with_too_few": int((found < args.negatives).sum()),
         "discarded": dict(mined.negatives.discarded),
     }
     _print(args, report, "\n".join(_mined_lines(args, report)))
+
+
+def _read_to_mine(
+    args: argparse.Namespace, columns: Sequence[str]
+) -> "tuple[Source, Sequence[Mapping[str, Any]] | None]":
+    """The pairs and the corpus of `mine`, if the result can hold their columns."""
+    from jaxemb.data import read
+    from jaxemb.retrieval.mining import check_columns
+
+    with _chosen_by("--columns and --keep" if args.keep else "--columns"):
+        source = read(args.file, format=args.format, names=args.names, columns=[*columns, *args.keep])
+    _check_kept(args.file, source.__getitems__(range(len(source))) if args.keep else (), args.keep)
+    corpus = None
+    if args.corpus:
+        documents = argparse.Namespace(format=args.corpus_format, column=args.corpus_column, names=None)
+        records, column = _read_texts(args.corpus, documents, option="--corpus-column", keep=args.keep)
+        if not (corpus := [{**record, columns[1]: record[column]} for record in records]):
+            raise ValueError(f"--corpus: {args.corpus} has no texts")
+    most = min(args.negatives, len(source) + len(corpus or ()))
+    check_columns([*columns, *args.keep], args.output_format, output_scores=args.scores, num_negatives=most)
+    return source, corpus
 
 
 def _mined_lines(args: argparse.Namespace, report: Mapping[str, Any]) -> Iterator[str]:
@@ -354,8 +377,13 @@ def _mined_lines(args: argparse.Namespace, report: Mapping[str, Any]) -> Iterato
     yield f"{args.out}: {report['records']} records of {report['pairs']} pairs {of}"
     if too_few := report["queries_with_too_few"]:
         left = " and are left out" if args.output_format in ("list", "n-tuple", "n-tuple-scores") else ""
-        more = "a larger --range-max may find more"
-        yield f"{too_few} queries have less than {args.negatives} negatives{left}; {more}"
+        remedies = {
+            "a larger --range-max": report["ranked"] < report["documents"],
+            "a smaller --range-min": args.range_min,
+            **{f"another --{name.replace('_', '-')}": count for name, count in report["discarded"].items()},
+        }
+        more = " or ".join(remedy for remedy, helps in remedies.items() if helps) or "a larger --corpus"
+        yield f"{too_few} queries have less than {args.negatives} negatives{left}; {more} may find more"
     for option, count in report["discarded"].items():
         yield f"{count} candidates discarded by {option}"
 
@@ -411,7 +439,8 @@ def _join_processes(args: argparse.Namespace, advice: str) -> None:
 
 
 def _print(args: argparse.Namespace, report: Mapping[str, Any], text: str) -> None:
-    print(json.dumps(_or_null(report), ensure_ascii=False) if args.json else text)
+    visible = lambda: _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+    print(json.dumps(_or_null(report), ensure_ascii=False) if args.json else visible())
 
 
 def _or_null(value: Any) -> Any:
@@ -473,8 +502,26 @@ def _mesh() -> "Mesh | None":
     return parallel.default_mesh()
 
 
-def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -> "tuple[list[dict[str, Any]], str]":
-    """The records of a file, or the lines of stdin, and the column of their texts."""
+def _check_output(outputs: Iterable[str | Path], inputs: Iterable[str]) -> None:
+    """Raises a ValueError for a file that is read, and would be replaced by what is written."""
+    written = set(map(os.path.realpath, outputs))
+    if file := next((file for file in inputs if os.path.realpath(file) in written), None):
+        raise ValueError(f"--out: {file} is read, and would be overwritten; write elsewhere")
+
+
+def _check_kept(file: str, records: Iterable[Mapping[str, Any]], keep: Sequence[str]) -> None:
+    """Raises an error that names record and column for a value that a .jsonl file cannot hold."""
+    from jaxemb.checks import json_text
+
+    for number, record in enumerate(records):
+        for name in keep:
+            json_text(f"{file}: record {number}: column {name!r} (--keep)", record.get(name))
+
+
+def _read_texts(
+    file: str, args: argparse.Namespace, option: str = "--column", keep: Sequence[str] = ()
+) -> "tuple[list[dict[str, Any]], str]":
+    """The records of a file, or the lines of stdin, and the column of their texts; `keep` are columns to be written."""
     from jaxemb.checks import described
     from jaxemb.data import read
     from jaxemb.data.files import checked_format
@@ -503,6 +550,7 @@ def _read_texts(file: str, args: argparse.Namespace, option: str = "--column") -
             there = [name for name in sorted(record) if record[name] is not None]
             problem = f"it has {there}" if value is None else f"it has {described(value)} there"
             raise ValueError(f"{file}: record {number} has no text in column {column!r} ({option}); {problem}")
+    _check_kept(file, records, keep)
     return _with_texts(file, records, column, "record"), column
 
 
@@ -526,12 +574,14 @@ def _with_texts(name: str, records: Sequence[dict[str, Any]], column: str, what:
 
 
 def _lines_of_stdin() -> list[str]:
+    """The lines, which end and begin as those of a .txt file do."""
     if getattr(sys.stdin, "name", None) == os.devnull:  # opened in place of one that was closed
         raise ValueError("FILE: - is stdin, which is closed")
     try:
-        return [line.rstrip("\r\n") for line in sys.stdin]
+        lines = [line.decode("utf-8" if n else "utf-8-sig") for n, line in enumerate(sys.stdin.buffer)]
     except UnicodeDecodeError as error:
         raise ValueError(f"FILE: - is stdin, which is not {error.encoding}: {error.reason}") from error
+    return [line.rstrip("\r\n") for line in lines]
 
 
 def parsed_options(assignments: Sequence[str]) -> dict[str, Any]:
@@ -565,9 +615,10 @@ def _hit_lines(rank: int, hit: "Hit", text_column: str) -> str:
     """A hit in up to three lines: what it is called and where it is, what it is about, and its other columns."""
     record = hit.record
     one_line = lambda value: " ".join(str(value).split())
-    title = record.get("title") or one_line(record[text_column])
-    line = f"line {record['line']}  " if "line" in record and "path" not in record else ""
-    place = f"  {record['path']}:{record.get('line', 1)}" if "path" in record else ""
+    title = one_line(record.get("title") or record[text_column])
+    number = one_line(record.get("line", 1))
+    line = f"line {number}  " if "line" in record and "path" not in record else ""
+    place = f"  {one_line(record['path'])}:{number}" if "path" in record else ""
     about = one_line(record.get("about") or record[text_column]) if record.get("title") else ""
     shown = {text_column, "title", "path", "line", "about"}
     others = [

@@ -12,6 +12,7 @@ Command = Callable[[argparse.Namespace], None]
 
 _TABLES = ("csv", "tsv", "jsonl", "parquet")  # of files with columns
 _FORMATS = ("txt", *_TABLES)
+_OF_STDIN = ", as each line of stdin (-) is a text"
 _HEADERLESS = "the columns of a csv or tsv file without a header line"
 _EXIT_CODES = "exit codes: 0 done, 1 the work failed, 2 bad usage or input, 130 interrupted"
 
@@ -73,6 +74,7 @@ _ONLY: dict[str, tuple[tuple[tuple[str, ...], Callable[[argparse.Namespace], boo
         (("columns", "names", "format"), lambda args: args.task == "sts", "with --task sts"),
         (("split",), lambda args: args.task == "retrieval", "with --task retrieval"),
     ),
+    "encode": ((("column", "names", "format"), lambda args: set(args.files) != {"-"}, f"for a file{_OF_STDIN}"),),
     "search": (
         (
             ("column", "names", "format", "out", "vectors"),
@@ -82,6 +84,7 @@ _ONLY: dict[str, tuple[tuple[tuple[str, ...], Callable[[argparse.Namespace], boo
     ),
     "mine": (
         (("corpus_column", "corpus_format"), lambda args: args.corpus, "with --corpus"),
+        (("corpus_column", "corpus_format"), lambda args: args.corpus != "-", f"for a file{_OF_STDIN}"),
         (("seed",), lambda args: args.sampling == "random", "with --sampling random"),
     ),
 }
@@ -440,6 +443,8 @@ def _text(text: str) -> str:
 
 def _any_text(text: str) -> str:
     """The type of an option that may be an empty text."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"must not have a zero byte; got {text!r}")
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
         raise argparse.ArgumentTypeError(f"must be UTF-8; got {text!r}")
     return text

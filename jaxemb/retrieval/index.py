@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxemb.checks import at_least, checked, described, encodable, having, whole
+from jaxemb.checks import at_least, checked, having, json_text, whole
+from jaxemb.encoders.transformer import Transformer
 from jaxemb.files import Contents, mapped_array, parse_json, read_json, read_whole, replaced_files, sha256, write_json
 from jaxemb.retrieval.exact import topk_search
 from jaxemb.settings import Settings, inner, size
@@ -34,7 +35,7 @@ _PROBE = "The quick brown fox jumps over the lazy dog."  # whose vector a model 
 _SAME = 0.002  # of its length; what another device or order of sums may change
 _ALIKE = 0.05  # and what another precision or type of the weights may
 
-_CONTENTS = Contents("search index", mark=_MANIFEST, files=(_MANIFEST, _VECTORS, _RECORDS))
+CONTENTS = Contents("search index", mark=_MANIFEST, files=(_MANIFEST, _VECTORS, _RECORDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +210,10 @@ def build_index(
     objects = [{text: record} if isinstance(record, str) else dict(record) for record in records]
     texts = [_text(record, text, number) for number, record in enumerate(objects)]
     stored = (name for name in ("document", "passage", "corpus") if name in embedder.prompts)
-    with replaced_files(path, _CONTENTS) as fresh:
+    with replaced_files(path, CONTENTS) as fresh:
         with open(fresh / _RECORDS, "w", encoding="utf-8", newline="\n") as file:
             for number, record in enumerate(objects):
-                file.write(_json_line(record, number))
+                file.write(json_text(f"record {number}", record) + "\n")
         if vectors is None:
             vectors = embedder.encode(
                 texts,
@@ -256,7 +257,7 @@ def open_index(path: str | Path, *, verify: bool = True) -> SearchIndex:
       ValueError: for a manifest that cannot be read, and files that are damaged or do not match it.
     """
     path = Path(path)
-    return read_whole(path, _CONTENTS, lambda: _open(path, verify))
+    return read_whole(path, CONTENTS, lambda: _open(path, verify))
 
 
 def _open(path: Path, verify: bool) -> SearchIndex:
@@ -315,6 +316,10 @@ def _seal(manifest: Manifest) -> str:
 
 
 def _probe(embedder: "SentenceEmbedder") -> np.ndarray:
+    """The model's vector of a text, all of it: how much of texts the embedder reads does not make another model."""
+    if isinstance(encoder := getattr(embedder.model, "encoder", None), Transformer):
+        needed = min(len(embedder.tokenizer([_PROBE])[0]), encoder.config.max_positions)
+        embedder = embedder.replace(max_length=max(embedder.max_length, needed))
     return np.asarray(embedder.encode([_PROBE])[0], np.float32)
 
 
@@ -324,28 +329,6 @@ def _text(record: Mapping[str, Any], field: str, number: int) -> str:
     if not isinstance(record[field], str):
         raise TypeError(f"record {number}: {field!r} must be a str; got {type(record[field]).__name__}")
     return record[field]
-
-
-def _json_line(record: Mapping[str, Any], number: int) -> str:
-    """The record as a line from which `parse_json` makes it again."""
-    try:
-        _check_keys(record)
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"record {number} is not JSON: {error}") from error
-    encodable(f"record {number}", line)
-    return line
-
-
-def _check_keys(value: Any) -> None:
-    """Raises a TypeError for a key that is no string, of which `json` would make one, perhaps one that is there."""
-    for key in value if isinstance(value, Mapping) else ():
-        if not isinstance(key, str):
-            raise TypeError(f"keys must be strings; got {described(key)}")
-    if isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            _check_keys(part)
 
 
 def _check_finite(vectors: np.ndarray, chunk: int = 65_536) -> None:

@@ -36,12 +36,14 @@ class Negatives(NamedTuple):
       scores: their scores, f32 `[Q, n]`; -inf where there is none.
       positive_scores: the score of every positive pair, f32 `[P]`.
       discarded: how many candidates each condition removed, of those that the conditions before it had left.
+      ranked: how many rows were candidates of each query; a larger `range_max` finds more unless that is all of them.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     positive_scores: np.ndarray
     discarded: Mapping[str, int]
+    ranked: int
 
 
 @checked(
@@ -142,7 +144,7 @@ def hard_negatives(
     num_negatives = min(num_negatives, max(1, len(corpus) - fewest_positives - range_min))
 
     scores, ids = topk_search(queries, corpus, range_max + most_positives, metric=metric, mesh=mesh)
-    kept = ids >= 0
+    kept, ranked = ids >= 0, ids.shape[1]
     if not include_positives:
         kept &= ~_are_positives(ids, positives)
     if rescore is None:
@@ -157,7 +159,7 @@ def hard_negatives(
         kept &= ~fails
     lots = np.random.default_rng(seed) if sampling_strategy == "random" else None
     ids, scores = _taken(ids, np.where(kept, scores, -np.inf), slice(range_min, range_max), num_negatives, lots)
-    return Negatives(ids, scores, positive_scores, discarded)
+    return Negatives(ids, scores, positive_scores, discarded, ranked)
 
 
 def _failures(
@@ -259,8 +261,8 @@ class Mined:
           ValueError: for an unknown format, columns as `check_columns` refuses, or positives among the negatives in
             another format than "n-tuple" or "list", which keep the ranking.
         """
-        found, columns = self.negatives, (self.query_column, self.positive_column, *self.keep)
-        check_columns(columns, output_format, output_scores=output_scores, num_negatives=found.ids.shape[1])
+        found, names = self.negatives, (self.query_column, self.positive_column, *self.keep)
+        check_columns(names, output_format, output_scores=output_scores, num_negatives=found.ids.shape[1])
         if output_format == "n-tuple-scores":
             output_format, output_scores = "n-tuple", True
         if output_format not in ("n-tuple", "list") and _are_positives(found.ids, self.positives).any():
@@ -457,24 +459,28 @@ def mine_hard_negatives(
         metric=metric or getattr(embedder, "similarity_fn_name", None) or "cosine",
         **options,
     )
-    kept_of_pairs: dict[tuple[int, int], Record] = {}
-    for (query, positive), row in zip(pairs, rows, strict=True) if keep else ():
-        number = query_number[query], document_number[positive]
-        kept_of_pairs.setdefault(number, {name: row.get(name) for name in keep})
-    kept_of_documents = _kept_columns(keep, [*others, *rows], positive_column, document_number)
-    kept = kept_of_pairs, kept_of_documents
+    kept = _kept_columns(keep, rows, others, {query_column: query_number, positive_column: document_number})
     return Mined(queries, documents, positives, negatives, query_column, positive_column, keep, *kept)
 
 
 def _kept_columns(
-    keep: Sequence[str], records: Sequence[Mapping[str, Any]], column: str, numbers: Mapping[str, int]
-) -> list[Record]:
-    """These columns of each document, as the first records that have them say; its text is in `column`."""
-    kept: list[Record] = [dict.fromkeys(keep) for _ in numbers] if keep else []
-    for record in records if keep else ():
-        known = kept[numbers[record[column]]]
+    keep: Sequence[str],
+    pairs: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    numbers: Mapping[str, Mapping[str, int]],
+) -> tuple[dict[tuple[int, int], Record], list[Record]]:
+    """These columns of pairs, as their own first records say, and of documents, as the first of all that have them do;
+    `numbers` has those of the texts of queries and of documents."""
+    (query_column, queries), (positive_column, documents) = numbers.items()
+    of_pairs: dict[tuple[int, int], Record] = {}
+    of_documents: list[Record] = [dict.fromkeys(keep) for _ in documents] if keep else []
+    for record in pairs if keep else ():
+        number = queries[record[query_column]], documents[record[positive_column]]
+        of_pairs.setdefault(number, {name: record.get(name) for name in keep})
+    for record in (*others, *pairs) if keep else ():
+        known = of_documents[documents[record[positive_column]]]
         known |= {name: record.get(name) for name in keep if known[name] is None}
-    return kept
+    return of_pairs, of_documents
 
 
 _RESULTS = re.compile(r"(negative|score|label)s?|negative_\d+(_.*)?", re.DOTALL)  # what results call their columns

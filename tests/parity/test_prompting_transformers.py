@@ -79,9 +79,9 @@ def test_prompt_eol_is_the_computation_of_transformers(smollm2, pairs, ours, rec
         first, second = np.split(theirs, 2)
         cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
         vectors, spearman = ours(template)
-        torch = float(spearmanr(cosines, pairs.scores).statistic)
-        record_property(f"layer {layer}", {"jaxemb": float(spearman), "torch": torch})
-        assert abs(spearman - torch) < 0.005
+        expected = float(spearmanr(cosines, pairs.scores).statistic)
+        record_property(f"layer {layer}", {"jaxemb": float(spearman), "torch": expected})
+        assert abs(spearman - expected) < 0.005
         np.testing.assert_allclose(vectors, first, atol=1e-3 * np.abs(first).max())
 
 

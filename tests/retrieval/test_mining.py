@@ -242,11 +242,50 @@ def test_columns_that_are_kept():
         *(("north", 1, 1), ("north-east", 0, "c1")),
     ]
     assert [record["id"] for record in found.records("labeled-list")] == [[0, "c1"], ["c2", "c1"]]
-    for bad in ("url", "query", "scores"):
+    taken = ("scores", "negative_1", "negative_2_id", "negatives_id", "negative_id")
+    records = [record | dict.fromkeys(taken, 0) for record in records]
+    for bad in ("url", "query", *taken):
         with pytest.raises(
             ValueError, match=rf"keep must name further columns of the records, .*\['id'\]; got '{bad}'"
         ):
             mine_hard_negatives(Words(), records, corpus, keep=["id", bad])
+
+
+def test_columns_of_a_pair_are_not_those_of_a_document_of_the_corpus():
+    records = [{**record, "id": str(number)} for number, record in enumerate(RECORDS)]
+    corpus = [{**RECORDS[0], "id": 99}, {"query": ["a list"], "positive": "north-east", "id": 98}]
+    found = mine_hard_negatives(Words(), records, corpus, num_negatives=1, query_prompt="", keep=["id"])
+    assert [(record["id"], record["negative_id"]) for record in found.records()] == [("0", 98), ("1", 98)]
+    assert [record["id"] for record in found.records("labeled-pair")] == ["0", 98, "1", 98]
+
+
+@pytest.mark.parametrize(
+    ("format", "columns", "scores", "twice"),
+    [
+        ("n-tuple", ["negative_1", "positive"], False, "negative_1"),
+        ("n-tuple", ["query", "negative_2"], False, "negative_2"),
+        ("n-tuple", ["query", "scores"], True, "scores"),
+        ("n-tuple-scores", ["query", "scores"], False, "scores"),
+        ("triplet", ["negative", "positive"], False, "negative"),
+        ("labeled-pair", ["label", "positive"], False, "label"),
+        ("labeled-pair", ["score", "positive"], True, "score"),
+        ("labeled-list", ["query", "labels"], False, "labels"),
+        ("list", ["scores", "positive"], True, "scores"),
+        ("list", ["negatives", "positive"], False, "negatives"),
+        ("list", ["negatives_id", "positive", "id"], False, "negatives_id"),
+        ("triplet", ["query", "negative_id", "id"], False, "negative_id"),
+        ("n-tuple", ["negative_2_id", "positive", "id"], False, "negative_2_id"),
+    ],
+)
+def test_columns_of_the_result_are_refused(format, columns, scores, twice):
+    query, positive, *keep = columns
+    records = [{query: r["query"], positive: r["positive"]} | dict.fromkeys(keep, 0) for r in RECORDS]
+    names = {"query_column": query, "positive_column": positive, "keep": keep}
+    found = mine_hard_negatives(Words(), records, CORPUS, num_negatives=2, query_prompt="", **names)
+    with pytest.raises(ValueError, match=rf"the result \({format.removesuffix('-scores')}\) .* two columns '{twice}'"):
+        found.records(format, output_scores=scores)
+    other = "list" if format == "triplet" else "triplet"
+    assert all({query, positive, *keep} <= record.keys() for record in found.records(other))
 
 
 def test_positives_are_ranked_only_where_the_ranking_is_kept():
