@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments.lib import datasets
 from jaxemb.files import replaced_file
 
 Columns = dict[str, np.ndarray]
@@ -33,9 +33,9 @@ def fashion_mnist(per_class: int | None = None) -> tuple[Columns, Columns]:
 
 def cifar10(per_class: int | None = None) -> tuple[Columns, Columns]:
     """CIFAR-10 from JPEG files, as `mnist`, images `[32, 32, 3]`. Once decoded it is kept under `runs/experiments`."""
-    path = common.REPOSITORY / "runs" / "experiments" / "cifar10.npz"
+    path = datasets.REPOSITORY / "runs" / "experiments" / "cifar10.npz"
     if not path.exists():
-        with np.load(common.data_dir() / "cifar10" / "cifar10_jpeg.npz") as stored:
+        with np.load(datasets.data_dir() / "cifar10" / "cifar10_jpeg.npz") as stored:
             arrays = {}
             for split in ("train", "test"):
                 arrays[f"{split}_images"] = _decoded(stored[f"{split}_jpeg"], stored[f"{split}_offsets"])
@@ -51,7 +51,7 @@ def cifar10(per_class: int | None = None) -> tuple[Columns, Columns]:
 
 def gtsrb32(per_class: int | None = None) -> tuple[Columns, Columns]:
     """German traffic signs, 43 classes of 200 training and 40 test images, as `mnist`, images `[32, 32, 3]`."""
-    with np.load(common.data_dir() / "gtsrb32" / "gtsrb32.npz") as stored:
+    with np.load(datasets.data_dir() / "gtsrb32" / "gtsrb32.npz") as stored:
         return _columns(stored["train_images"], stored["train_labels"], per_class), _columns(
             stored["test_images"], stored["test_labels"]
         )
@@ -166,7 +166,7 @@ def _grey(images: jax.Array) -> jax.Array:
 
 def _idx(name: str, per_class: int | None) -> tuple[Columns, Columns]:
     def read(file: str) -> np.ndarray:
-        with gzip.open(common.data_dir() / name / f"{file}-ubyte.gz") as stream:
+        with gzip.open(datasets.data_dir() / name / f"{file}-ubyte.gz") as stream:
             data = stream.read()
         rank = data[3]
         shape = np.frombuffer(data, ">i4", rank, 4)

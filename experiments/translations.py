@@ -8,7 +8,7 @@ are in it, in either language, are left out.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -113,16 +113,6 @@ def batches(sentences: Sentences, rows: Iterable[np.ndarray]) -> Iterator[dict[s
     for step in rows:
         part = sentences[step]
         yield {"id": step.astype(np.int32), "german": Bags.from_csr(part.german, size), "english": part.english}
-
-
-def select_std(
-    sentences: Sentences, stds: Sequence[float], train: Callable[[Sentences, float], HashedBag]
-) -> dict[float, float]:
-    """recall@1 in percent on a random tenth of the sentences of towers that are trained on the rest, by the standard
-    deviation of their initial vectors."""
-    order = np.random.default_rng(0).permutation(len(sentences))
-    fitted, held_out = sentences[order[len(order) // 10 :]], sentences[order[: len(order) // 10]]
-    return {std: recall_at_1(train(fitted, std), held_out) for std in stds}
 
 
 def recall_at_1(tower: HashedBag, sentences: Sentences) -> float:

@@ -1,11 +1,10 @@
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from experiments import common, translations
+from experiments import translations
 from experiments.lib import datasets, suite
 from jaxemb.encoders import hashed_ngrams
 
@@ -19,27 +18,11 @@ def quick_vectors(monkeypatch, data_dir, tmp_path):
         return projected / np.linalg.norm(projected, axis=1, keepdims=True)
 
     monkeypatch.setenv("JAXEMB_DATA", str(data_dir))
-    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
     monkeypatch.setattr(datasets, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(common, "vectors", vectors)
     monkeypatch.setattr(datasets, "vectors", vectors)
     translations.load.cache_clear()
     yield vectors
     translations.load.cache_clear()
-
-
-@pytest.fixture
-def smoke(monkeypatch, tmp_path, quick_vectors):
-    """Runs an experiment's smoke preset with one seed, and gives its table and its metrics."""
-
-    def run(experiment):
-        out = tmp_path / "results"
-        monkeypatch.setattr(sys, "argv", ["experiment", "--preset", "smoke", "--seeds", "1", "--out", str(out)])
-        experiment.main()
-        assert (out / "figure.png").stat().st_size > 0
-        return (out / "table.md").read_text(encoding="utf-8"), json.loads((out / "metrics.json").read_text())
-
-    return run
 
 
 @pytest.fixture
