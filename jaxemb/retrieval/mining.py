@@ -6,7 +6,6 @@
 import dataclasses
 import inspect
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -410,8 +409,8 @@ def mine_hard_negatives(
       **options: those of `hard_negatives`.
 
     Raises:
-      ValueError: no records, a record without a text in a column (named), a column to keep that is none, or is called
-        like one of the result, an unknown prompt; and as `hard_negatives`.
+      ValueError: no records, a record without a text in a column (named), a column to keep that is none, an unknown
+        prompt; and as `hard_negatives`.
       TypeError: for options that `encode` does not have.
     """
     if not len(records):
@@ -483,15 +482,10 @@ def _kept_columns(
     return of_pairs, of_documents
 
 
-_RESULTS = re.compile(r"(negative|score|label)s?|negative_\d+(_.*)?", re.DOTALL)  # what results call their columns
-
-
 def _check_kept(keep: Sequence[str], query_column: str, positive_column: str, rows: Sequence[Mapping]) -> None:
-    taken = {query_column, positive_column} | {f"negative{s}_{name}" for s in ("", "s") for name in keep}
-    is_taken = lambda name: name in taken or _RESULTS.fullmatch(name)
-    if bad := next((name for name in keep if is_taken(name) or name not in rows[0]), None):
-        there = sorted(name for name in rows[0] if not is_taken(name))
-        raise ValueError(f"keep must name further columns of the records, such as {there}; got {bad!r}")
+    further = [name for name in rows[0] if name not in (query_column, positive_column)]
+    if bad := next((name for name in keep if name not in further), None):
+        raise ValueError(f"keep must name further columns of the records, such as {sorted(further)}; got {bad!r}")
 
 
 def _check_options(embedder: TextEncoder, options: Mapping[str, Any]) -> None:
