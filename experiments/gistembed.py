@@ -10,9 +10,9 @@ so that nearly any fine-tuning raises all that is measured: what rises and what 
 It is fine-tuned on pairs of one task in each batch: sentences of the STS-Benchmark with a score of 4 or more, and
 questions of BANKING77 with one intent. Measured are similarity (the STS-Benchmark's development set), classification
 (the nearest training question of a BANKING77 test question), and retrieval on a topic that is not trained on
-(Cranfield, nDCG@10). Guides are the whole of MiniLM, and larger models from `$JAXEMB_MODELS`. The control masks of
-every row and block as many texts as the largest guide, but random ones; "masked" is their share. A seed draws the
-batches; nothing is chosen by results.
+(Cranfield, nDCG@10, texts read to 128 tokens). Guides are the whole of MiniLM, and larger models from
+`$JAXEMB_MODELS`. The control masks of every row and block as many texts as the largest guide, but random ones;
+"masked" is their share. A seed draws the batches; nothing is chosen by results.
 
     python -m experiments.gistembed --preset small
     jaxemb train experiments/recipes/gistembed.py --out runs/gistembed --set data=medi/     # the published recipe
@@ -41,7 +41,8 @@ from jaxemb.train import adamw, train
 
 STUDENTS = {"three layers": 3, "whole MiniLM": None}  # layers
 FEW = ("three layers",)
-LENGTH, TEMPERATURE = 24, 0.05  # the published temperature is 0.01, for models that begin with one of that size
+LENGTH, READ = 24, 128  # tokens of a text in training, and at most in tests
+TEMPERATURE = 0.05  # the published temperature is 0.01, for models that begin with one of that size
 BLOCKS: tuple[Direction, ...] = ("q2d", "q2q", "p2p")
 NAMES = ("sentence1", "sentence2", "score")
 
@@ -102,7 +103,7 @@ def data(preset: Preset, dataset: str, seed: int) -> Data:
     }
     kept = datasets.sample(len(dev.scores), preset.tests)
     similarity = StsSet([dev.first[i] for i in kept], [dev.second[i] for i in kept], dev.scores[kept])
-    student = jaxemb.load(default_model().path, layers=STUDENTS[dataset])
+    student = jaxemb.load(default_model().path, layers=STUDENTS[dataset]).replace(max_length=READ)
     arrays = {name: np.array(rows) for name, rows in pairs.items()}
     return Data(student, list(number), arrays, similarity, known, asked, cranfield(preset.tests))
 
@@ -215,7 +216,7 @@ EXPERIMENT = Experiment(
         "smoke": Preset(
             datasets=("three layers",), seeds=1, steps=2, batch_size=8, learning_rate=1e-3, per_intent=2, tests=64
         ),
-        "small": Preset(datasets=tuple(STUDENTS), steps=100),
+        "small": Preset(datasets=tuple(STUDENTS), seeds=3, steps=60, batch_size=32, per_intent=30),
         "paper": Preset(datasets=tuple(STUDENTS), seeds=10, steps=2000, batch_size=128),
     },
     arms={

@@ -153,17 +153,7 @@ EXPERIMENT = Experiment(
     name="llm2vec",
     about=__doc__,
     presets={
-        "smoke": Preset(
-            datasets=("STS-B",),
-            seeds=1,
-            dim=16,
-            layers=2,
-            vocabulary=300,
-            decoder_steps=2,
-            steps=2,
-            batch_size=8,
-            sample=60,
-        ),
+        "smoke": Preset(**pooling_and_attention.SMOKE),
         "small": Preset(datasets=("STS-B",), seeds=3),
         "paper": Preset(
             datasets=("STS-B",), seeds=5, dim=256, layers=6, decoder_steps=6000, steps=1000, batch_size=128

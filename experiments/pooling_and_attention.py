@@ -39,6 +39,8 @@ from jaxemb.pretraining import LanguageHead, LanguageModel, language_modelling, 
 from jaxemb.sentence_embedder import SentenceEmbedder
 from jaxemb.train import adamw, train
 
+SMOKE: dict[str, Any] = {"datasets": ("STS-B",), "seeds": 1, "decoder_steps": 2, "steps": 2, "batch_size": 8}
+SMOKE |= {"dim": 16, "layers": 2, "vocabulary": 300, "sample": 60}
 LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
 LENGTH = 32
 
@@ -185,18 +187,7 @@ EXPERIMENT = Experiment(
     name="pooling_and_attention",
     about=__doc__,
     presets={
-        "smoke": Preset(
-            datasets=("STS-B",),
-            seeds=1,
-            dim=16,
-            layers=2,
-            vocabulary=300,
-            decoder_steps=2,
-            steps=2,
-            batch_size=8,
-            latents=4,
-            sample=60,
-        ),
+        "smoke": Preset(**SMOKE, latents=4),
         "small": Preset(datasets=("STS-B",), seeds=3),
         "paper": Preset(datasets=("STS-B",), seeds=5, dim=256, layers=6, decoder_steps=6000, steps=2000, latents=256),
     },
