@@ -79,9 +79,8 @@ class TemplateReader:
           ValueError: for a text of white space alone, a `max_length` that the template fills without any text, or a
             text of which nothing is left to pool.
         """
-        for i, text in enumerate(texts):
-            if not text.strip():
-                raise ValueError(f"texts[{i}] must have something to read; got {text!r}")
+        if blank := [text for text in texts if not text.strip()]:
+            raise ValueError(f"every text must have something to read; got {blank[0]!r}")
         shown = [clean(text) if self.template.clean else text for text in texts]
         rendered = [self.render(text) for text in shown]
         found = self._encoded([whole for whole, _ in rendered])
@@ -94,9 +93,9 @@ class TemplateReader:
         if POOLED not in self.template.text:
             return Encoded(ids, truncated)
         lengths = [_before(encoding, start) for encoding, start in zip(found, starts, strict=True)]
-        for i, (length, own) in enumerate(zip(lengths, ids, strict=True)):
+        for text, length, own in zip(texts, lengths, ids, strict=True):
             if length == len(own):
-                raise ValueError(f"texts[{i}] must have a token in what is pooled; got {texts[i]!r:.60}")
+                raise ValueError(f"every text must have a token in what is pooled; got {text!r:.60}")
         return Encoded(ids, truncated, prompt_lengths=np.array(lengths, np.int32))
 
     def _encoded(self, texts: list[str]) -> list[tokenizers.Encoding]:

@@ -135,7 +135,7 @@ def test_chat(tokenizer):
         (lambda t: TemplateReader(t, ECHO_QUERY), r"must have its slots filled.*got \['task'\]"),
         (
             lambda t: TemplateReader(t, PROMPT_EOL).encode(["a", " "]),
-            r"texts\[1\] must have something to read; got ' '",
+            "every text must have something to read; got ' '",
         ),
         (lambda t: TemplateReader(t, PromptTemplate("{text}{pooled}")).encode(["a"]), r"must have a token in what is"),
     ],
