@@ -25,10 +25,10 @@ import numpy as np
 import optax
 
 import jaxemb
-from experiments.domains import DOMAINS, pairs_of, shuffled
-from experiments.last_layers import States, cut, states_of
 from experiments.lib import suite
+from experiments.lib.domains import DOMAINS, pairs_of, shuffled
 from experiments.lib.experiment import Values
+from experiments.lib.last_layers import States, cut, states_of
 from experiments.lib.suite import Claim, Experiment, Measure
 from jaxemb.continual import (
     Evaluate,

@@ -28,8 +28,8 @@ import numpy as np
 import optax
 
 import jaxemb
-from experiments.last_layers import cut, states_of
 from experiments.lib import datasets, suite
+from experiments.lib.last_layers import cut, states_of
 from experiments.lib.suite import Claim, Experiment, Measure
 from jaxemb.classifiers import NMCState, nmc_logits
 from jaxemb.classifiers.linear import Classifier

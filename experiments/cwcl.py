@@ -29,10 +29,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import translations
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, suite, translations
 from experiments.lib.suite import Claim, Experiment, Measure, Reported
-from experiments.translations import Sentences
+from experiments.lib.translations import Sentences
 from jaxemb.encoders import HashedBag, hashed_ngrams
 from jaxemb.files import read_json
 from jaxemb.losses import info_nce, soft_target_contrastive, soft_targets

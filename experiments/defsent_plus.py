@@ -29,8 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxemb
-from experiments import corpora, similarity
-from experiments.lib import suite
+from experiments.lib import corpora, similarity, suite
 from experiments.lib.suite import Claim, Experiment, Measure, Reported
 from jaxemb import isotropy
 from jaxemb.data import Definitions, Source, batches, from_list

@@ -31,8 +31,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments import images
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, images, suite
 from experiments.lib.statistics import Relation
 from jaxemb.classifiers.linear import Classifier
 from jaxemb.continual import (

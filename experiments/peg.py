@@ -28,8 +28,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments import translations
-from experiments.lib import suite
+from experiments.lib import suite, translations
 from experiments.lib.suite import Claim, Experiment, Measure
 from jaxemb.encoders import HashedBag
 from jaxemb.losses import masks, progressive_info_nce

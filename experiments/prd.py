@@ -32,8 +32,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import images
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, images, suite
 from experiments.lib.suite import Claim, Experiment, Measure, Reported
 from jaxemb import Classifier
 from jaxemb.classifiers import logistic_regression

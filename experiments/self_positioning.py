@@ -31,9 +31,9 @@ import numpy as np
 import optax
 
 import jaxemb
-from experiments import gistembed_labels, images
-from experiments.last_layers import States, cut, states_of
-from experiments.lib import datasets, suite
+from experiments import gistembed_labels
+from experiments.lib import datasets, images, suite
+from experiments.lib.last_layers import States, cut, states_of
 from experiments.lib.suite import Claim, Experiment, Measure, Reported
 from jaxemb.encoders import Mlp
 from jaxemb.evaluate import metrics, read_beir, read_sts

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 import jaxemb
-from experiments import similarity
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, similarity, suite
 from experiments.lib.experiment import Values
 from experiments.lib.suite import Measure
 from jaxemb.data import batches, from_list, read

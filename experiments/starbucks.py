@@ -22,8 +22,8 @@ from typing import Any
 
 import jax
 
-from experiments import corpora, sizes
-from experiments.lib import suite
+from experiments import sizes
+from experiments.lib import corpora, suite
 from experiments.lib.suite import Claim, Experiment, Reported
 from experiments.sizes import PAPER, Arm, Preset
 from jaxemb.data import batches, from_list

@@ -22,8 +22,7 @@ from collections.abc import Mapping
 import numpy as np
 
 import jaxemb
-from experiments import similarity
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, similarity, suite
 from experiments.lib.suite import Claim, Experiment, Measure
 from jaxemb.data import Source, batches, from_list, tfds
 from jaxemb.evaluate import StsSet, sts_evaluator

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments import images
+from experiments.lib import images
 from experiments.prd import CIFAR, EXPERIMENT, GTSRB, PRD, data, method, schedule
 from jaxemb import Classifier
 from jaxemb.checkpoints import Parameters

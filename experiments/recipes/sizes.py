@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal
 
 import jaxemb
-from experiments import similarity
+from experiments.lib import similarity
 from experiments.sizes import PAPER, Size, labelled, powers
 from jaxemb.data import batches, from_list, read
 from jaxemb.evaluate import sts_evaluator

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import images
+from experiments.lib import images
 from jaxemb import Classifier
 from jaxemb.classifiers import NMCState, nmc_logits
 from jaxemb.continual import accuracy, metrics, permuted, run_stream, split_by_class

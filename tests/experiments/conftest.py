@@ -4,8 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import translations
-from experiments.lib import datasets, suite
+from experiments.lib import datasets, suite, translations
 from jaxemb.encoders import hashed_ngrams
 
 

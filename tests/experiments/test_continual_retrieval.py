@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from experiments import domains
 from experiments.continual_retrieval import EXPERIMENT, HYPER
+from experiments.lib import domains
 
 
 @pytest.mark.slow  # compiles a train step for each method

@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import cwcl, translations
+from experiments import cwcl
 from experiments.cwcl import CWCL, EXPERIMENT, INTENTS, LIT
+from experiments.lib import translations
 from experiments.recipes import cwcl as recipe
 from jaxemb.losses import cwcl as cwcl_loss
 from jaxemb.losses import symmetric_info_nce

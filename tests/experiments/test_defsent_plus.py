@@ -4,8 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments import corpora, defsent_plus, similarity
+from experiments import defsent_plus
 from experiments.defsent_plus import EXPERIMENT, ONE, SAME, TWO
+from experiments.lib import corpora, similarity
 from jaxemb.data import Definitions
 
 ENTRIES = ["cat", "dog", "ice cream", "house", "tree", "hot air balloon", "river", "of the first water"]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import images
+from experiments.lib import images
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).uniform(size=(64, 8, 8, 3)).astype(np.float32)

@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import peg, translations
+from experiments import peg
+from experiments.lib import translations
 from experiments.peg import EXPERIMENT
 from jaxemb.encoders import hashed_ngrams
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from experiments import similarity
+from experiments.lib import similarity
 from jaxemb.evaluate import StsSet
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from experiments import similarity, stsb
+from experiments import stsb
+from experiments.lib import similarity
 from experiments.stsb import EXPERIMENT, SHUFFLED, TUNED
 from jaxemb.train import load_run
 

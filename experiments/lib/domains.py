@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.corpora import wordnet
 from experiments.lib import datasets
+from experiments.lib.corpora import wordnet
 from jaxemb.evaluate import read_beir
 from jaxemb.recipes import quickstart
 
