@@ -165,7 +165,7 @@ def describe(data: Data) -> str:
 STDS = {"std": (0.003, 0.01, 0.03, 0.1)}
 LIT, CWCL, HALF, SHARP = "LiT", "CWCL", "half of CWCL", "control, sharp weights"
 ZERO_SHOT, ACROSS = "zero-shot", "spearman_german_english"
-SPEECH = Reported("+20 to +30 points to the art (speech to intents), +5 to +8 (images)", confirmed=True)
+SPEECH = Reported("+20 to +30 points to the art (speech to intents), +5 to +8 (images)")
 EXPERIMENT = Experiment(
     name="cwcl",
     about=__doc__,
